@@ -1,0 +1,41 @@
+# `make quickstart` and `make test` each do their own set-up, with plain pip, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: quickstart test test-fast lint bench clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/embedcache quickstart
+
+test: lint
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embedcache needs Python 3.11 or newer; run `make PYTHON=python3.12 ...`")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (torch is large; this takes a minute or more) ..."
+	$(PIP) install --constraint constraints.txt --editable '.[quickstart]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .embedcache phantom .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

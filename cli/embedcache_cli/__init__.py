@@ -1,0 +1,1 @@
+"""The command `embedcache`: parse, call one pipeline function, print."""

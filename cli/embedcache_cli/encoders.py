@@ -1,0 +1,88 @@
+"""`embedcache encoders`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from embedcache_cli import options
+from embedcache_cli.output import print_json, text_table
+
+
+@click.group(invoke_without_command=True, short_help="What is registered, and whether it is here.")
+@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def encoders(ctx: click.Context, as_json: bool) -> None:
+    """List the registered encoders; any timm model goes as timm:NAME, a control as random:NAME."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from embedcache.encoders.registry import BUILTIN
+
+    facts = [_facts(name) for name in BUILTIN]
+    if as_json:
+        print_json(facts)
+        return
+    header = ("encoder", "dim", "M params", "input", "licence", "commercial", "weights here")
+    rows = [
+        (
+            one["name"],
+            one["dim"],
+            one["parameters"],
+            "x".join(map(str, one["input"])),
+            one["licence"],
+            one["commercial"],
+            "yes" if one["weights_file"] else "no",
+        )
+        for one in facts
+    ]
+    click.echo(text_table(header, rows))
+    click.echo("any timm model: timm:NAME; a control: random:NAME; more: embedcache encoders show NAME")
+
+
+@encoders.command(short_help="Everything about one encoder.")
+@click.argument("name")
+@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def show(name: str, as_json: bool) -> None:
+    """Show dimensions, preprocessing, licence, source, and where the weights are."""
+    facts = _facts(name)
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        click.echo(f"{key:14} {value}")
+
+
+_COMMERCIAL = {True: "yes", False: "no", None: "not stated"}
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from embedcache.digests import DigestCache
+    from embedcache.encoders.registry import find_spec
+    from embedcache.encoders.weights import find_weights
+    from embedcache.errors import EncoderWeightsError
+
+    spec = find_spec(name)
+    try:
+        file, missing = find_weights(spec, fetch=False), ""
+    except EncoderWeightsError as error:
+        file, missing = None, str(error)
+    drawn = spec.weights.kind == "random"
+    return {
+        "name": spec.name,
+        "dim": spec.dim,
+        "parameters": spec.parameters,
+        "input": spec.preprocess.shape,
+        "architecture": spec.architecture,
+        "output": spec.output,
+        "preprocess": spec.preprocess.document(),
+        "licence": spec.weights.licence,
+        "commercial": _COMMERCIAL[spec.weights.commercial],
+        "source": f"{spec.weights.kind}: {spec.weights.location or spec.weights.seed}",
+        "reference": spec.reference,
+        "weights_file": "drawn when loaded" if drawn else file,
+        "weights_sha256": DigestCache().file_digest(file) if file else None,
+        "missing": missing,
+    }

@@ -1,0 +1,123 @@
+"""The command group: lazy, so that `--help` costs nothing, and the one place where errors end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import click
+
+import embedcache
+from embedcache import errors
+
+VERBS: Final = {
+    "quickstart": "embedcache_cli.quickstart:quickstart",
+    "manifest": "embedcache_cli.manifest:manifest",
+    "encoders": "embedcache_cli.encoders:encoders",
+    "weights": "embedcache_cli.weights:weights",
+    "extract": "embedcache_cli.extract:extract",
+    "status": "embedcache_cli.status:status",
+    "verify": "embedcache_cli.verify:verify",
+    "export": "embedcache_cli.export:export",
+    "folds": "embedcache_cli.folds:folds",
+    "probe": "embedcache_cli.probe:probe",
+    "sql": "embedcache_cli.sql:sql",
+    "index": "embedcache_cli.index:index",
+    "gc": "embedcache_cli.gc:gc",
+}
+
+USAGE: Final = 2
+SKIPPED: Final = 3
+EXIT_CODES: Final = (
+    (errors.StoreCorruptError, 4),
+    (errors.LeakageError, 5),
+    (errors.EncoderWeightsError, 6),
+    (errors.EmbedcacheError, 1),
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised in the main thread so that a pass can put away what it has."""
+
+
+class LazyGroup(click.Group):
+    """A group whose verbs are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order in which one uses them."""
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        del ctx
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": _kebab,
+        "max_content_width": 100,
+    },
+)
+@click.version_option(embedcache.__version__, prog_name="embedcache")
+def cli() -> None:
+    """Encode images once with frozen foundation models; probe, compare and ask on a laptop.
+
+    Works on ./data_manifest.csv and ./.embedcache unless told otherwise. Start with `embedcache
+    quickstart`.
+    """
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with its code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; see docs/cli.md for what each means."""
+    try:
+        code: Any = cli.main(arguments, prog_name="embedcache", standalone_mode=False)
+        return int(code or 0)
+    except click.exceptions.Abort:
+        return _interrupted(130)
+    except KeyboardInterrupt:
+        return _interrupted(130)
+    except Terminated:
+        return _interrupted(143)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); say nothing, and nothing at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except errors.EmbedcacheError as error:
+        click.echo(f"embedcache: {error}", err=True)
+        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
+def _interrupted(code: int) -> int:
+    click.echo("embedcache: interrupted; what was finished is kept, run it again to go on", err=True)
+    return code

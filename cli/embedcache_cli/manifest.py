@@ -1,0 +1,171 @@
+"""`embedcache manifest`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedcache_cli import options
+from embedcache_cli.output import print_json, say, short_path, text_table
+
+if TYPE_CHECKING:
+    from embedcache.pipeline.manifests import Written
+
+_SHOWN = 5
+
+
+@click.group(short_help="Write a manifest from a data set, or check one.")
+def manifest() -> None:
+    """Write data_manifest.csv from a data set or a folder, or check one against its images."""
+
+
+_writing = options.compose(
+    options.option("--root", type=options.FILE, required=True, help="Where the data set lies."),
+    options.option(
+        "-o",
+        "--output",
+        type=options.FILE,
+        default="data_manifest.csv",
+        show_default=True,
+        help="Manifest to write.",
+    ),
+    options.option(
+        "--data-root", type=options.FILE, help="Write paths relative to it.  [default: the manifest's]"
+    ),
+    options.option("--append", is_flag=True, help="Keep the rows that the manifest has already."),
+    options.option(
+        "--allow-missing", is_flag=True, help="Write it although images are missing on disk."
+    ),
+    options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+)
+
+
+def _published(name: str, cohort: str, rows_of: Callable[..., Any], what: str) -> None:
+    """Add the command of a published data set."""
+
+    @manifest.command(name, short_help=f"From the published download of {what}.")
+    @_writing
+    @options.option("--table", type=options.FILE, help="Its table, if that lies elsewhere.")
+    @options.option("--cohort", default=cohort, show_default=True, help="Name of the cohort.")
+    def command(
+        root: Path, table: Path | None, cohort: str, output: Path, as_json: bool, **settings: Any
+    ) -> int:
+        return _write(rows_of(root, table=table, cohort=cohort), root, output, as_json, settings)
+
+    command.help = f"Write a manifest from the published download of {what}."
+
+
+def _fetal_planes(root: Path, **settings: Any) -> list[dict[str, str]]:
+    from embedcache.datasets.fetal_planes import fetal_planes_rows
+
+    return fetal_planes_rows(root, **settings)
+
+
+def _african_planes(root: Path, **settings: Any) -> list[dict[str, str]]:
+    from embedcache.datasets.african_planes import african_planes_rows
+
+    return african_planes_rows(root, **settings)
+
+
+_published("fetal-planes", "spain", _fetal_planes, "FETAL_PLANES_DB (Zenodo 3904280)")
+_published("african-planes", "africa", _african_planes, "the African planes (Zenodo 7540448)")
+
+
+@manifest.command(short_help="From a folder with one sub-folder a class.")
+@_writing
+@options.option(
+    "--patient",
+    required=True,
+    metavar="REGEX",
+    help="Finds the patient in each image's path; its first group, if it has one.",
+)
+@options.option("--cohort", help="Name of the cohort.  [default: the folder's]")
+@options.option("--prefix", default="", help="Put before each patient.")
+def folder(
+    root: Path,
+    patient: str,
+    cohort: str | None,
+    prefix: str,
+    output: Path,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Write a manifest from ROOT/CLASS/IMAGE, the patient found in each path."""
+    from embedcache.datasets.folder import folder_rows
+
+    rows = folder_rows(root, patient=patient, cohort=cohort, prefix=prefix)
+    return _write(rows, root, output, as_json, settings)
+
+
+def _write(
+    rows: list[dict[str, str]], root: Path, output: Path, as_json: bool, settings: dict[str, Any]
+) -> int:
+    from embedcache.pipeline.manifests import write_rows
+
+    written = write_rows(rows, root, output, **settings)
+    if as_json:
+        print_json(_summary(written))
+    else:
+        _print_written(written)
+    return 3 if written.missing else 0
+
+
+def _summary(written: Written) -> dict[str, Any]:
+    columns = written.manifest.columns
+    return {
+        "manifest": written.manifest.file,
+        "n_images": len(written.manifest),
+        "n_patients": len(set(columns["patient_id"])),
+        "cohorts": sorted(set(columns["cohort"])),
+        "missing": written.missing,
+    }
+
+
+def _print_written(written: Written) -> None:
+    facts = _summary(written)
+    click.echo(
+        f"{short_path(written.manifest.file)}: {facts['n_images']} images, {facts['n_patients']} "
+        f"patients, cohorts: {', '.join(facts['cohorts'])}"
+    )
+    if written.missing:
+        say(f"{len(written.missing)} images are not on disk:")
+        for image_id in written.missing[:_SHOWN]:
+            say(f"  {image_id}")
+        if len(written.missing) > _SHOWN:
+            say(f"  ... and {len(written.missing) - _SHOWN} more; --json lists them all")
+
+
+@manifest.command(short_help="Check a manifest and every image it names.")
+@options.project
+@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def check(manifest: Path | None, store: Path | None, data_root: Path | None, as_json: bool) -> int:
+    """Check that images are there, readable and unchanged, and that no patient leaks.
+
+    Exit code 3: images are missing, unreadable or changed. 5: a patient stands in two cohorts, or
+    one image under two patients.
+    """
+    from embedcache.pipeline import manifests
+    from embedcache.workspace import find_workspace
+
+    workspace = find_workspace(manifest=manifest, store=store, data_root=data_root)
+    report = manifests.check(workspace)
+    kinds = {trouble.kind for trouble in report.troubles}
+    if as_json:
+        print_json(report)
+    else:
+        rows = [
+            (cohort, label or "(none)", count)
+            for cohort, labels in report.cohorts.items()
+            for label, count in labels.items()
+        ]
+        click.echo(f"{report.manifest}: {report.n_images} images, {report.n_patients} patients")
+        click.echo(text_table(("cohort", "label", "images"), rows))
+        for trouble in report.troubles:
+            click.echo(f"{trouble.kind}: {trouble.message}")
+        click.echo("sound" if not kinds else f"{len(kinds)} kinds of trouble")
+    if kinds & set(manifests.LEAKS):
+        return 5
+    return 3 if kinds & set(manifests.NOT_READABLE) else 0

@@ -1,0 +1,160 @@
+"""The options that verbs share: one spelling, one help text, one environment variable each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+Command = Callable[..., Any]
+FILE: Final = click.Path(path_type=Path)
+
+
+class Auto(click.ParamType):
+    """'auto' or a whole number from 1; 'auto' is None."""
+
+    name = "auto|N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """Return the number, or None."""
+        if value in (None, "auto"):
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r}; expected 'auto' or a whole number from 1", param, ctx)
+        return number
+
+
+class Shard(click.ParamType):
+    """'I/N': the I-th of N shards."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Return (I, N)."""
+        if isinstance(value, tuple):
+            return value
+        part, _, whole = str(value).partition("/")
+        if not (part.isdigit() and whole.isdigit() and 1 <= int(part) <= int(whole)):
+            self.fail(f"{value!r}; expected I/N with I from 1 to N, e.g. 2/4", param, ctx)
+        return int(part), int(whole)
+
+
+class Folds(click.ParamType):
+    """A number of folds, or a CSV file (patient_id, fold)."""
+
+    name = "K|FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Path:
+        """Return the number or the path."""
+        del param, ctx
+        return int(value) if str(value).isdigit() else Path(value)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """Return `click.option` with an environment variable named after the long option."""
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    variable = "EMBEDCACHE_" + long.removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, **settings)
+
+
+def compose(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator for several options, in the order in which `--help` shows them."""
+
+    def decorate(command: Command) -> Command:
+        return functools.reduce(lambda inner, add: add(inner), reversed(options), command)
+
+    return decorate
+
+
+model = option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Encoder; repeat for several, or 'all'.",
+)
+
+project = compose(
+    option("--manifest", type=FILE, help="Manifest.  [default: ./data_manifest.csv]"),
+    option("--store", type=FILE, help="Store.  [default: .embedcache beside the manifest]"),
+    option(
+        "--data-root",
+        type=FILE,
+        help="Folder that image paths start from.  [default: the manifest's]",
+    ),
+)
+
+cohorts = compose(
+    option("--label", default="label", show_default=True, help="Manifest column with the class."),
+    option("--train-cohort", help="Cohort that trains.  [default: the one with most patients]"),
+    option(
+        "--external",
+        multiple=True,
+        metavar="NAME",
+        help="Cohort to test on; repeat for several.  [default: every other one]",
+    ),
+    option("--where", metavar="SQL", help="Only images for which this predicate holds."),
+    option("--class-map", metavar="FILE", help="CSV (label, class), or fetal-planes-6, -5, -4, -3."),
+    option(
+        "--folds",
+        type=Folds(),
+        default="5",
+        show_default=True,
+        help="Number of patient folds, or a CSV (patient_id, fold).",
+    ),
+    option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap."),
+)
+
+encoding = compose(
+    option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where encoders run.",
+    ),
+    option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        show_default=True,
+        help="Of the computation; auto is fp32 everywhere. Part of the fingerprint.",
+    ),
+    option(
+        "-b", "--batch-size", type=Auto(), default="auto", show_default=True, help="Images a batch."
+    ),
+    option(
+        "-j", "--workers", type=Auto(), default="auto", show_default=True, help="Decoding threads."
+    ),
+    option("--weights", type=FILE, help="Weights file to use this once, for one model."),
+    option("--offline", is_flag=True, help="Never ask the Hugging Face hub."),
+)
+
+talk = compose(
+    option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    option(
+        "--progress",
+        "progress_mode",
+        type=click.Choice(["auto", "bar", "plain", "jsonl", "off"]),
+        default="auto",
+        show_default=True,
+        help="Progress on stderr; auto is a bar in a terminal, else off.",
+    ),
+    option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors."),
+    option("-v", "--verbose", is_flag=True, help="Say more."),
+)

@@ -1,0 +1,65 @@
+"""`embedcache quickstart`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from embedcache_cli import options
+from embedcache_cli.extract import print_report
+from embedcache_cli.output import progress, short_path
+from embedcache_cli.probe import print_outcomes
+
+_QUESTIONS = (
+    "SELECT cohort, label, count(*) AS images, count(DISTINCT patient_id) AS patients "
+    "FROM images GROUP BY ALL ORDER BY ALL",
+    "SELECT patient_id, count(*) AS wrong FROM predictions WHERE NOT correct "
+    "GROUP BY patient_id ORDER BY wrong DESC LIMIT 10",
+    "SELECT encoder, cohort, value, low, high FROM metrics JOIN runs USING (run_id) "
+    "WHERE metric = 'macro_f1' AND scoring = 'all' ORDER BY ALL",
+)
+
+
+@click.command(short_help="The whole of it on a small generated cohort, then what to type next.")
+@options.option(
+    "--into",
+    type=options.FILE,
+    default=".",
+    show_default=True,
+    help="Folder for manifest, images and store.",
+)
+@options.option("--seed", type=int, default=0, show_default=True, help="Of the generated pictures.")
+@options.talk
+def quickstart(
+    into: Path, seed: int, as_json: bool, progress_mode: str, quiet: bool, verbose: bool
+) -> int:
+    """Generate two small cohorts, encode them, probe, test externally, and show what to ask.
+
+    Needs no data and no downloads beyond `pip install "embedcache-fm[quickstart]"`.
+    """
+    from embedcache.pipeline import quickstart as steps
+
+    def tell(text: str) -> None:
+        if not (quiet or as_json):
+            click.echo(text)
+
+    tell("1. Two cohorts of generated ultrasound pictures, from two 'scanners'")
+    project = steps.prepare(into, seed=seed)
+    tell(f"   {short_path(project.workspace.manifest)}: {steps.describe(project)}")
+    tell("2. Every picture is encoded once: by ImageNet weights, and by random ones as a control")
+    with progress(progress_mode, quiet=quiet) as show:
+        report = project.extract(steps.MODELS, on_progress=show)
+    if not as_json:
+        print_report(report, every_failure=verbose)
+    tell("3. Linear probes: 5 folds by patient, C chosen inside, tested on the other cohort")
+    outcomes = project.probe(steps.MODELS, on_message=lambda text: tell(f"   note: {text}"))
+    print_outcomes(outcomes, as_json=as_json)
+    where = "" if into == Path() else f" --manifest {project.workspace.manifest}"
+    tell("4. Ask for more, in SQL (docs/sql.md has ten worked queries):")
+    for question in _QUESTIONS:
+        tell(f'   embedcache sql{where} "{question}"')
+    tell(f"5. Written: {short_path(project.workspace.manifest)}, {short_path(into / 'phantom')}/,")
+    tell(f"   {short_path(project.workspace.store)}/ (Zarr, Parquet, and catalog.duckdb)")
+    tell("   Your own images: embedcache manifest folder --root DIR --patient REGEX")
+    return 0

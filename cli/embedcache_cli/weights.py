@@ -1,0 +1,31 @@
+"""`embedcache weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from embedcache_cli import options
+
+
+@click.group(short_help="Register a weights file that you downloaded.")
+def weights() -> None:
+    """Register weights files; they are copied to EMBEDCACHE_WEIGHTS_HOME or your data folder."""
+
+
+@weights.command(short_help="Check a file, and keep a copy of it.")
+@click.argument("name")
+@click.argument("file", type=options.FILE)
+def add(name: str, file: Path) -> None:
+    """Load FILE into encoder NAME to see that it is the right one, then keep a copy of it."""
+    from embedcache.digests import DigestCache
+    from embedcache.encoders.registry import identify, load
+    from embedcache.encoders.weights import register_weights
+
+    digests = DigestCache()
+    found = identify(name, digests=digests, weights=file)
+    load(found, device="cpu")
+    digest = digests.file_digest(file)
+    kept = register_weights(found.spec, file, digest)
+    click.echo(f"{found.spec.name}: {kept} (sha256 {digest[:12]}, {found.spec.weights.licence})")

@@ -1,0 +1,73 @@
+"""Any folder with one sub-folder a class; the patient is read out of each path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from embedcache.errors import ManifestError
+from embedcache.images import SUFFIXES
+
+
+def folder_rows(
+    root: Path, *, patient: str, cohort: str | None = None, prefix: str = ""
+) -> list[dict[str, str]]:
+    """Return the manifest's rows, paths relative to `root`.
+
+    Parameters
+    ----------
+    root
+        Holds one folder a class; images may lie deeper in it.
+    patient
+        Regular expression that is searched in each path below `root`; its group 'patient', else
+        its first group, else all that it matched, is the patient.
+    cohort
+        Name of the cohort; by default the folder's.
+    prefix
+        Put before each patient, to keep patients of several cohorts apart.
+
+    Raises
+    ------
+    ManifestError
+        No such folder, no class folders, a bad expression, or a path that it does not match.
+    """
+    if not root.is_dir():
+        raise ManifestError(f"{root}: no such folder; pass the folder of class folders as --root")
+    try:
+        pattern = re.compile(patient)
+    except re.error as error:
+        raise ManifestError(f"--patient '{patient}' is no regular expression: {error}") from None
+    paths = sorted(
+        path.relative_to(root)
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
+    )
+    rows = []
+    for path in paths:
+        if len(path.parts) < 2:
+            raise ManifestError(
+                f"{root}: image '{path}' lies in no class folder; expected "
+                f"{root.name}/CLASS/IMAGE"
+            )
+        found = pattern.search(path.as_posix())
+        if found is None:
+            raise ManifestError(
+                f"--patient '{patient}' does not match '{path.as_posix()}'; it must match every "
+                "image, e.g. --patient '(P[0-9]+)_'"
+            )
+        groups = found.groupdict()
+        name = groups.get("patient") or (found[1] if found.groups() else found[0])
+        rows.append(
+            {
+                "image_id": path.as_posix(),
+                "path": path.as_posix(),
+                "patient_id": f"{prefix}{name}",
+                "label": path.parts[0],
+                "cohort": cohort or root.resolve().name,
+            }
+        )
+    if not rows:
+        raise ManifestError(
+            f"{root}: no images ({', '.join(SUFFIXES)}) below it; expected CLASS/IMAGE"
+        )
+    return rows

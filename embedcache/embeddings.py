@@ -1,0 +1,67 @@
+"""Embeddings with what is known of their images: what a probe is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledEmbeddings:
+    """One encoder's rows for some images, in the order of the manifest.
+
+    Parameters
+    ----------
+    encoder, fingerprint
+        Whose rows they are.
+    X
+        Shape (n, dim), float32.
+    image_id, patient_id, cohort
+        One a row.
+    label
+        One a row; '' where the image has none.
+    """
+
+    encoder: str
+    fingerprint: str
+    X: NDArray[np.float32] = field(repr=False)
+    image_id: tuple[str, ...] = field(repr=False)
+    patient_id: tuple[str, ...] = field(repr=False)
+    cohort: tuple[str, ...] = field(repr=False)
+    label: tuple[str, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        columns = (self.image_id, self.patient_id, self.cohort, self.label)
+        if self.X.ndim != 2 or any(len(column) != len(self.X) for column in columns):
+            raise ValueError(f"X {self.X.shape} and columns {[*map(len, columns)]} do not match")
+        bad = np.flatnonzero(~np.isfinite(self.X).all(axis=1))
+        if bad.size:
+            raise RunError(
+                f"embedding of image '{self.image_id[bad[0]]}' by '{self.encoder}' holds NaN or "
+                f"infinity ({bad.size} of {len(self.X)} rows do); run `embedcache verify`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    @property
+    def n_patients(self) -> int:
+        """Number of distinct patients."""
+        return len(set(self.patient_id))
+
+    def take(self, rows: Sequence[int] | NDArray[np.intp]) -> LabelledEmbeddings:
+        """Return some of the rows, by number."""
+        return LabelledEmbeddings(
+            encoder=self.encoder,
+            fingerprint=self.fingerprint,
+            X=self.X[rows],
+            image_id=tuple(self.image_id[row] for row in rows),
+            patient_id=tuple(self.patient_id[row] for row in rows),
+            cohort=tuple(self.cohort[row] for row in rows),
+            label=tuple(self.label[row] for row in rows),
+        )

@@ -1,0 +1,191 @@
+"""What an encoder is: the facts about it, its fingerprint, and the interface it offers."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from embedcache.durable import canonical_json
+from embedcache.encoders.preprocess import Preprocess
+from embedcache.errors import EncoderOutputError
+
+FloatArray = NDArray[np.float32]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSource:
+    """Where an encoder's weights come from.
+
+    Parameters
+    ----------
+    kind
+        'hub': a file on the Hugging Face hub; 'package': a file inside an installed distribution;
+        'user': a file the user downloads and registers; 'random': drawn from `seed`.
+    location
+        Hub repository, import name of the package, or the page that publishes the file.
+    file
+        File name there; for 'hub', '' means the library's default.
+    licence
+        Licence of the weights.
+    commercial
+        Whether that licence allows commercial use; None where nobody says.
+    seed
+        Of random weights.
+    """
+
+    kind: Literal["hub", "package", "user", "random"]
+    location: str = ""
+    file: str = ""
+    licence: str = "not stated"
+    commercial: bool | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSpec:
+    """The facts about one encoder, known without loading it.
+
+    Parameters
+    ----------
+    name
+        What the user types.
+    architecture
+        The network the weights are poured into, with the library that builds it.
+    output
+        Which of the network's values is the embedding.
+    dim
+        Length of an embedding.
+    preprocess
+        From a picture to the array the network takes.
+    weights
+        Where the weights come from.
+    builder
+        'module:function' that returns the network; see CONTRIBUTING.md.
+    parameters
+        Number of parameters, in millions.
+    reference
+        Paper or model card.
+    """
+
+    name: str
+    architecture: str
+    output: str
+    dim: int
+    preprocess: Preprocess
+    weights: WeightsSource
+    builder: str
+    parameters: float = 0.0
+    reference: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the facts as plain JSON values."""
+        return {**asdict(self), "preprocess": self.preprocess.document()}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> EncoderSpec:
+        """Return the facts that `document` was made from."""
+        return cls(
+            **{
+                **document,
+                "preprocess": Preprocess.from_document(document["preprocess"]),
+                "weights": WeightsSource(**document["weights"]),
+            }
+        )
+
+
+def identity(spec: EncoderSpec, weights_digest: str, precision: Precision) -> dict[str, Any]:
+    """Return everything that decides an embedding's value, but for the image's bytes.
+
+    The name is not part of it, nor is batch size, device or number of workers.
+    """
+    return {
+        "architecture": spec.architecture,
+        "output": spec.output,
+        "dim": spec.dim,
+        "preprocess": spec.preprocess.document(),
+        "weights": weights_digest,
+        "precision": precision,
+        "dtype": "float32",
+    }
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """Return the digest that makes embeddings comparable: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+class Encoder(ABC):
+    """A frozen model: pictures in, embeddings out, NumPy at both ends.
+
+    Parameters
+    ----------
+    spec
+        The facts about it.
+    identity
+        What `fingerprint` is the digest of; see `identity`.
+    """
+
+    def __init__(self, spec: EncoderSpec, identity: dict[str, Any]) -> None:
+        self.spec = spec
+        self.identity = identity
+        self.fingerprint = fingerprint_of(identity)
+
+    def preprocess(self, image: Image.Image) -> FloatArray:
+        """Return the array of one decoded picture, shape `spec.preprocess.shape`, float32."""
+        return self.spec.preprocess(image)
+
+    @abstractmethod
+    def encode(self, batch: FloatArray) -> FloatArray:
+        """Return one embedding per preprocessed picture.
+
+        Parameters
+        ----------
+        batch
+            Shape (n, channels, height, width), float32, as `preprocess` returns it, stacked.
+
+        Returns
+        -------
+        Shape (n, spec.dim), float32, not normalised, input order.
+
+        Raises
+        ------
+        EncoderOutputError
+            Another shape, a NaN or an infinity.
+        """
+
+    def encode_async(self, batch: FloatArray) -> Callable[[], FloatArray]:
+        """Start encoding a batch and return a function that waits for its embeddings.
+
+        On a device with its own queue the next batch can be prepared and copied meanwhile. `batch`
+        may be overwritten as soon as this returns.
+        """
+        rows = self.encode(batch)
+        return lambda: rows
+
+    @property
+    def batch_size(self) -> int:
+        """Batch size that suits this encoder on its device."""
+        return 16
+
+
+def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray:
+    """Return embeddings as contiguous float32, or raise what is wrong with them.
+
+    Raises
+    ------
+    EncoderOutputError
+        Another shape than (n_rows, spec.dim).
+    """
+    if rows.shape != (n_rows, spec.dim):
+        raise EncoderOutputError(
+            f"encoder '{spec.name}' returned shape {rows.shape}, expected {(n_rows, spec.dim)}"
+        )
+    return np.ascontiguousarray(rows, dtype=np.float32)

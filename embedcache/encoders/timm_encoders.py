@@ -1,0 +1,137 @@
+"""Every network of timm as an encoder, with its published preprocessing."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Final
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from embedcache.encoders.preprocess import Preprocess
+from embedcache.encoders.spec import EncoderSpec, WeightsSource
+from embedcache.encoders.torch_encoder import load_strictly, read_state_dict
+from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
+
+_COMMERCIAL: Final = {"apache-2.0": True, "mit": True, "bsd-3-clause": True}
+
+
+def describe(name: str) -> EncoderSpec:
+    """Return the facts that timm knows of `NAME` or `NAME.TAG`.
+
+    Raises
+    ------
+    UnknownEncoderError
+        timm has no such model.
+    EncoderError
+        Its evaluation transform is one that this project does not have.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f"did you mean 'timm:{near[0]}'?" if near else "see timm.list_models()"
+        raise UnknownEncoderError(f"timm {timm.__version__} has no model '{architecture}'; {hint}")
+    if tag and name not in timm.list_pretrained(f"{architecture}.*"):
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise UnknownEncoderError(f"timm has no weights '{name}'; pretrained tags: {tags}")
+    with torch.device("meta"):
+        module = _network(name)
+        dim = module.num_features
+    config = module.pretrained_cfg
+    settings = resolve_model_data_config(module)
+    return EncoderSpec(
+        name=f"timm:{name}",
+        architecture="timm:" + ".".join(filter(None, (architecture, config.get("tag")))),
+        output="pooled",
+        dim=int(getattr(module, "head_hidden_size", dim)),
+        preprocess=_preprocess(name, settings),
+        weights=WeightsSource(
+            kind="hub",
+            location=str(config.get("hf_hub_id") or ""),
+            file=str(config.get("hf_hub_filename") or ""),
+            licence=str(config.get("license") or "not stated"),
+            commercial=_COMMERCIAL.get(str(config.get("license"))),
+        ),
+        builder=f"{__name__}:build",
+        parameters=round(sum(p.numel() for p in module.parameters()) / 1e6, 1),
+        reference=str(config.get("paper_ids") or config.get("origin_url") or "timm"),
+    )
+
+
+def _preprocess(name: str, settings: dict[str, Any]) -> Preprocess:
+    _, height, width = settings["input_size"]
+    fit = {"center": "crop", "squash": "squash"}.get(settings["crop_mode"])
+    squashes_all = fit == "squash" and settings["crop_pct"] == 1
+    if not (squashes_all or (fit == "crop" and height == width)):
+        raise EncoderError(
+            f"timm:{name} resizes by crop_mode '{settings['crop_mode']}' to {height} x {width} at "
+            f"crop_pct {settings['crop_pct']}, which is not supported; choose another model"
+        )
+    return Preprocess(
+        height=height,
+        width=width,
+        fit="squash" if squashes_all else "crop",
+        resample=settings["interpolation"],
+        crop_pct=float(settings["crop_pct"]),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+    )
+
+
+def _network(architecture: str, **settings: Any) -> nn.Module:
+    module: nn.Module = timm.create_model(architecture, pretrained=False, **settings)
+    return module
+
+
+def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
+    """Return timm's network, headless, with the weights of `file` or as initialised.
+
+    The file is loaded strictly into the network with its classifier, through the network's own
+    conversion of published layouts; only then the classifier is dropped. (Loading into a headless
+    network makes timm lenient: it would leave missing tensors at random.)
+
+    Raises
+    ------
+    EncoderWeightsError
+        The file is not this network's.
+    """
+    architecture = spec.architecture.removeprefix("timm:")
+    settings = {"global_pool": "token"} if spec.output == "cls" else {}
+    if file is None:
+        network = _network(architecture, **settings)
+    else:
+        overlay = {"state_dict": read_state_dict(file), "custom_load": False}
+        try:
+            network = timm.create_model(
+                architecture, pretrained=True, pretrained_cfg_overlay=overlay, **settings
+            )
+        except (RuntimeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EncoderWeightsError(
+                f"{file}: not the weights of timm's {architecture}: {reason}"
+            ) from None
+    network.reset_classifier(0, **settings)
+    return network
+
+
+def build_by_position(spec: EncoderSpec, file: Path | None) -> nn.Module:
+    """Return timm's network with weights that another code base published under other names.
+
+    EfficientNet-lite0's file lists the same tensors in the same order; shapes are checked one by
+    one, and outputs were found identical to the original code's.
+    """
+    network = _network(spec.architecture.removeprefix("timm:"))
+    if file is not None:
+        tensors = read_state_dict(file)
+        names = network.state_dict().keys()
+        if len(tensors) != len(names):
+            raise EncoderWeightsError(
+                f"{file}: holds {len(tensors)} tensors, '{spec.name}' has {len(names)}"
+            )
+        renamed = dict(zip(names, tensors.values(), strict=True))
+        load_strictly(network, renamed, file)
+    network.reset_classifier(0)
+    return network

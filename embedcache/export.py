@@ -1,0 +1,127 @@
+"""Embeddings in a file of their own: Parquet, NumPy or safetensors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedcache.durable import replace
+from embedcache.embeddings import LabelledEmbeddings
+from embedcache.errors import RunError
+
+_NAMES: Final = ("image_id", "patient_id", "cohort", "label")
+
+
+def _parquet(rows: LabelledEmbeddings, file: Path) -> list[Path]:
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(rows.X.reshape(-1)), rows.X.shape[1])
+    columns = {name: pa.array(getattr(rows, name), pa.string()) for name in _NAMES}
+    table = pa.table({**columns, "embedding": vector}).replace_schema_metadata(_origin(rows))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    replace(file, sink.getvalue().to_pybytes())
+    return [file]
+
+
+def _npy(rows: LabelledEmbeddings, file: Path) -> list[Path]:
+    sink = io.BytesIO()
+    np.save(sink, rows.X, allow_pickle=False)
+    replace(file, sink.getvalue())
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_NAMES)
+    writer.writerows(zip(*(getattr(rows, name) for name in _NAMES), strict=True))
+    beside = file.with_suffix(".csv")
+    replace(beside, text.getvalue().encode())
+    return [file, beside]
+
+
+def _safetensors(rows: LabelledEmbeddings, file: Path) -> list[Path]:
+    from safetensors.numpy import save
+
+    names = {name: json.dumps(getattr(rows, name)) for name in _NAMES}
+    replace(file, save({"embedding": rows.X}, metadata={**_origin(rows), **names}))
+    return [file]
+
+
+def _origin(rows: LabelledEmbeddings) -> dict[str, str]:
+    return {"encoder": rows.encoder, "fingerprint": rows.fingerprint}
+
+
+FORMATS: Final[Mapping[str, Callable[[LabelledEmbeddings, Path], list[Path]]]] = {
+    "parquet": _parquet,
+    "npy": _npy,
+    "safetensors": _safetensors,
+}
+
+
+def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = None) -> list[Path]:
+    """Write embeddings and return the files written.
+
+    Parameters
+    ----------
+    rows
+        What to write.
+    file
+        Where; its suffix says the format unless `kind` does.
+    kind
+        'parquet': one row an image, `embedding` a fixed-size list. 'npy': the matrix, and a CSV
+        file of the names beside it. 'safetensors': tensor `embedding`, names as JSON metadata.
+
+    Raises
+    ------
+    RunError
+        No such format.
+    StoreWriteError
+        The file system refused.
+    """
+    kind = kind or file.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise RunError(
+            f"{file}: no format '{kind}'; expected {', '.join(FORMATS)} as suffix or --format"
+        )
+    return FORMATS[kind](rows, file)
+
+
+def table_bytes(table: pa.Table, kind: str) -> bytes:
+    """Return a query's result as a file's bytes.
+
+    Parameters
+    ----------
+    table
+        The result.
+    kind
+        'csv' and 'json' (a list of objects) are text, nested values as JSON; 'parquet' keeps types.
+    """
+    if kind == "parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        return bytes(sink.getvalue().to_pybytes())
+    rows = [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    if kind == "json":
+        return json.dumps(rows, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    for row in rows:
+        writer.writerow(
+            json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, list | dict) else v
+            for v in row.values()
+        )
+    return text.getvalue().encode()
+
+
+def _plain(value: object) -> object:
+    """Return a DuckDB MAP, which Arrow hands over as pairs, as a dict; NaN as None."""
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, list) and value and all(isinstance(one, tuple) for one in value):
+        return dict(value)
+    return value

@@ -1,0 +1,1 @@
+"""The pass over the images: everything the stores lack is encoded once and stored."""

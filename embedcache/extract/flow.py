@@ -1,0 +1,313 @@
+"""Hash, look up, read, decode, preprocess, encode, append: all of it overlapped.
+
+Worker threads hash, read, decode and preprocess ahead of the encoders (Pillow and hashlib release
+the interpreter lock); the calling thread feeds the encoders; one more thread appends. Each image is
+read and decoded once for all encoders.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+
+from embedcache.digests import DigestCache, sha256, stamp_of
+from embedcache.encoders.spec import FloatArray
+from embedcache.errors import ImageReadError, StoreWriteError
+from embedcache.extract.lane import Job, Lane
+from embedcache.extract.report import Clock, PassReport, Progress, Tally, slowest_stage
+from embedcache.images import decode_image
+
+_AHEAD_BYTES: Final = 256 << 20  # of arrays that wait for an encoder
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One image to encode.
+
+    Parameters
+    ----------
+    image_id
+        Its name in the manifest.
+    path
+        Where it lies on this machine.
+    expected
+        The SHA-256 that the manifest states, or ''.
+    """
+
+    image_id: str
+    path: str
+    expected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """One image after the worker threads are done with it.
+
+    Parameters
+    ----------
+    key
+        SHA-256 of its bytes; '' where it could not be read.
+    failure
+        Why it cannot be encoded; '' where it can.
+    lanes
+        Numbers of the lanes that want it.
+    arrays
+        The preprocessed arrays, one a lane.
+    """
+
+    key: str
+    failure: str = ""
+    lanes: tuple[int, ...] = ()
+    arrays: tuple[FloatArray, ...] = ()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int) -> list[str]:
+    """Return each image's SHA-256, '' where it cannot be read; known files are not read again."""
+
+    def digest(image: ImageFile) -> str:
+        try:
+            stamp = stamp_of(os.stat(image.path))  # noqa: PTH116 - 12,850 of them
+            return digests.get(image.path, stamp) or _read(image.path, digests)[1]
+        except OSError:
+            return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(digest, images, chunksize=64))
+
+
+def _read(path: str, digests: DigestCache) -> tuple[bytes, str]:
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123
+        stamp = stamp_of(os.fstat(stream.fileno()))
+        data = stream.read()
+    key = sha256(data)
+    digests.put(path, stamp, key)
+    return data, key
+
+
+def run_pass(
+    images: Sequence[ImageFile],
+    jobs: Sequence[Job],
+    digests: DigestCache,
+    *,
+    workers: int | None = None,
+    fail_fast: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    context: dict[str, Any] | None = None,
+) -> PassReport:
+    """Encode every image that a store lacks, and store it.
+
+    Parameters
+    ----------
+    images
+        All images, cached or not.
+    jobs
+        One an encoder.
+    digests
+        What is known of files; filled on the way.
+    workers
+        Threads that read and decode; None: as many as there are cores, 2 to 16.
+    fail_fast
+        Raise at the first image that fails; otherwise it is recorded and left out.
+    on_progress
+        Called after each image, in the calling thread.
+    context
+        Kept with every commit.
+
+    Raises
+    ------
+    ImageReadError
+        With `fail_fast`, the first image that cannot be encoded.
+    StoreWriteError
+        The disk refused; what was committed before is safe.
+    """
+    start = time.perf_counter()
+    workers = workers or max(2, min(16, usable_cores()))
+    flow = _Flow(images, jobs, digests, workers, context or {})
+    try:
+        flow.run(fail_fast=fail_fast, on_progress=on_progress)
+    finally:
+        digests.save()
+    loaded_s = sum(job.load_s for job in jobs)
+    return PassReport(
+        tallies=tuple(flow.tally(lane) for lane in flow.lanes),
+        wall_s=time.perf_counter() - start,
+        loaded_s=loaded_s,
+        waited_s=max(0.0, flow.waited_s - loaded_s),
+        seconds=flow.seconds(),
+        workers=workers,
+    )
+
+
+class _Flow:
+    """The state of one pass."""
+
+    def __init__(
+        self,
+        images: Sequence[ImageFile],
+        jobs: Sequence[Job],
+        digests: DigestCache,
+        workers: int,
+        context: dict[str, Any],
+    ) -> None:
+        self.images = images
+        self.digests = digests
+        self.workers = workers
+        self.context = context
+        self.waited_s = 0.0
+        self.keys: dict[int, str] = {}  # image number to digest
+        self.troubles: dict[int, str] = {}  # image number to why it has no usable bytes
+        self.shared = Clock()  # read and decode, for all lanes together
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self.lanes = [self._lane(job) for job in jobs]
+
+    def _lane(self, job: Job) -> Lane:
+        clock = Clock()
+        before: dict[str, float] = {}
+
+        def context() -> dict[str, Any]:
+            spent = {stage: s - before.get(stage, 0.0) for stage, s in clock.seconds.items()}
+            before.update(clock.seconds)
+            return {**self.context, "seconds": {k: round(v, 3) for k, v in spent.items()}}
+
+        return Lane(job, self.writer, clock, context)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds spent by stage, over all lanes and threads."""
+        clocks = [self.shared, *(lane.clock for lane in self.lanes)]
+        return {stage: sum(c.seconds[stage] for c in clocks) for stage in self.shared.seconds}
+
+    def run(self, *, fail_fast: bool, on_progress: Callable[[Progress], None]) -> None:
+        todo = [number for number in range(len(self.images)) if not self._is_settled(number)]
+        n_failed = 0
+        with self.writer, ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
+            try:
+                for n_done, (number, prepared) in enumerate(self._prepared(todo, pool), 1):
+                    self._take(number, prepared)
+                    n_failed += bool(prepared.failure)
+                    if prepared.failure and fail_fast:
+                        image = self.images[number]
+                        raise ImageReadError(f"{image.path}: {prepared.failure}")
+                    slowest = slowest_stage(self.seconds(), self.workers)
+                    on_progress(Progress(n_done, len(todo), n_failed, slowest))
+            except StoreWriteError:
+                raise
+            except BaseException:
+                # Interrupted, or told to stop at the first failure: what is encoded is kept.
+                self._finish()
+                raise
+            self._finish()
+
+    def _finish(self) -> None:
+        for lane in self.lanes:
+            lane.finish()
+
+    def _is_settled(self, number: int) -> bool:
+        """Decide what can be decided without reading the file."""
+        image = self.images[number]
+        try:
+            stamp = stamp_of(os.stat(image.path))  # noqa: PTH116 - 12,850 of them
+        except OSError:
+            return False
+        key = self.digests.get(image.path, stamp)
+        if key is None or (image.expected and image.expected != key):
+            return False
+        self.keys[number] = key
+        return all(lane.job.is_settled(key) for lane in self.lanes)
+
+    def _prepared(
+        self, todo: list[int], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, _Prepared]]:
+        """Yield images in order, with as many more under way as the memory bound allows."""
+        size = sum(4 * int(np.prod(lane.job.spec.preprocess.shape)) for lane in self.lanes)
+        most = self.workers + min(1024, _AHEAD_BYTES // max(1, size))
+        numbers = iter(todo)
+        ahead: deque[tuple[int, Future[_Prepared]]] = deque()
+        try:
+            while True:
+                for number in islice(numbers, most - len(ahead)):
+                    ahead.append((number, pool.submit(self._prepare, self.images[number])))
+                if not ahead:
+                    return
+                number, future = ahead.popleft()
+                start = time.perf_counter()
+                prepared = future.result()
+                self.waited_s += time.perf_counter() - start
+                yield number, prepared
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+    def _prepare(self, image: ImageFile) -> _Prepared:
+        """Do what can be done for one image off the main thread."""
+        try:
+            with self.shared("read"):
+                data, key = _read(image.path, self.digests)
+        except OSError as error:
+            return _Prepared("", failure=(error.strerror or str(error)).lower())
+        if image.expected and key != image.expected:
+            return _Prepared("", failure="its bytes are not those of the manifest's sha256")
+        wanting = tuple(n for n, lane in enumerate(self.lanes) if lane.job.claim(key))
+        if not wanting:
+            return _Prepared(key)
+        try:
+            with self.shared("decode"):
+                picture = decode_image(data)
+        except ImageReadError as error:
+            return _Prepared(key, failure=str(error), lanes=wanting)
+        arrays = []
+        for number in wanting:
+            lane = self.lanes[number]
+            with lane.clock("preprocess"):
+                arrays.append(lane.job.encoder.preprocess(picture))
+        return _Prepared(key, lanes=wanting, arrays=tuple(arrays))
+
+    def _take(self, number: int, prepared: _Prepared) -> None:
+        if not prepared.key:
+            self.troubles[number] = prepared.failure
+            return
+        self.keys[number] = prepared.key
+        if prepared.failure:
+            for lane_number in prepared.lanes:
+                self.lanes[lane_number].fail(prepared.key, prepared.failure)
+        for lane_number, array in zip(prepared.lanes, prepared.arrays, strict=False):
+            self.lanes[lane_number].add(prepared.key, array)
+
+    def tally(self, lane: Lane) -> Tally:
+        """Count what became of the images; each is counted once and none is left out."""
+        job, failures = lane.job, []
+        n_cached = n_written = 0
+        seen = set(job.held)
+        for number, image in enumerate(self.images):
+            key = self.keys.get(number)
+            if key is None or key not in job.store:
+                reason = self.troubles.get(number) or job.store.failures.get(key or "", "")
+                failures.append((image.image_id, reason or "not reached"))
+            elif key in seen:
+                n_cached += 1
+            else:
+                seen.add(key)
+                n_written += 1
+        return Tally(
+            encoder=job.spec.name,
+            fingerprint=job.store.fingerprint,
+            n_images=len(self.images),
+            n_cached=n_cached,
+            n_written=n_written,
+            n_failed=len(failures),
+            failures=tuple(failures),
+            seconds=dict(lane.clock.seconds),
+        )

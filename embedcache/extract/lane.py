@@ -1,0 +1,189 @@
+"""One encoder's lane in a pass: arrays come in, batches go through the encoder, rows are stored."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+
+from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray
+from embedcache.extract.report import Clock
+from embedcache.store.embedding_store import EmbeddingStore
+
+# A commit costs 30 ms, mostly waiting for the disk, and 256 images cost seconds on a CPU. A kill
+# loses at most this many images, or this many seconds.
+COMMIT_ROWS: Final = 256
+COMMIT_SECONDS: Final = 20.0
+NOT_FINITE: Final = "the encoder returned NaN or infinity"
+
+
+class Job:
+    """One encoder's part in a pass, before anything of it is loaded.
+
+    Parameters
+    ----------
+    spec
+        The encoder's facts.
+    store
+        Where its rows go.
+    load
+        Returns the encoder. Called when the first image turns out to need it: a pass that finds
+        everything cached imports no torch.
+    batch_size
+        Images a batch; None takes what the encoder suggests.
+    retry_failed
+        Whether images that failed before are tried again.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        store: EmbeddingStore,
+        load: Callable[[], Encoder],
+        *,
+        batch_size: int | None = None,
+        retry_failed: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.store = store
+        self.held = frozenset(store.keys())
+        self._settled = self.held if retry_failed else self.held | store.failures.keys()
+        self._claimed: set[str] = set()
+        self._load = load
+        self._batch_size = batch_size
+        self._lock = threading.Lock()
+        self.load_s = 0.0
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded at first use; `load_s` then says how long that took."""
+        start = time.perf_counter()
+        encoder = self._load()
+        self.load_s = time.perf_counter() - start
+        return encoder
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch."""
+        return self._batch_size or self.encoder.batch_size
+
+    def is_settled(self, key: str) -> bool:
+        """Tell whether an image was cached, or had failed, before this pass."""
+        return key in self._settled
+
+    def claim(self, key: str) -> bool:
+        """Take an image on, once; the first caller loads the encoder while the others wait."""
+        with self._lock:
+            if key in self._settled or key in self._claimed:
+                return False
+            self._claimed.add(key)
+            return self.encoder is not None
+
+
+class Lane:
+    """Batches, encodes and stores for one job; every method is for one thread only.
+
+    Parameters
+    ----------
+    job
+        Whose lane it is.
+    writer
+        Appends on its thread.
+    clock
+        Takes the seconds of 'preprocess', 'encode' and 'write'.
+    context
+        Returns what to keep with a commit.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        writer: ThreadPoolExecutor,
+        clock: Clock,
+        context: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.job = job
+        self.clock = clock
+        self._writer = writer
+        self._context = context
+        self._keys: list[str] = []  # of the images in the batch that is being filled
+        self._in_flight: deque[tuple[list[str], Callable[[], FloatArray]]] = deque()
+        self._done_keys: list[str] = []
+        self._done_rows: list[FloatArray] = []
+        self._failures: dict[str, str] = {}
+        self._write: Future[None] | None = None
+        self._committed_at = time.monotonic()
+
+    @cached_property
+    def _batch(self) -> FloatArray:
+        # Always encoded whole: rows beyond the last image are padding. On every network tried, a
+        # row's bits then depend on its own image alone, not on its neighbours or their number.
+        return np.zeros((self.job.batch_size, *self.job.spec.preprocess.shape), np.float32)
+
+    def add(self, key: str, array: FloatArray) -> None:
+        """Put one preprocessed image into the batch; a full batch goes to the encoder."""
+        self._batch[len(self._keys)] = array
+        self._keys.append(key)
+        if len(self._keys) == len(self._batch):
+            self._encode()
+
+    def fail(self, key: str, reason: str) -> None:
+        """Record that an image cannot be encoded."""
+        self._failures[key] = reason
+
+    def finish(self) -> None:
+        """Encode and store what is left; when this returns it is on the disk."""
+        if self._keys:
+            self._encode()
+        while self._in_flight:
+            self._collect()
+        self._commit()
+        self._settle()
+
+    def _encode(self) -> None:
+        with self.clock("encode"):
+            rows = self.job.encoder.encode_async(self._batch)
+        self._in_flight.append((self._keys, rows))
+        self._keys = []
+        if len(self._in_flight) > 1:  # one batch computes while the next is filled
+            self._collect()
+        late = time.monotonic() - self._committed_at > COMMIT_SECONDS
+        if len(self._done_keys) >= COMMIT_ROWS or late:
+            self._commit()
+
+    def _collect(self) -> None:
+        keys, fetch = self._in_flight.popleft()
+        with self.clock("encode"):
+            rows = fetch()[: len(keys)]
+        finite = np.isfinite(rows).all(axis=1)
+        for key, row, good in zip(keys, rows, finite, strict=True):
+            if good:
+                self._done_keys.append(key)
+                self._done_rows.append(row)
+            else:
+                self.fail(key, NOT_FINITE)
+
+    def _commit(self) -> None:
+        self._settle()
+        self._committed_at = time.monotonic()
+        if not self._done_keys and not self._failures:
+            return
+        rows = np.array(self._done_rows, np.float32).reshape(-1, self.job.spec.dim)
+        self._write = self._writer.submit(self._append, self._done_keys, rows, self._failures)
+        self._done_keys, self._done_rows, self._failures = [], [], {}
+
+    def _append(self, keys: list[str], rows: FloatArray, failures: dict[str, str]) -> None:
+        with self.clock("write"):
+            self.job.store.append(keys, rows, failures=failures, context=self._context())
+
+    def _settle(self) -> None:
+        """Wait for the last commit and raise what went wrong with it."""
+        if self._write is not None:
+            write, self._write = self._write, None
+            write.result()

@@ -1,0 +1,1 @@
+"""One function a verb; alone wires the rooms together."""

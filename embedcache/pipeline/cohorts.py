@@ -1,0 +1,187 @@
+"""Which images a question is about, and their embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from embedcache.catalog.query import select_images
+from embedcache.datasets.label_maps import read_class_map
+from embedcache.embeddings import LabelledEmbeddings
+from embedcache.errors import ManifestError, MissingEmbeddingsError, RunError
+from embedcache.pipeline import state
+from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class CohortOptions:
+    """What is asked of the embeddings.
+
+    Parameters
+    ----------
+    label
+        The manifest column that holds the class.
+    train_cohort
+        None: the cohort with most patients.
+    external
+        None: every other cohort.
+    where
+        A SQL predicate over manifest columns; it holds for all cohorts.
+    class_map
+        A CSV file (label, class) or the name of a built-in map; labels it lacks are left out.
+    folds
+        How many, or a CSV file (patient_id, fold).
+    seed
+        Of the folds and of the bootstrap.
+    """
+
+    label: str = "label"
+    train_cohort: str | None = None
+    external: tuple[str, ...] | None = None
+    where: str | None = None
+    class_map: str | None = None
+    folds: int | Path = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cohorts:
+    """The labelled images of a question, by number in the workspace's table.
+
+    Parameters
+    ----------
+    images
+        All images.
+    labels
+        The class of each image of the table; '' where it has none.
+    train_cohort, train
+        Name and numbers of the training cohort.
+    external
+        Name and numbers of each external cohort.
+    notes
+        What was left out, and why.
+    """
+
+    images: state.Images
+    labels: tuple[str, ...]
+    train_cohort: str
+    train: tuple[int, ...]
+    external: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+    def column(self, name: str, numbers: Sequence[int]) -> tuple[str, ...]:
+        """Return one column of some images."""
+        values = self.images.table[name].to_pylist()
+        return tuple(values[number] for number in numbers)
+
+
+def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
+    """Decide which images train and which test.
+
+    Raises
+    ------
+    ManifestError
+        No such label column or cohort.
+    RunError
+        Nothing is left to train on.
+    CatalogError
+        A predicate that cannot be evaluated.
+    """
+    table = images.table
+    raw = _labels(images, options.label)
+    mapping = read_class_map(options.class_map) if options.class_map else None
+    labels = [mapping.get(name, "") for name in raw] if mapping is not None else raw
+    kept = select_images(table, options.where)
+    cohort, patient = table["cohort"].to_pylist(), table["patient_id"].to_pylist()
+    for name in (options.train_cohort, *(options.external or ())):
+        if name is not None and name not in cohort:
+            known = ", ".join(sorted(set(cohort)))
+            raise ManifestError(f"no cohort '{name}' in the manifest; it has {known}")
+    labelled = [number for number in kept if labels[number]]
+    if not labelled:
+        raise RunError(f"no image with a '{options.label}' is left; check --where and --class-map")
+    patients = {
+        name: {patient[number] for number in labelled if cohort[number] == name}
+        for name in sorted({cohort[number] for number in labelled})
+    }
+    train_cohort = options.train_cohort or max(patients, key=lambda name: len(patients[name]))
+    train = [number for number in labelled if cohort[number] == train_cohort]
+    if not train:
+        raise RunError(f"no labelled image of cohort '{train_cohort}' is left; check --where")
+    others = [name for name in patients if name != train_cohort]
+    external, notes = {}, []
+    if len(labelled) < len(kept):
+        notes.append(f"{len(kept) - len(labelled)} images without a class left out")
+    classes = {labels[number] for number in train}
+    for name in options.external if options.external is not None else others:
+        numbers = [number for number in labelled if cohort[number] == name]
+        known = [number for number in numbers if labels[number] in classes]
+        if len(known) < len(numbers):
+            strange = sorted({labels[number] for number in numbers} - classes)
+            notes.append(
+                f"{len(numbers) - len(known)} images of '{name}' left out: {', '.join(strange)} "
+                f"is no class of '{train_cohort}'"
+            )
+        if not known:
+            raise RunError(f"no image of cohort '{name}' has a class of '{train_cohort}'")
+        external[name] = tuple(known)
+    return Cohorts(images, tuple(labels), train_cohort, tuple(train), external, tuple(notes))
+
+
+def load_embeddings(
+    store: EmbeddingStore, images: state.Images, labels: Sequence[str], numbers: Sequence[int]
+) -> tuple[LabelledEmbeddings, int]:
+    """Return the embeddings of some images, and how many of these could not be encoded.
+
+    Raises
+    ------
+    MissingEmbeddingsError
+        Images that were never encoded; names the first and the command.
+    """
+    keys, name = images.keys, images.table["image_id"].to_pylist()
+    missing = [n for n in numbers if keys[n] and keys[n] not in store and not _failed(store, keys[n])]
+    if missing:
+        raise MissingEmbeddingsError(
+            f"{len(missing)} of {len(numbers)} images have no '{store.name}' embedding, first "
+            f"'{name[missing[0]]}'; run `embedcache extract --model {store.name}`"
+        )
+    held = [number for number in numbers if keys[number] in store]
+    columns = {
+        column: tuple(images.table[column].take(pa.array(held, pa.int64())).to_pylist())
+        for column in ("image_id", "patient_id", "cohort")
+    }
+    rows = LabelledEmbeddings(
+        encoder=store.name,
+        fingerprint=store.fingerprint,
+        X=store.read([str(keys[number]) for number in held]),
+        label=tuple(labels[number] for number in held),
+        **columns,
+    )
+    return rows, len(numbers) - len(held)
+
+
+def _failed(store: EmbeddingStore, key: str | None) -> bool:
+    return key in store.failures
+
+
+def select_embeddings(
+    workspace: Workspace, model: str, *, where: str | None = None, label: str = "label"
+) -> LabelledEmbeddings:
+    """Return one model's rows, in manifest order; images recorded as failed are left out."""
+    images = state.load_images(workspace)
+    labels = _labels(images, label)
+    numbers = select_images(images.table, where)
+    store = state.find_store(workspace, model)
+    return load_embeddings(store, images, labels, numbers)[0]
+
+
+def _labels(images: state.Images, column: str) -> list[str]:
+    if column not in images.table.column_names:
+        raise ManifestError(
+            f"no column '{column}' in the manifest; it has {', '.join(images.table.column_names)}"
+        )
+    return [("" if v is None else str(v)) for v in images.table[column].to_pylist()]

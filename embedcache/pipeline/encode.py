@@ -1,0 +1,299 @@
+"""`extract`: bring every model's store up to the manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from embedcache.digests import DigestCache
+from embedcache.durable import utc_now
+from embedcache.encoders import registry
+from embedcache.encoders.registry import Identified
+from embedcache.encoders.spec import Encoder, Precision
+from embedcache.encoders.weights import find_weights
+from embedcache.errors import EncoderWeightsError, RunError
+from embedcache.extract.flow import ImageFile, run_pass
+from embedcache.extract.lane import Job
+from embedcache.extract.report import PassReport, Progress
+from embedcache.pipeline import state
+from embedcache.store.care import sweep
+from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.workspace import Workspace
+
+ALL: Final = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """How to extract; none of it enters the key of an embedding but `weights` and `precision`.
+
+    Parameters
+    ----------
+    device
+        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+    precision
+        'auto' is 'fp32' with TF32 off, on every device.
+    weights
+        A weights file, for one model only.
+    batch_size, workers
+        None: what suits the encoder and the machine.
+    offline
+        Never ask the hub.
+    fail_fast
+        Stop at the first image that fails.
+    retry_failed
+        Try images again that failed before.
+    shard
+        (i, n): only every n-th image, starting with the i-th, from 1.
+    """
+
+    device: str = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    weights: Path | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    offline: bool = False
+    fail_fast: bool = False
+    retry_failed: bool = False
+    shard: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an extraction would do, for one model.
+
+    Parameters
+    ----------
+    encoder, fingerprint
+        Which; the fingerprint is '' where only loading can tell it.
+    n_images, n_hits, n_misses, n_failed
+        Images in all; held; to be encoded; not to be had (missing files, failed before).
+    size_bytes
+        What the misses will take on disk.
+    estimate_s
+        Seconds, from the rate of earlier passes; None if there was none.
+    """
+
+    encoder: str
+    fingerprint: str
+    n_images: int
+    n_hits: int
+    n_misses: int
+    n_failed: int
+    size_bytes: int
+    estimate_s: float | None
+
+
+def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool) -> list[str]:
+    """Return the models meant: 'all' is every registered encoder whose weights are here."""
+    if ALL not in models:
+        return list(dict.fromkeys(models))
+    here = []
+    for name, spec in registry.BUILTIN.items():
+        try:
+            find_weights(spec, offline=offline, fetch=False)
+        except EncoderWeightsError:
+            continue
+        here.append(name)
+    held = [str(document["name"]) for document in state.encoder_documents(workspace)]
+    return list(dict.fromkeys([*here, *held, *(m for m in models if m != ALL)]))
+
+
+def identify_models(
+    workspace: Workspace, models: Sequence[str], options: ExtractOptions, digests: DigestCache
+) -> list[Identified]:
+    """Find each model's weights and fingerprint.
+
+    Raises
+    ------
+    RunError
+        `weights` with several models.
+    """
+    names = select_models(workspace, models, offline=options.offline)
+    if not names:
+        raise RunError("no model named; pass -m NAME, see `embedcache encoders`")
+    if options.weights is not None and len(names) != 1:
+        raise RunError(f"--weights is for one model, {len(names)} were named: {', '.join(names)}")
+    precision: Precision = "fp32" if options.precision == "auto" else options.precision
+    known = state.encoder_documents(workspace)
+    return [
+        registry.identify(
+            name,
+            digests=digests,
+            known=known,
+            weights=options.weights,
+            precision=precision,
+            offline=options.offline,
+        )
+        for name in names
+    ]
+
+
+def plan(workspace: Workspace, models: Sequence[str], options: ExtractOptions) -> list[Plan]:
+    """Return what `extract` would do; changes nothing."""
+    digests = DigestCache(workspace.digests)
+    found = identify_models(workspace, models, options, digests)
+    images = state.load_images(workspace, digests)
+    files, keys = images.files, images.keys
+    numbers = _shard(range(len(files)), options.shard)
+    return [_plan_one(workspace, one, [(files[n], keys[n]) for n in numbers]) for one in found]
+
+
+def _plan_one(
+    workspace: Workspace, found: Identified, images: Sequence[tuple[ImageFile, str | None]]
+) -> Plan:
+    held: set[str] = set()
+    failed: set[str] = set()
+    rate = None
+    if found.fingerprint is not None:
+        folder = state.encoder_folder(workspace, found.spec.name, found.fingerprint)
+        if folder.is_dir():
+            store = EmbeddingStore(folder)
+            held, failed, rate = set(store.keys()), set(store.failures), seconds_per_image(store)
+    wanted = {key for _, key in images if key} - held - failed
+    n_hits = sum(key in held for _, key in images)
+    n_failed = sum(key is None or key in failed for _, key in images)
+    return Plan(
+        encoder=found.spec.name,
+        fingerprint=found.fingerprint or "",
+        n_images=len(images),
+        n_hits=n_hits,
+        n_misses=len(images) - n_hits - n_failed,
+        n_failed=n_failed,
+        size_bytes=len(wanted) * found.spec.dim * 4,
+        estimate_s=None if rate is None else rate * len(wanted),
+    )
+
+
+def seconds_per_image(store: EmbeddingStore) -> float | None:
+    """Return the seconds an image took the encoder in earlier passes, or None."""
+    timed = [record for record in store.records if "seconds" in record.context]
+    n_rows = sum(len(record.keys) for record in timed)
+    spent = sum(float(record.context["seconds"]["encode"]) for record in timed)
+    return spent / n_rows if n_rows else None
+
+
+def extract(
+    workspace: Workspace,
+    models: Sequence[str],
+    options: ExtractOptions,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> PassReport:
+    """Encode what is missing, store it, put the rows in patient order, renew the catalog."""
+    workspace.create_store()
+    digests = DigestCache(workspace.digests)
+    _, files = state.image_files(workspace)
+    # Idle OpenMP threads that spin would take the cores from the threads that decode (1.7 times
+    # slower on two cores). It is read when torch is first imported, and has no effect later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    found = identify_models(workspace, models, options, digests)
+    chosen = [files[number] for number in _shard(range(len(files)), options.shard)]
+    return encode_images(
+        workspace,
+        found,
+        chosen,
+        options,
+        digests,
+        on_progress=on_progress,
+        on_message=on_message,
+    )
+
+
+def encode_images(
+    workspace: Workspace,
+    found: Sequence[Identified],
+    files: Sequence[ImageFile],
+    options: ExtractOptions,
+    digests: DigestCache,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> PassReport:
+    """Encode what is missing of some images, and leave the stores in order."""
+    with ExitStack() as stack:
+        jobs = [_job(workspace, one, options, stack, on_message) for one in found]
+        report = run_pass(
+            files,
+            jobs,
+            digests,
+            workers=options.workers,
+            fail_fast=options.fail_fast,
+            on_progress=on_progress,
+        )
+        images = state.load_images(workspace, digests)
+        snapshot = state.save_snapshot(workspace, images)
+        if options.shard is None:
+            for job in jobs:
+                put_in_order(job.store, images, {"manifest": snapshot})
+                sweep(job.store.folder)
+        state.renew_catalog(workspace, images)
+    return report
+
+
+def _shard(numbers: Sequence[int], shard: tuple[int, int] | None) -> Sequence[int]:
+    return numbers if shard is None else numbers[shard[0] - 1 :: shard[1]]
+
+
+def _job(
+    workspace: Workspace,
+    found: Identified,
+    options: ExtractOptions,
+    stack: ExitStack,
+    on_message: Callable[[str], None],
+) -> Job:
+    """Open a model's store, held until `stack` ends so that two passes do not do the same work."""
+    loaded: Encoder | None = None
+    if found.identity is None:
+        # Random weights: only drawing them tells their digest.
+        loaded = registry.load(found, device=options.device)
+        found = replace(found, identity=loaded.identity)
+    name = found.spec.name
+    folder = state.encoder_folder(workspace, name, str(found.fingerprint))
+    document = {
+        "name": name,
+        "fingerprint": found.fingerprint,
+        "identity": found.identity,
+        "spec": found.spec.document(),
+        "versions": registry.library_versions(),
+        "created": utc_now(),
+    }
+    store = EmbeddingStore.open_or_create(folder, document)
+    if options.shard is None:  # shards work side by side
+        waiting = f"another process is extracting '{name}'; waiting for it to end"
+        stack.enter_context(store.lock(lambda: on_message(waiting)))
+    return Job(
+        found.spec,
+        store,
+        lambda: loaded or registry.load(found, device=options.device),
+        batch_size=options.batch_size,
+        retry_failed=options.retry_failed,
+    )
+
+
+def put_in_order(store: EmbeddingStore, images: state.Images, context: dict[str, Any]) -> bool:
+    """Compact a store: one segment, rows of a patient together, by cohort, patient and image.
+
+    Rows of images that are not in the manifest go last; `gc` drops them.
+
+    Returns
+    -------
+    Whether there was anything to do.
+    """
+    columns = (images.table[name].to_pylist() for name in ("cohort", "patient_id", "image_id"))
+    by_patient = sorted(zip(*columns, images.keys, strict=True))
+    wanted = dict.fromkeys(key for *_, key in by_patient if key in store)
+    order = [*wanted, *(key for key in store.keys() if key not in wanted)]
+    if len(store.records) <= 1 and order == store.keys():
+        return False
+    spent: dict[str, float] = {}
+    for record in store.records:
+        for stage, seconds in record.context.get("seconds", {}).items():
+            spent[stage] = round(spent.get(stage, 0.0) + seconds, 3)
+    store.rewrite(order, context={**context, "seconds": spent})
+    return True

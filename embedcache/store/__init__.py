@@ -1,0 +1,1 @@
+"""One encoder's rows on disk: immutable Zarr segments, published by write-once records."""

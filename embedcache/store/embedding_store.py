@@ -1,0 +1,340 @@
+"""One encoder's rows: look up by image digest, append, read, put in order.
+
+Everything here is safe with any number of processes: segments and records are written once, and
+the record is what makes rows exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.durable import new_id, publish, read_document, seal_document
+from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
+from embedcache.store import layout, segment
+from embedcache.store.layout import Record
+
+FloatArray = NDArray[np.float32]
+
+
+class EmbeddingStore:
+    """The rows of one encoder fingerprint.
+
+    Parameters
+    ----------
+    folder
+        Its folder, with an `encoder.json`.
+
+    Attributes
+    ----------
+    document
+        What `encoder.json` says: name, fingerprint, identity, spec, versions, created.
+    dim
+        Length of a row.
+    records
+        The live records, in the order in which a double row is decided.
+    failures
+        Key of an image that could not be encoded, to the reason.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.document = read_document(folder / layout.DOCUMENT)
+        self.dim = int(self.document["identity"]["dim"])
+        self.refresh()
+
+    @classmethod
+    def open_or_create(cls, folder: Path, document: Mapping[str, Any]) -> EmbeddingStore:
+        """Open the store of an encoder, or make an empty one.
+
+        Parameters
+        ----------
+        folder
+            Where it is or will be.
+        document
+            Name, fingerprint, identity, spec, versions and time of the encoder; JSON values.
+
+        Raises
+        ------
+        StoreMismatchError
+            The folder holds another encoder's rows.
+        """
+        with contextlib.suppress(FileExistsError):
+            if not (folder / layout.DOCUMENT).exists():
+                publish(folder / layout.DOCUMENT, seal_document(dict(document)))
+        store = cls(folder)
+        if store.fingerprint != document["fingerprint"]:
+            raise StoreMismatchError(
+                f"{folder} holds fingerprint {store.fingerprint[:12]}, expected "
+                f"{document['fingerprint'][:12]}; the folder was renamed: give it its name back"
+            )
+        return store
+
+    @property
+    def fingerprint(self) -> str:
+        """What its rows have in common; see `encoders.spec.fingerprint_of`."""
+        return str(self.document["fingerprint"])
+
+    @property
+    def name(self) -> str:
+        """The encoder's name."""
+        return str(self.document["name"])
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the live segments."""
+        return sum(record.size_bytes for record in self.records)
+
+    def refresh(self) -> None:
+        """Look again at what is committed.
+
+        Raises
+        ------
+        StoreCorruptError
+            A live record or segment is missing, cut short or damaged.
+        """
+        records, damage = read_records(self.folder)
+        if damage:
+            raise StoreCorruptError(next(iter(damage.values())))
+        self.records = records
+        self.failures: dict[str, str] = {}
+        self._rows: dict[str, tuple[int, int]] = {}
+        for number, record in enumerate(records):
+            segment.check_sizes(self.folder, record)
+            for row, key in enumerate(record.keys):
+                self._rows.setdefault(key, (number, row))
+            self.failures |= record.failures
+        self.failures = {k: why for k, why in self.failures.items() if k not in self._rows}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def keys(self) -> list[str]:
+        """Return the digests of the images held, in the order of the rows on disk."""
+        return list(self._rows)
+
+    def locate(self, key: str) -> tuple[str, int]:
+        """Return segment id and row of an image that is held."""
+        number, row = self._rows[key]
+        return self.records[number].id, row
+
+    def read(self, keys: Sequence[str]) -> FloatArray:
+        """Return the rows of images that are held, every byte of them checked.
+
+        Parameters
+        ----------
+        keys
+            SHA-256 of each image.
+
+        Returns
+        -------
+        Shape (len(keys), dim), float32, in the order of `keys`.
+
+        Raises
+        ------
+        LookupError
+            An image is not held.
+        StoreCorruptError
+            Stored bytes do not match their checksum.
+        """
+        try:
+            return self._read(keys)
+        except StoreCorruptError:
+            # A pass that ended meanwhile may have put the rows into a new segment, and `gc` may
+            # have dropped the old one. If that is not it, the damage shows again.
+            self.refresh()
+            return self._read(keys)
+
+    def _read(self, keys: Sequence[str]) -> FloatArray:
+        missing = [key for key in keys if key not in self._rows]
+        if missing:
+            raise LookupError(f"{len(missing)} images are not held, first {missing[0]}")
+        out = np.empty((len(keys), self.dim), np.float32)
+        places = np.array([self._rows[key] for key in keys], np.int64).reshape(-1, 2)
+        order = np.lexsort((places[:, 1], places[:, 0]))
+        numbers = places[order, 0]
+        for number in np.unique(numbers):
+            of_record = order[numbers == number]
+            segment.read_rows(
+                self.folder, self.records[number], places[of_record, 1], out, of_record
+            )
+        return out
+
+    def append(
+        self,
+        keys: Sequence[str],
+        rows: FloatArray,
+        *,
+        failures: Mapping[str, str] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store rows durably: when this returns, they survive a crash and a power cut.
+
+        Parameters
+        ----------
+        keys
+            SHA-256 of each image.
+        rows
+            Shape (len(keys), dim), float32, finite.
+        failures
+            Images that could not be encoded, and why.
+        context
+            Kept with the record.
+
+        Raises
+        ------
+        ValueError
+            Another shape, a NaN or an infinity.
+        StoreWriteError
+            The file system refused; nothing of this call is stored.
+        """
+        if rows.shape != (len(keys), self.dim) or not np.isfinite(rows).all():
+            raise ValueError(
+                f"rows of shape {rows.shape}, expected {(len(keys), self.dim)}, all finite"
+            )
+        step = segment.chunk_rows_for(len(rows))
+        blocks = (rows[i : i + step] for i in range(0, len(rows), step))
+        self._commit(keys, blocks, failures or {}, context or {})
+
+    def rewrite(self, keys: Sequence[str], *, context: Mapping[str, Any] | None = None) -> None:
+        """Put the rows of `keys`, in that order, into one segment that replaces all others.
+
+        Rows that are not named are dropped. Readers see the old segments until the one moment
+        when they see the new one.
+        """
+        step = segment.chunk_rows_for(len(keys))
+        blocks = (self.read(keys[i : i + step]) for i in range(0, len(keys), step))
+        # All that is listed, not only what is live: or a record that this one's forerunner made
+        # void would come back to life when the forerunner is swept.
+        everything = tuple(layout.record_files(self.folder))
+        self._commit(keys, blocks, self.failures, context or {}, replaces=everything)
+        self.refresh()
+
+    def _commit(
+        self,
+        keys: Sequence[str],
+        blocks: Iterable[FloatArray],
+        failures: Mapping[str, str],
+        context: Mapping[str, Any],
+        *,
+        replaces: Sequence[str] = (),
+    ) -> None:
+        seen = {parent for record in self.records for parent in record.parents}
+        record = commit(
+            self.folder,
+            self.document,
+            keys,
+            blocks,
+            failures=failures,
+            context=context,
+            replaces=replaces,
+            parents=[record.id for record in self.records if record.id not in seen],
+        )
+        self.records.append(record)
+        for row, key in enumerate(record.keys):
+            self._rows.setdefault(key, (len(self.records) - 1, row))
+        self.failures |= {k: v for k, v in record.failures.items() if k not in self._rows}
+
+    @contextlib.contextmanager
+    def lock(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the store against other passes: it saves double work, nothing rests on it.
+
+        Parameters
+        ----------
+        on_wait
+            Called once if another process holds it, before waiting for that.
+        """
+        lock = filelock.FileLock(self.folder / layout.LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            on_wait()
+            lock.acquire()
+        try:
+            self.refresh()
+            yield
+        finally:
+            lock.release()
+
+
+def commit(
+    folder: Path,
+    document: Mapping[str, Any],
+    keys: Sequence[str],
+    blocks: Iterable[FloatArray],
+    *,
+    failures: Mapping[str, str],
+    context: Mapping[str, Any],
+    replaces: Sequence[str],
+    parents: Sequence[str],
+) -> Record:
+    """Write a segment, flush it, and only then publish the record that makes its rows exist.
+
+    Parameters
+    ----------
+    folder, document
+        The encoder's folder and what its `encoder.json` says.
+    keys
+        SHA-256 of each row's image.
+    blocks
+        The rows, `chunk_rows_for(len(keys))` at a time.
+    failures, context, replaces, parents
+        See `Record`.
+    """
+    record_id, dim = new_id(), int(document["identity"]["dim"])
+    sums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+
+    def summed() -> Iterator[FloatArray]:
+        for block in blocks:
+            sums.append(segment.row_sums(block))
+            yield block
+
+    path = layout.segment_path(folder, record_id)
+    files = segment.write_segment(path, len(keys), dim, summed())
+    record = Record(
+        id=record_id,
+        keys=tuple(keys),
+        sums=np.concatenate(sums),
+        dim=dim,
+        chunk_rows=segment.chunk_rows_for(len(keys)),
+        files=files,
+        failures=dict(failures),
+        replaces=tuple(replaces),
+        parents=tuple(parents),
+        context={**context, "encoder": dict(document)},
+    )
+    try:
+        layout.publish_record(folder, record)
+    except StoreWriteError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return record
+
+
+def read_records(folder: Path) -> tuple[list[Record], dict[str, str]]:
+    """Return the live records, those that replaced others first, and what is wrong with the rest.
+
+    Returns
+    -------
+    The records, and id to message of each record that cannot be read and that none replaces.
+    """
+    records, damage = {}, {}
+    for record_id, path in layout.record_files(folder).items():
+        try:
+            records[record_id] = layout.read_record(path)
+        except StoreCorruptError as error:
+            damage[record_id] = str(error)
+    void = {gone for record in records.values() for gone in record.replaces}
+    live = [record for record in records.values() if record.id not in void]
+    live.sort(key=lambda record: (not record.replaces, record.id))
+    return live, {key: message for key, message in damage.items() if key not in void}

@@ -1,0 +1,166 @@
+"""What lies where in one encoder's folder, and the commit record that makes rows exist.
+
+    encoder.json                           which encoder this is; write-once
+    seg/<id>.zarr/{zarr.json, c/...}       a (n, dim) array; never changed, id never reused
+    commit/<id>.<crc32c>.parquet           which image each row is, and every checksum
+    LOCK                                   saves double work; correctness never rests on it
+
+Rows exist when their record does: a segment without a record is an interrupted write.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedcache.durable import TEMPORARY, publish_table, read_table, table_stem
+from embedcache.errors import StoreCorruptError
+
+DOCUMENT: Final = "encoder.json"
+LOCK: Final = "LOCK"
+_METADATA: Final = b"embedcache"
+_SCHEMA: Final = pa.schema(
+    [
+        ("key", pa.string()),  # sha256 of the image's bytes
+        ("row", pa.int32()),  # in the segment; NULL where the image failed
+        ("crc32c", pa.uint32()),  # of the row's bytes
+        ("reason", pa.string()),  # why the image failed; NULL where it is stored
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """Size and checksum of one file of a segment.
+
+    Parameters
+    ----------
+    path
+        Relative to the segment, POSIX.
+    size
+        In bytes.
+    crc32c
+        Of a chunk: of its values, which is also what the chunk's last four bytes say. Of any
+        other file: of all of it.
+    """
+
+    path: str
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One commit: a segment, what its rows are, and the images that failed on the way.
+
+    Parameters
+    ----------
+    id
+        Names the record and its segment.
+    keys
+        SHA-256 of each row's image, in row order.
+    sums
+        CRC-32C of each row's bytes, uint32, shape (n,).
+    dim, chunk_rows
+        Shape of a chunk is (chunk_rows, dim); the last one is padded with NaN.
+    files
+        Every file of the segment.
+    failures
+        Key of an image that could not be encoded, to the reason.
+    replaces
+        Ids of records that this one makes void.
+    parents
+        Ids of the newest records its writer saw, so that a lost record is noticed.
+    context
+        What else is worth keeping: the encoder's document, library versions, stage times.
+    """
+
+    id: str
+    keys: tuple[str, ...] = field(repr=False)
+    sums: NDArray[np.uint32] = field(repr=False)
+    dim: int
+    chunk_rows: int
+    files: tuple[FileSum, ...]
+    failures: dict[str, str]
+    replaces: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the segment on disk."""
+        return sum(file.size for file in self.files)
+
+
+def segment_path(folder: Path, record_id: str) -> Path:
+    """Return the Zarr array of a record."""
+    return folder / "seg" / f"{record_id}.zarr"
+
+
+def record_files(folder: Path) -> dict[str, Path]:
+    """Return the records' files by id, oldest first; temporaries are not records."""
+    return {
+        table_stem(path): path
+        for path in sorted((folder / "commit").glob("*.parquet"))
+        if not path.name.startswith(TEMPORARY)
+    }
+
+
+def publish_record(folder: Path, record: Record) -> None:
+    """Make a record, and with it its rows, exist."""
+    n_rows, failed = len(record.keys), list(record.failures)
+    metadata = {
+        "dim": record.dim,
+        "chunk_rows": record.chunk_rows,
+        "files": [[file.path, file.size, file.crc32c] for file in record.files],
+        "replaces": record.replaces,
+        "parents": record.parents,
+        "context": record.context,
+    }
+    table = pa.table(
+        [
+            pa.array([*record.keys, *failed], pa.string()),
+            pa.array([*range(n_rows), *[None] * len(failed)], pa.int32()),
+            pa.array([*record.sums.tolist(), *[None] * len(failed)], pa.uint32()),
+            pa.array([*[None] * n_rows, *record.failures.values()], pa.string()),
+        ],
+        schema=_SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()}),
+    )
+    publish_table(folder / "commit", record.id, table)
+
+
+def read_record(path: Path) -> Record:
+    """Return a record from its file.
+
+    Raises
+    ------
+    StoreCorruptError
+        The file is missing, damaged, or no record.
+    """
+    table = read_table(path)
+    try:
+        metadata = json.loads(table.schema.metadata[_METADATA])
+        stored = table.filter(table["reason"].is_null())
+        failed = table.filter(table["reason"].is_valid())
+        return Record(
+            id=table_stem(path),
+            keys=tuple(stored["key"].to_pylist()),
+            sums=stored["crc32c"].to_numpy().astype(np.uint32, copy=False),
+            dim=metadata["dim"],
+            chunk_rows=metadata["chunk_rows"],
+            files=tuple(FileSum(*file) for file in metadata["files"]),
+            failures=dict(
+                zip(failed["key"].to_pylist(), failed["reason"].to_pylist(), strict=True)
+            ),
+            replaces=tuple(metadata["replaces"]),
+            parents=tuple(metadata["parents"]),
+            context=metadata["context"],
+        )
+    except (KeyError, TypeError) as error:
+        raise StoreCorruptError(f"{path}: not a commit record ({error!r})") from None
