@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from embedcache.pipeline.project import open_project as open  # noqa: A004
 
 __version__ = "0.1.0"
-__all__ = ["EmbedcacheError", "LabelledEmbeddings", "Project", "__version__", "load_encoder", "open"]
+__all__ = [
+    "EmbedcacheError",
+    "LabelledEmbeddings",
+    "Project",
+    "__version__",
+    "load_encoder",
+    "open",
+]
 
 _HOMES = {
     "EmbedcacheError": "embedcache.errors:EmbedcacheError",

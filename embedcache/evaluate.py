@@ -23,9 +23,7 @@ _CHUNK_CELLS: Final = 1 << 24  # of the resample x image weights that AUROC need
 Floats = NDArray[np.float64]
 
 
-def evaluate(
-    predictions: Predictions, *, n_resamples: int = 2000, seed: int = 0
-) -> list[Estimate]:
+def evaluate(predictions: Predictions, *, n_resamples: int = 2000, seed: int = 0) -> list[Estimate]:
     """Return every score of one cohort's predictions, with its interval.
 
     Scores run over the classes that occur in the cohort. Where these are fewer than the model's,
@@ -78,7 +76,11 @@ def _interval(draws: Floats) -> tuple[float, float]:
 
 
 def _scores(
-    predictions: Predictions, patient: NDArray[np.intp], weights: NDArray[np.float32], *, masked: bool
+    predictions: Predictions,
+    patient: NDArray[np.intp],
+    weights: NDArray[np.float32],
+    *,
+    masked: bool,
 ) -> Iterator[tuple[str, str, float, Floats]]:
     """Yield metric, class, value and one value a resample."""
     classes, truth = predictions.classes, predictions.codes()
@@ -153,7 +155,10 @@ def _macro_auroc(
 
 
 def _auroc(
-    positive: NDArray[np.bool_], score: Floats, patient: NDArray[np.intp], weights: NDArray[np.float32]
+    positive: NDArray[np.bool_],
+    score: Floats,
+    patient: NDArray[np.intp],
+    weights: NDArray[np.float32],
 ) -> Floats:
     """Return the weighted AUROC of each resample: P(positive above negative), ties a half.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -120,7 +121,7 @@ def table_bytes(table: pa.Table, kind: str) -> bytes:
 
 def _plain(value: object) -> object:
     """Return a DuckDB MAP, which Arrow hands over as pairs, as a dict; NaN as None."""
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, list) and value and all(isinstance(one, tuple) for one in value):
         return dict(value)

@@ -60,9 +60,7 @@ class FoldTable:
         return np.array([self.patients[patient] for patient in patient_id], np.int64)
 
 
-def folds_identity(
-    patient_id: Sequence[str], label: Sequence[str], n_folds: int, seed: int
-) -> str:
+def folds_identity(patient_id: Sequence[str], label: Sequence[str], n_folds: int, seed: int) -> str:
     """Return the digest of what `assign_folds` would work from; row order plays no part."""
     counts = sorted(Counter(zip(patient_id, label, strict=True)).items())
     return hashlib.sha256(canonical_json([_METHOD, n_folds, seed, counts])).hexdigest()[:16]
@@ -113,9 +111,7 @@ def assign_folds(
     )
 
 
-def fold_notes(
-    patient_id: Sequence[str], label: Sequence[str], n_folds: int
-) -> tuple[str, ...]:
+def fold_notes(patient_id: Sequence[str], label: Sequence[str], n_folds: int) -> tuple[str, ...]:
     """Return what a reader of the scores must know: rare classes, dominating patients."""
     per_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for patient, name in zip(patient_id, label, strict=True):
@@ -183,9 +179,7 @@ class FoldSize:
     classes: dict[str, int]  # images a class
 
 
-def fold_sizes(
-    table: FoldTable, patient_id: Sequence[str], label: Sequence[str]
-) -> list[FoldSize]:
+def fold_sizes(table: FoldTable, patient_id: Sequence[str], label: Sequence[str]) -> list[FoldSize]:
     """Return patients, images, and images a class of each fold."""
     sizes = []
     for number in range(table.n_folds):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from embedcache.errors import ImageReadError
 
@@ -33,14 +33,15 @@ def decode_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
-            if image.format in _MOVING and getattr(image, "n_frames", 1) > 1:
-                raise ImageReadError(f"{image.n_frames} frames in one file; expected one")
+            n_frames = getattr(image, "n_frames", 1)
+            if image.format in _MOVING and n_frames > 1:
+                raise ImageReadError(f"{n_frames} frames in one file; expected one")
             image.load()
     except ImageReadError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageReadError(f"unreasonably large: {error}") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageReadError(
             "not an image" if data else "an empty file, expected an image"
         ) from None
@@ -65,7 +66,7 @@ def check_image(path: Path) -> None:
             image.verify()
     except FileNotFoundError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageReadError("not an image") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ImageReadError(str(error)) from None

@@ -151,9 +151,7 @@ def _check_header(file: Path, header: list[str]) -> None:
         raise ManifestError(f"{file}:1: column '{double[0]}' twice; column names must be unique")
 
 
-def _check_cells(
-    file: Path, columns: Mapping[str, tuple[str, ...]], lines: Sequence[int]
-) -> None:
+def _check_cells(file: Path, columns: Mapping[str, tuple[str, ...]], lines: Sequence[int]) -> None:
     first: dict[str, int] = {}
     for name in ("image_id", "path", "patient_id", "cohort"):
         if "" in columns[name]:

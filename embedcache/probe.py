@@ -79,9 +79,7 @@ def fit_probe(
     classes = tuple(sorted(set(train.label)))
     _check(train, external, classes)
     if folds.n_folds < 3 and len(c_grid) > 1:
-        raise RunError(
-            f"{folds.n_folds} folds leave none to choose C on; pass --folds 3 or more"
-        )
+        raise RunError(f"{folds.n_folds} folds leave none to choose C on; pass --folds 3 or more")
     y = np.searchsorted(classes, train.label).astype(np.int64)
     fold = folds.of(train.patient_id)
     chosen, inner_scores = _choose(train.X, y, fold, folds.n_folds, len(classes), c_grid)
@@ -89,7 +87,7 @@ def fit_probe(
     everything = np.arange(len(y))
     parts = [(np.flatnonzero(fold != number), [C]) for number, C in enumerate(chosen)]
     fitted = fit_sweep(train.X, y, len(classes), [*parts, (everything, [final_c])])
-    probes, final = [probe for probe, in fitted[:-1]], fitted[-1][0]
+    probes, final = [probe for (probe,) in fitted[:-1]], fitted[-1][0]
 
     probability = np.empty((len(y), len(classes)))
     for number, probe in enumerate(probes):

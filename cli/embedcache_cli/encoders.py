@@ -37,7 +37,9 @@ def encoders(ctx: click.Context, as_json: bool) -> None:
         for one in facts
     ]
     click.echo(text_table(header, rows))
-    click.echo("any timm model: timm:NAME; a control: random:NAME; more: embedcache encoders show NAME")
+    click.echo(
+        "any timm model: timm:NAME; a control: random:NAME; more: embedcache encoders show NAME"
+    )
 
 
 @encoders.command(short_help="Everything about one encoder.")
@@ -50,9 +52,9 @@ def show(name: str, as_json: bool) -> None:
         print_json(facts)
         return
     for key, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        click.echo(f"{key:14} {value}")
+        nested = isinstance(value, dict)
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if nested else value
+        click.echo(f"{key:14} {shown if shown is not None else '-'}")
 
 
 _COMMERCIAL = {True: "yes", False: "no", None: "not stated"}

@@ -28,7 +28,9 @@ _SHOWN = 10
 @options.model
 @options.project
 @options.encoding
-@options.option("--shard", type=options.Shard(), help="Only the I-th of every N images.")
+@options.option(
+    "--shard", type=options.shard, metavar="I/N", help="Only the I-th of every N images."
+)
 @options.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),

@@ -37,6 +37,6 @@ def folds(
         for size in sizes
     ]
     click.echo(text_table(("fold", "patients", "images", *classes), rows))
-    click.echo(f"folds {table.folds_id}, seed {table.seed}; patients: embedcache sql \"FROM folds\"")
+    click.echo(f'folds {table.folds_id}, seed {table.seed}; patients: embedcache sql "FROM folds"')
     for note in table.notes:
         say(f"note: {note}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -92,6 +93,9 @@ def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    handler = logging.StreamHandler()  # stderr: what the library has to say while it works
+    logging.getLogger("embedcache").addHandler(handler)
+    logging.getLogger("embedcache").setLevel(logging.INFO)
     sys.exit(run(arguments))
 
 
@@ -100,9 +104,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code: Any = cli.main(arguments, prog_name="embedcache", standalone_mode=False)
         return int(code or 0)
-    except click.exceptions.Abort:
-        return _interrupted(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return _interrupted(130)
     except Terminated:
         return _interrupted(143)
@@ -119,5 +121,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(code: int) -> int:
-    click.echo("embedcache: interrupted; what was finished is kept, run it again to go on", err=True)
+    click.echo(
+        "embedcache: interrupted; what was finished is kept, run it again to go on", err=True
+    )
     return code

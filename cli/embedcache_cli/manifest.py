@@ -33,7 +33,9 @@ _writing = options.compose(
         help="Manifest to write.",
     ),
     options.option(
-        "--data-root", type=options.FILE, help="Write paths relative to it.  [default: the manifest's]"
+        "--data-root",
+        type=options.FILE,
+        help="Write paths relative to it.  [default: the manifest's]",
     ),
     options.option("--append", is_flag=True, help="Keep the rows that the manifest has already."),
     options.option(

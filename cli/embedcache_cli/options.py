@@ -13,54 +13,26 @@ Command = Callable[..., Any]
 FILE: Final = click.Path(path_type=Path)
 
 
-class Auto(click.ParamType):
-    """'auto' or a whole number from 1; 'auto' is None."""
-
-    name = "auto|N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Return the number, or None."""
-        if value in (None, "auto"):
-            return None
-        try:
-            number = int(value)
-        except ValueError:
-            number = 0
-        if number < 1:
-            self.fail(f"{value!r}; expected 'auto' or a whole number from 1", param, ctx)
-        return number
+def auto_or_number(value: str) -> int | None:
+    """Return a whole number from 1, or None for 'auto'."""
+    if value == "auto":
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r}; expected 'auto' or a whole number from 1")
+    return int(value)
 
 
-class Shard(click.ParamType):
-    """'I/N': the I-th of N shards."""
-
-    name = "I/N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Return (I, N)."""
-        if isinstance(value, tuple):
-            return value
-        part, _, whole = str(value).partition("/")
-        if not (part.isdigit() and whole.isdigit() and 1 <= int(part) <= int(whole)):
-            self.fail(f"{value!r}; expected I/N with I from 1 to N, e.g. 2/4", param, ctx)
-        return int(part), int(whole)
+def shard(value: str) -> tuple[int, int]:
+    """Return (I, N) of 'I/N': the I-th of N shards."""
+    part, _, whole = value.partition("/")
+    if not (part.isdigit() and whole.isdigit() and 1 <= int(part) <= int(whole)):
+        raise click.BadParameter(f"{value!r}; expected I/N with I from 1 to N, e.g. 2/4")
+    return int(part), int(whole)
 
 
-class Folds(click.ParamType):
-    """A number of folds, or a CSV file (patient_id, fold)."""
-
-    name = "K|FILE"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | Path:
-        """Return the number or the path."""
-        del param, ctx
-        return int(value) if str(value).isdigit() else Path(value)
+def folds(value: str) -> int | Path:
+    """Return a number of folds, or the path of a CSV file (patient_id, fold)."""
+    return int(value) if value.isdigit() else Path(value)
 
 
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
@@ -109,10 +81,13 @@ cohorts = compose(
         help="Cohort to test on; repeat for several.  [default: every other one]",
     ),
     option("--where", metavar="SQL", help="Only images for which this predicate holds."),
-    option("--class-map", metavar="FILE", help="CSV (label, class), or fetal-planes-6, -5, -4, -3."),
+    option(
+        "--class-map", metavar="FILE", help="CSV (label, class), or fetal-planes-6, -5, -4, -3."
+    ),
     option(
         "--folds",
-        type=Folds(),
+        type=folds,
+        metavar="K|FILE",
         default="5",
         show_default=True,
         help="Number of patient folds, or a CSV (patient_id, fold).",
@@ -136,10 +111,22 @@ encoding = compose(
         help="Of the computation; auto is fp32 everywhere. Part of the fingerprint.",
     ),
     option(
-        "-b", "--batch-size", type=Auto(), default="auto", show_default=True, help="Images a batch."
+        "-b",
+        "--batch-size",
+        type=auto_or_number,
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        help="Images a batch.",
     ),
     option(
-        "-j", "--workers", type=Auto(), default="auto", show_default=True, help="Decoding threads."
+        "-j",
+        "--workers",
+        type=auto_or_number,
+        metavar="auto|N",
+        default="auto",
+        show_default=True,
+        help="Decoding threads.",
     ),
     option("--weights", type=FILE, help="Weights file to use this once, for one model."),
     option("--offline", is_flag=True, help="Never ask the Hugging Face hub."),

@@ -62,9 +62,7 @@ def probe(
     return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
 
 
-def print_outcomes(
-    outcomes: Sequence[RunOutcome], *, as_json: bool, verbose: bool = False
-) -> None:
+def print_outcomes(outcomes: Sequence[RunOutcome], *, as_json: bool, verbose: bool = False) -> None:
     """Print a table of macro F1, what stands behind it, and where the runs lie."""
     if as_json:
         print_json(outcomes)

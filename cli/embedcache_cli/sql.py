@@ -41,14 +41,16 @@ def sql(
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     table = project.sql(query)
     suffix = output.suffix.removeprefix(".") if output else ""
-    kind = kind or ("json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table")
+    kind = kind or (
+        "json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table"
+    )
     if kind == "table":
-        rows = [tuple(_shown(value) for value in row.values()) for row in table.to_pylist()]
+        rows = [[_shown(value) for value in row.values()] for row in table.to_pylist()]
         data = (text_table(table.column_names, rows) + "\n").encode()
     else:
         data = table_bytes(table, kind)
     if output is None:
-        click.get_binary_stream("stdout").write(data)
+        click.echo(data, nl=False)
         return
     from embedcache.durable import replace
 

@@ -22,7 +22,10 @@ from embedcache.catalog import run_files
 from embedcache.durable import TEMPORARY, fsync, read_table, table_stem, write_error
 from embedcache.store.embedding_store import EmbeddingStore
 
-_CONFIG: Final = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
 
 ENCODERS: Final = pa.schema(
     [
@@ -242,9 +245,7 @@ def write_catalog(path: Path, sources: Sources) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _create_run_view(
-    connection: duckdb.DuckDBPyConnection, name: str, sources: Sources
-) -> None:
+def _create_run_view(connection: duckdb.DuckDBPyConnection, name: str, sources: Sources) -> None:
     """Make a view over the runs' Parquet files, or an empty table while there is none."""
     paths = [
         str((folder / f"{name}.parquet").absolute())

@@ -72,9 +72,7 @@ def write_run(
     folder = root / run.run_id
     aside = root / f"{TEMPORARY}{secrets.token_hex(8)}"
     tables = {
-        "predictions": pa.concat_tables(
-            [_prediction_rows(run.run_id, one) for one in predictions]
-        ),
+        "predictions": pa.concat_tables([_prediction_rows(run.run_id, one) for one in predictions]),
         "metrics": pa.Table.from_pylist(
             [
                 {**asdict(one), "run_id": run.run_id, "label": one.label or None}
@@ -133,9 +131,7 @@ def _prediction_rows(run_id: str, predictions: Predictions) -> pa.Table:
 def run_folders(root: Path) -> list[Path]:
     """Return the published runs' folders, by name."""
     return sorted(
-        path
-        for path in root.glob("*")
-        if path.is_dir() and not path.name.startswith(TEMPORARY)
+        path for path in root.glob("*") if path.is_dir() and not path.name.startswith(TEMPORARY)
     )
 
 

@@ -46,8 +46,7 @@ def folder_rows(
     for path in paths:
         if len(path.parts) < 2:
             raise ManifestError(
-                f"{root}: image '{path}' lies in no class folder; expected "
-                f"{root.name}/CLASS/IMAGE"
+                f"{root}: image '{path}' lies in no class folder; expected {root.name}/CLASS/IMAGE"
             )
         found = pattern.search(path.as_posix())
         if found is None:

@@ -1,8 +1,8 @@
 """Generated B-mode pictures of two cohorts: nothing to download, nobody's data.
 
 A picture is made as a scanner makes it: echogenicity of simple anatomy on a grid of beams and
-depths, fully developed speckle (smoothed complex Gaussian noise, so a Rayleigh amplitude), frequency
-dependent attenuation, shadows behind bone, log compression, and scan conversion to a fan. Each
+depths, fully developed speckle (smoothed complex Gaussian noise, so a Rayleigh amplitude),
+attenuation with depth, shadows behind bone, log compression, and scan conversion to a fan. Each
 patient has an anatomy of its own, each frame a probe position of its own. The second cohort has
 another scanner and fewer classes, as an external test has.
 """
@@ -262,7 +262,7 @@ def _thorax(u: Floats, v: Floats, a: _Anatomy, echo: Floats, bone: Floats) -> No
 
 def _femur(u: Floats, v: Floats, a: _Anatomy, echo: Floats, bone: Floats) -> None:
     _paint(echo, _disc(u, v, 0, 0.05, 1.45, 0.55), 0.7 * a.tissue)
-    shaft = _disc(u, v, 0, 0.14 * (u / 1.0) ** 2, 1.0, 0.10)
+    shaft = _disc(u, v - 0.14 * u**2, 0, 0, 1.0, 0.10)
     _paint(echo, shaft, 2.8 * a.bone)
     for end in (-0.98, 0.98):
         _paint(echo, _disc(u, v, end, 0.10, 0.16, 0.15), 1.6 * a.bone)

@@ -74,12 +74,11 @@ class Preprocess:
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Preprocess:
         """Return the settings that `document` was made from."""
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in document.items()
-            }
-        )
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in document.items()
+        }
+        return cls(**fields)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the array of one picture.
@@ -119,9 +118,7 @@ class Preprocess:
             size = int(short * width / height), short
         left = round((size[0] - self.width) / 2.0)
         top = round((size[1] - self.height) / 2.0)
-        return image.resize(size, resample).crop(
-            (left, top, left + self.width, top + self.height)
-        )
+        return image.resize(size, resample).crop((left, top, left + self.width, top + self.height))
 
 
 def _standardised(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:

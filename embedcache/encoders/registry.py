@@ -36,9 +36,7 @@ def _square(size: int, **settings: Any) -> Preprocess:
 
 
 def _hub(tag: str, licence: str = "Apache-2.0", *, commercial: bool = True) -> WeightsSource:
-    return WeightsSource(
-        kind="hub", location=f"timm/{tag}", licence=licence, commercial=commercial
-    )
+    return WeightsSource(kind="hub", location=f"timm/{tag}", licence=licence, commercial=commercial)
 
 
 _BUILTIN: Final = (
@@ -189,8 +187,8 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
 
         return describe(rest)
     near = difflib.get_close_matches(name, BUILTIN, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"registered: {', '.join(BUILTIN)}"
-    raise UnknownEncoderError(f"no encoder '{name}'; {hint} Any timm model goes as timm:NAME")
+    hint = f"did you mean '{near[0]}'?" if near else f"registered: {', '.join(BUILTIN)};"
+    raise UnknownEncoderError(f"no encoder '{name}'; {hint} any timm model goes as timm:NAME")
 
 
 def _installed(distribution: str) -> str | None:

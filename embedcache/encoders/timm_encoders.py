@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import timm
 import torch
@@ -38,15 +38,15 @@ def describe(name: str) -> EncoderSpec:
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise UnknownEncoderError(f"timm has no weights '{name}'; pretrained tags: {tags}")
     with torch.device("meta"):
-        module = _network(name)
-        dim = module.num_features
-    config = module.pretrained_cfg
-    settings = resolve_model_data_config(module)
+        network = _network(name)
+        settings = resolve_model_data_config(network)
+        network.reset_classifier(0)
+    config = network.pretrained_cfg
     return EncoderSpec(
         name=f"timm:{name}",
         architecture="timm:" + ".".join(filter(None, (architecture, config.get("tag")))),
         output="pooled",
-        dim=int(getattr(module, "head_hidden_size", dim)),
+        dim=int(getattr(network, "head_hidden_size", network.num_features)),
         preprocess=_preprocess(name, settings),
         weights=WeightsSource(
             kind="hub",
@@ -56,7 +56,7 @@ def describe(name: str) -> EncoderSpec:
             commercial=_COMMERCIAL.get(str(config.get("license"))),
         ),
         builder=f"{__name__}:build",
-        parameters=round(sum(p.numel() for p in module.parameters()) / 1e6, 1),
+        parameters=round(sum(p.numel() for p in network.parameters()) / 1e6, 1),
         reference=str(config.get("paper_ids") or config.get("origin_url") or "timm"),
     )
 
@@ -81,9 +81,8 @@ def _preprocess(name: str, settings: dict[str, Any]) -> Preprocess:
     )
 
 
-def _network(architecture: str, **settings: Any) -> nn.Module:
-    module: nn.Module = timm.create_model(architecture, pretrained=False, **settings)
-    return module
+def _network(architecture: str, **settings: Any) -> Any:
+    return timm.create_model(architecture, pretrained=False, **settings)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
@@ -114,7 +113,7 @@ def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
                 f"{file}: not the weights of timm's {architecture}: {reason}"
             ) from None
     network.reset_classifier(0, **settings)
-    return network
+    return cast(nn.Module, network)
 
 
 def build_by_position(spec: EncoderSpec, file: Path | None) -> nn.Module:
@@ -134,4 +133,4 @@ def build_by_position(spec: EncoderSpec, file: Path | None) -> nn.Module:
         renamed = dict(zip(names, tensors.values(), strict=True))
         load_strictly(network, renamed, file)
     network.reset_classifier(0)
-    return network
+    return cast(nn.Module, network)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from embedcache.encoders.devices import check_device
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows
 from embedcache.errors import DeviceError, EncoderWeightsError
 
@@ -30,13 +31,11 @@ def find_device(name: str) -> torch.device:
     DeviceError
         This machine has no such device.
     """
+    check_device(name)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"no device '{name}'; expected auto, cpu, cuda, cuda:N or mps") from None
+    device = torch.device(name)
     if device.type == "cuda" and not cuda:
         built = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA GPU"
         raise DeviceError(
@@ -71,10 +70,10 @@ class TorchEncoder(Encoder):
     ) -> None:
         super().__init__(spec, identity)
         self.device = find_device(device)
-        self.module = module.eval().requires_grad_(requires_grad=False)
+        module = module.eval().requires_grad_(requires_grad=False)
         # Convolutions are 1.6 times faster in this memory format on a CPU with AVX-512, and use
         # tensor cores on a GPU; transformers do not care.
-        self.module = self.module.to(self.device, memory_format=torch.channels_last)
+        self.module = module.to(self.device).to(memory_format=torch.channels_last)
         self._autocast = _DTYPES.get(identity["precision"])
         self._staging = _Staging(self.device) if self.device.type == "cuda" else None
         self._most_rows = 0  # 0: no batch has run out of memory yet

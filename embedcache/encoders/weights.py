@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from embedcache.durable import read_document, replace, seal_document, utc_now
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderWeightsError
 
+_log = logging.getLogger(__name__)
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -78,10 +80,15 @@ def _hub_file(spec: EncoderSpec, *, offline: bool) -> Path:
             f"weights of '{spec.name}' ({names[0]} of {source.location}) are not in the Hugging "
             f"Face cache and --offline forbids to fetch them; {advice}"
         )
+    _log.info(
+        "fetching %s of %s (%s) from huggingface.co", names[0], source.location, source.licence
+    )
+    # The hub's client reports each of its five retries; one line at the end is enough.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(hf_hub_download(source.location, names[0]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().split(". ")[0].splitlines()[0]
         raise EncoderWeightsError(
             f"weights of '{spec.name}' ({names[0]} of {source.location}) could not be fetched: "
             f"{reason}; {advice}"

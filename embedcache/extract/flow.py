@@ -254,7 +254,7 @@ class _Flow:
     def _prepare(self, image: ImageFile) -> _Prepared:
         """Do what can be done for one image off the main thread."""
         try:
-            with self.shared("read"):
+            with self.shared.timed("read"):
                 data, key = _read(image.path, self.digests)
         except OSError as error:
             return _Prepared("", failure=(error.strerror or str(error)).lower())
@@ -264,14 +264,14 @@ class _Flow:
         if not wanting:
             return _Prepared(key)
         try:
-            with self.shared("decode"):
+            with self.shared.timed("decode"):
                 picture = decode_image(data)
         except ImageReadError as error:
             return _Prepared(key, failure=str(error), lanes=wanting)
         arrays = []
         for number in wanting:
             lane = self.lanes[number]
-            with lane.clock("preprocess"):
+            with lane.clock.timed("preprocess"):
                 arrays.append(lane.job.encoder.preprocess(picture))
         return _Prepared(key, lanes=wanting, arrays=tuple(arrays))
 

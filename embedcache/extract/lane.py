@@ -52,7 +52,7 @@ class Job:
     ) -> None:
         self.spec = spec
         self.store = store
-        self.held = frozenset(store.keys())
+        self.held = frozenset(store.row_keys())
         self._settled = self.held if retry_failed else self.held | store.failures.keys()
         self._claimed: set[str] = set()
         self._load = load
@@ -147,7 +147,7 @@ class Lane:
         self._settle()
 
     def _encode(self) -> None:
-        with self.clock("encode"):
+        with self.clock.timed("encode"):
             rows = self.job.encoder.encode_async(self._batch)
         self._in_flight.append((self._keys, rows))
         self._keys = []
@@ -159,11 +159,10 @@ class Lane:
 
     def _collect(self) -> None:
         keys, fetch = self._in_flight.popleft()
-        with self.clock("encode"):
+        with self.clock.timed("encode"):
             rows = fetch()[: len(keys)]
-        finite = np.isfinite(rows).all(axis=1)
-        for key, row, good in zip(keys, rows, finite, strict=True):
-            if good:
+        for key, row in zip(keys, rows, strict=True):
+            if np.isfinite(row).all():
                 self._done_keys.append(key)
                 self._done_rows.append(row)
             else:
@@ -179,7 +178,7 @@ class Lane:
         self._done_keys, self._done_rows, self._failures = [], [], {}
 
     def _append(self, keys: list[str], rows: FloatArray, failures: dict[str, str]) -> None:
-        with self.clock("write"):
+        with self.clock.timed("write"):
             self.job.store.append(keys, rows, failures=failures, context=self._context())
 
     def _settle(self) -> None:

@@ -22,7 +22,8 @@ class Clock:
         self._lock = threading.Lock()
 
     @contextmanager
-    def __call__(self, stage: Stage) -> Iterator[None]:
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Add the time that the `with` block takes."""
         start = time.perf_counter()
         try:
             yield

@@ -97,10 +97,10 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
     labels = [mapping.get(name, "") for name in raw] if mapping is not None else raw
     kept = select_images(table, options.where)
     cohort, patient = table["cohort"].to_pylist(), table["patient_id"].to_pylist()
-    for name in (options.train_cohort, *(options.external or ())):
-        if name is not None and name not in cohort:
-            known = ", ".join(sorted(set(cohort)))
-            raise ManifestError(f"no cohort '{name}' in the manifest; it has {known}")
+    for asked in (options.train_cohort, *(options.external or ())):
+        if asked is not None and asked not in cohort:
+            there = ", ".join(sorted(set(cohort)))
+            raise ManifestError(f"no cohort '{asked}' in the manifest; it has {there}")
     labelled = [number for number in kept if labels[number]]
     if not labelled:
         raise RunError(f"no image with a '{options.label}' is left; check --where and --class-map")
@@ -113,7 +113,8 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
     if not train:
         raise RunError(f"no labelled image of cohort '{train_cohort}' is left; check --where")
     others = [name for name in patients if name != train_cohort]
-    external, notes = {}, []
+    external: dict[str, tuple[int, ...]] = {}
+    notes = []
     if len(labelled) < len(kept):
         notes.append(f"{len(kept) - len(labelled)} images without a class left out")
     classes = {labels[number] for number in train}
@@ -143,7 +144,9 @@ def load_embeddings(
         Images that were never encoded; names the first and the command.
     """
     keys, name = images.keys, images.table["image_id"].to_pylist()
-    missing = [n for n in numbers if keys[n] and keys[n] not in store and not _failed(store, keys[n])]
+    missing = [
+        n for n in numbers if keys[n] and keys[n] not in store and not _failed(store, keys[n])
+    ]
     if missing:
         raise MissingEmbeddingsError(
             f"{len(missing)} of {len(numbers)} images have no '{store.name}' embedding, first "

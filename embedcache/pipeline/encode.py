@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from embedcache.digests import DigestCache
 from embedcache.durable import utc_now
 from embedcache.encoders import registry
+from embedcache.encoders.devices import check_device
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import Encoder, Precision
 from embedcache.encoders.weights import find_weights
@@ -153,7 +154,11 @@ def _plan_one(
         folder = state.encoder_folder(workspace, found.spec.name, found.fingerprint)
         if folder.is_dir():
             store = EmbeddingStore(folder)
-            held, failed, rate = set(store.keys()), set(store.failures), seconds_per_image(store)
+            held, failed, rate = (
+                set(store.row_keys()),
+                set(store.failures),
+                seconds_per_image(store),
+            )
     wanted = {key for _, key in images if key} - held - failed
     n_hits = sum(key in held for _, key in images)
     n_failed = sum(key is None or key in failed for _, key in images)
@@ -186,6 +191,7 @@ def extract(
     on_message: Callable[[str], None] = lambda _: None,
 ) -> PassReport:
     """Encode what is missing, store it, put the rows in patient order, renew the catalog."""
+    check_device(options.device)
     workspace.create_store()
     digests = DigestCache(workspace.digests)
     _, files = state.image_files(workspace)
@@ -288,8 +294,8 @@ def put_in_order(store: EmbeddingStore, images: state.Images, context: dict[str,
     columns = (images.table[name].to_pylist() for name in ("cohort", "patient_id", "image_id"))
     by_patient = sorted(zip(*columns, images.keys, strict=True))
     wanted = dict.fromkeys(key for *_, key in by_patient if key in store)
-    order = [*wanted, *(key for key in store.keys() if key not in wanted)]
-    if len(store.records) <= 1 and order == store.keys():
+    order = [*wanted, *(key for key in store.row_keys() if key not in wanted)]
+    if len(store.records) <= 1 and order == store.row_keys():
         return False
     spent: dict[str, float] = {}
     for record in store.records:

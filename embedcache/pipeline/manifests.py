@@ -77,7 +77,9 @@ def write_rows(
     prefix = "" if below == "." else f"{Path(below).as_posix()}/"
     new = [{**row, "path": f"{prefix}{row['path']}"} for row in rows]
     missing = tuple(
-        row["image_id"] for row in new if not os.path.isfile(f"{base}/{row['path']}")  # noqa: PTH113
+        row["image_id"]
+        for row in new
+        if not os.path.isfile(f"{base}/{row['path']}")  # noqa: PTH113
     )
     if missing and not allow_missing:
         raise ManifestError(
@@ -182,9 +184,7 @@ def _reason(path: str) -> str:
     return ""
 
 
-def _troubles(
-    manifest: Manifest, keys: Sequence[str], reasons: Sequence[str]
-) -> Iterable[Trouble]:
+def _troubles(manifest: Manifest, keys: Sequence[str], reasons: Sequence[str]) -> Iterable[Trouble]:
     name = manifest.column("image_id")
     stated = manifest.columns.get("sha256", ("",) * len(name))
     missing = [i for i, reason in enumerate(reasons) if reason == "missing"]

@@ -159,9 +159,7 @@ def probe(
     outcomes = []
     for name in names:
         store = state.find_store(workspace, name)
-        outcome = _probe_one(
-            workspace, store, cohorts, table, cohort_options, options, snapshot
-        )
+        outcome = _probe_one(workspace, store, cohorts, table, cohort_options, options, snapshot)
         on_run(outcome)
         outcomes.append(outcome)
     state.renew_catalog(workspace, images)

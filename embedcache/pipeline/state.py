@@ -171,7 +171,7 @@ def encoder_documents(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def encoder_folder(workspace: Workspace, name: str, fingerprint: str) -> Path:
-    """Return the folder of a fingerprint: the one that exists, under whatever name, or a new one."""
+    """Return the folder of a fingerprint: the one there is, under whatever name, or a new one."""
     held = list(workspace.encoders.glob(f"*-{fingerprint[:12]}"))
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", name)
     return held[0] if held else workspace.encoders / f"{plain}-{fingerprint[:12]}"

@@ -125,7 +125,7 @@ def _encoder_status(store: EmbeddingStore, keys: Sequence[str | None]) -> Encode
         n_held=n_held,
         n_failed=n_failed,
         n_missing=len(keys) - n_held - n_failed,
-        n_spare=len(set(store.keys()) - set(keys)),
+        n_spare=len(set(store.row_keys()) - set(keys)),
         size_bytes=store.size_bytes,
         seconds=seconds,
     )
@@ -279,12 +279,14 @@ def repair(
         return report
     _mend_format(workspace)
     damaged = sorted({finding.encoder for finding in report.findings if finding.encoder})
-    notes = []
+    notes: list[str] = []
     before: dict[str, set[str]] = {}
     for name in damaged:
         folder = workspace.encoders / name
         # Where a record is lost, so is the list of its images: then all that is missing counts.
-        known = not any(finding.encoder == name and finding.is_record for finding in report.findings)
+        known = not any(
+            finding.encoder == name and finding.is_record for finding in report.findings
+        )
         before[name] = care.known_keys(folder) if known else _wanted(workspace)
         n_saved = care.mend_store(folder)
         on_message(f"{name}: {n_saved} rows of damaged segments saved")
@@ -321,9 +323,7 @@ def _drop_damaged_files(workspace: Workspace) -> Iterator[str]:
     broken = {path.parent for path, _ in check_runs(workspace.runs)}
     for finding in list(_check_references(workspace)):
         broken |= {
-            folder
-            for folder in run_folders(workspace.runs)
-            if folder.name in finding.problem
+            folder for folder in run_folders(workspace.runs) if folder.name in finding.problem
         }
     for folder in sorted(broken):
         shutil.rmtree(folder)
@@ -340,7 +340,7 @@ def _encode_again(
 ) -> PassReport:
     store = EmbeddingStore(workspace.encoders / folder)
     images = state.load_images(workspace)
-    lost = before - set(store.keys()) - set(store.failures)
+    lost = before - set(store.row_keys()) - set(store.failures)
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in lost]
     digests = DigestCache(workspace.digests)
     found = registry.identify(
@@ -404,10 +404,10 @@ def collect_garbage(
             wanted |= set(table["sha256"].to_pylist())
     n_rows = freed = 0
     for store in state.open_stores(workspace):
-        n_rows += sum(key not in wanted for key in store.keys())
+        n_rows += sum(key not in wanted for key in store.row_keys())
         if not dry_run:
             with store.lock():
-                kept = [key for key in store.keys() if key in wanted]
+                kept = [key for key in store.row_keys() if key in wanted]
                 if len(kept) < len(store):
                     store.rewrite(kept)
             freed += care.sweep(store.folder, grace_s=grace_s)

@@ -116,10 +116,10 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: str | None) -> bool:
         return key in self._rows
 
-    def keys(self) -> list[str]:
+    def row_keys(self) -> list[str]:
         """Return the digests of the images held, in the order of the rows on disk."""
         return list(self._rows)
 

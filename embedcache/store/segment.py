@@ -189,7 +189,7 @@ def _read_chunk(
     octets = values.reshape(-1).view(np.uint8)
     path = segment_path(folder, record.id) / file.path
     with _opened(path) as stream:
-        n_read = stream.readinto(octets)
+        n_read = stream.readinto(octets.data)
         said = int.from_bytes(stream.read(_SUM_BYTES + 1), "little")
     if n_read != octets.size or not crc32c(octets) == file.crc32c == said:
         raise StoreCorruptError(
@@ -215,7 +215,7 @@ def _read_single_rows(
         for row, place in zip(where.tolist(), target.tolist(), strict=True):
             number = chunk * record.chunk_rows + row
             stream.seek(row * n_bytes)
-            n_read = stream.readinto(octets[place])
+            n_read = stream.readinto(octets[place].data)
             if n_read != n_bytes or crc32c(octets[place]) != record.sums[number]:
                 raise StoreCorruptError(
                     f"{path}: row {row}, image {record.keys[number][:12]}..., does not match its "
@@ -237,9 +237,7 @@ def salvage(folder: Path, record: Record) -> tuple[NDArray[np.int64], FloatArray
         one, place = np.array([number]), np.array([number])
         chunk = number // record.chunk_rows
         try:
-            _read_single_rows(
-                folder, record, chunk, one - chunk * record.chunk_rows, rows, place
-            )
+            _read_single_rows(folder, record, chunk, one - chunk * record.chunk_rows, rows, place)
         except (StoreCorruptError, StopIteration):
             continue
         good.append(number)
