@@ -27,7 +27,7 @@ from embedcache.encoders.spec import (
 from embedcache.encoders.weights import find_weights
 from embedcache.errors import EncoderError, UnknownEncoderError
 
-_TIMM: Final = "embedcache.encoders.timm_encoders:build"
+_TIMM: Final = "embedcache.encoders.timm_encoders:load"
 _HALF: Final = (0.5, 0.5, 0.5)
 
 
@@ -47,7 +47,7 @@ _BUILTIN: Final = (
         dim=2048,
         preprocess=_square(224, fit="crop", resample="bicubic", crop_pct=0.95),
         weights=_hub("resnet50.a1_in1k"),
-        builder=_TIMM,
+        loader=_TIMM,
         parameters=23.5,
         reference="He et al. 2016, arXiv 1512.03385; weights: Wightman et al., arXiv 2110.00476",
     ),
@@ -58,7 +58,7 @@ _BUILTIN: Final = (
         dim=1280,
         preprocess=_square(384, fit="crop", resample="bicubic", mean=_HALF, std=_HALF),
         weights=_hub("tf_efficientnetv2_s.in21k_ft_in1k"),
-        builder=_TIMM,
+        loader=_TIMM,
         parameters=20.2,
         reference="Tan and Le 2021, arXiv 2104.00298",
     ),
@@ -71,7 +71,7 @@ _BUILTIN: Final = (
             256, fit="squash", resample="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
         ),
         weights=_hub("vit_base_patch16_dinov3.lvd1689m", "DINOv3 License"),
-        builder=_TIMM,
+        loader=_TIMM,
         parameters=85.6,
         reference="Siméoni et al. 2025, arXiv 2508.10104",
     ),
@@ -90,7 +90,7 @@ _BUILTIN: Final = (
             licence="Apache-2.0",
             commercial=True,
         ),
-        builder="embedcache.encoders.timm_encoders:build_by_position",
+        loader="embedcache.encoders.timm_encoders:load_by_position",
         parameters=3.4,
         reference="Tan and Le 2019, arXiv 1905.11946, and its 'lite' variants",
     ),
@@ -117,9 +117,21 @@ _BUILTIN: Final = (
             licence="Apache-2.0",
             commercial=True,
         ),
-        builder="embedcache.encoders.sononet:build",
+        loader="embedcache.encoders.sononet:load",
         parameters=0.9,
         reference="Baumgartner et al. 2017, arXiv 1612.05601",
+    ),
+    EncoderSpec(
+        name="pixels",
+        architecture="pixels",
+        output="grey",
+        dim=256,
+        preprocess=Preprocess(
+            height=16, width=16, fit="squash", resample="bilinear", mean=(0.0,), std=(1.0,)
+        ),
+        weights=WeightsSource(kind="none", licence="none needed", commercial=True),
+        loader="embedcache.encoders.pixels:load",
+        reference="a control: 16 x 16 grey values, no network at all",
     ),
 )
 BUILTIN: Final[Mapping[str, EncoderSpec]] = {spec.name: spec for spec in _BUILTIN}
@@ -134,22 +146,30 @@ class Identified:
     spec
         The facts about it.
     weights_file
-        Its weights on this machine; None where they are random.
-    identity
-        What its fingerprint digests; None where only loading can tell.
+        Its weights on this machine; None where it has none or random ones.
+    weights_digest
+        Their SHA-256; None where only loading can tell.
     precision
         Of the computation.
     """
 
     spec: EncoderSpec
     weights_file: Path | None
-    identity: dict[str, Any] | None
+    weights_digest: str | None
     precision: Precision
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What the fingerprint digests; None where only loading can tell."""
+        if self.weights_digest is None:
+            return None
+        return identity(self.spec, self.weights_digest, self.precision)
 
     @property
     def fingerprint(self) -> str | None:
         """The fingerprint, or None where only loading can tell."""
-        return None if self.identity is None else fingerprint_of(self.identity)
+        known = self.identity
+        return None if known is None else fingerprint_of(known)
 
 
 def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec:
@@ -238,10 +258,11 @@ def identify(
     file = find_weights(spec, given=weights, offline=offline)
     if file is not None:
         digest: str | None = digests.file_digest(file)
-    else:
+    elif spec.weights.kind == "random":
         digest = _known_random_digest(spec, known)
-    which = None if digest is None else identity(spec, digest, precision)
-    return Identified(spec=spec, weights_file=file, identity=which, precision=precision)
+    else:
+        digest = "none"
+    return Identified(spec, file, digest, precision)
 
 
 def _known_random_digest(spec: EncoderSpec, known: Iterable[Mapping[str, Any]]) -> str | None:
@@ -271,19 +292,8 @@ def load(found: Identified, *, device: str = "auto") -> Encoder:
     DeviceError
         This machine has no such device.
     """
-    from embedcache.encoders.torch_encoder import TorchEncoder, random_weights, tensors_digest
-
-    module_name, _, function = found.spec.builder.partition(":")
-    build = getattr(importlib.import_module(module_name), function)
-    if found.weights_file is not None:
-        module = build(found.spec, found.weights_file)
-    else:
-        with random_weights(found.spec.weights.seed):
-            module = build(found.spec, None)
-    which = found.identity
-    if which is None:
-        which = identity(found.spec, tensors_digest(module), found.precision)
-    encoder = TorchEncoder(found.spec, which, module, device=device)
+    module, _, function = found.spec.loader.partition(":")
+    encoder: Encoder = getattr(importlib.import_module(module), function)(found, device)
     if found.fingerprint not in {None, encoder.fingerprint}:
         raise EncoderError(f"'{found.spec.name}' changed its fingerprint while loading")
     return encoder

@@ -11,8 +11,14 @@ from typing import Final
 import torch
 from torch import nn
 
+from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec
-from embedcache.encoders.torch_encoder import load_strictly, read_state_dict
+from embedcache.encoders.torch_encoder import (
+    TorchEncoder,
+    load_strictly,
+    load_torch,
+    read_state_dict,
+)
 
 WIDTHS: Final = ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))
 CLASSES: Final = (
@@ -76,7 +82,12 @@ class SonoNet(nn.Module):
         return self.feature_map(images).mean((2, 3))
 
 
-def build(spec: EncoderSpec, file: Path | None) -> nn.Module:  # noqa: ARG001 - a builder's form
+def load(found: Identified, device: str) -> TorchEncoder:
+    """Return the encoder."""
+    return load_torch(build, found, device)
+
+
+def build(spec: EncoderSpec, file: Path | None) -> nn.Module:  # noqa: ARG001 - see load_torch
     """Return the network with the weights of `file`, or as initialised."""
     network = SonoNet()
     if file is not None:

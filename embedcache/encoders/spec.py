@@ -28,7 +28,7 @@ class WeightsSource:
     ----------
     kind
         'hub': a file on the Hugging Face hub; 'package': a file inside an installed distribution;
-        'user': a file the user downloads and registers; 'random': drawn from `seed`.
+        'user': a file the user downloads and registers; 'random': drawn from `seed`; 'none': there are none.
     location
         Hub repository, import name of the package, or the page that publishes the file.
     file
@@ -41,7 +41,7 @@ class WeightsSource:
         Of random weights.
     """
 
-    kind: Literal["hub", "package", "user", "random"]
+    kind: Literal["hub", "package", "user", "random", "none"]
     location: str = ""
     file: str = ""
     licence: str = "not stated"
@@ -67,8 +67,8 @@ class EncoderSpec:
         From a picture to the array the network takes.
     weights
         Where the weights come from.
-    builder
-        'module:function' that returns the network; see CONTRIBUTING.md.
+    loader
+        'module:function' that takes an `Identified` and a device and returns the `Encoder`.
     parameters
         Number of parameters, in millions.
     reference
@@ -81,7 +81,7 @@ class EncoderSpec:
     dim: int
     preprocess: Preprocess
     weights: WeightsSource
-    builder: str
+    loader: str
     parameters: float = 0.0
     reference: str = ""
 

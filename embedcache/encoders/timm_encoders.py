@@ -12,8 +12,14 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from embedcache.encoders.preprocess import Preprocess
+from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
-from embedcache.encoders.torch_encoder import load_strictly, read_state_dict
+from embedcache.encoders.torch_encoder import (
+    TorchEncoder,
+    load_strictly,
+    load_torch,
+    read_state_dict,
+)
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
 _COMMERCIAL: Final = {"apache-2.0": True, "mit": True, "bsd-3-clause": True}
@@ -55,7 +61,7 @@ def describe(name: str) -> EncoderSpec:
             licence=str(config.get("license") or "not stated"),
             commercial=_COMMERCIAL.get(str(config.get("license"))),
         ),
-        builder=f"{__name__}:build",
+        loader=f"{__name__}:load",
         parameters=round(sum(p.numel() for p in network.parameters()) / 1e6, 1),
         reference=str(config.get("paper_ids") or config.get("origin_url") or "timm"),
     )
@@ -83,6 +89,16 @@ def _preprocess(name: str, settings: dict[str, Any]) -> Preprocess:
 
 def _network(architecture: str, **settings: Any) -> Any:
     return timm.create_model(architecture, pretrained=False, **settings)
+
+
+def load(found: Identified, device: str) -> TorchEncoder:
+    """Return the encoder of a network whose published file timm knows."""
+    return load_torch(build, found, device)
+
+
+def load_by_position(found: Identified, device: str) -> TorchEncoder:
+    """Return the encoder of a network whose file has other names for the same tensors."""
+    return load_torch(build_by_position, found, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:

@@ -6,15 +6,18 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch import nn
 
 from embedcache.encoders.devices import check_device
-from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows
+from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity
 from embedcache.errors import DeviceError, EncoderWeightsError
+
+if TYPE_CHECKING:
+    from embedcache.encoders.registry import Identified
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Measured on two cores: beyond 16 images of 224 x 224 the activations leave the cache and every
@@ -183,6 +186,29 @@ def _exact_float32() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul)
+
+
+def load_torch(
+    build: Callable[[EncoderSpec, Path | None], nn.Module], found: Identified, device: str
+) -> TorchEncoder:
+    """Return the encoder of a network: what the loaders of torch models are made of.
+
+    Parameters
+    ----------
+    build
+        Returns the network with the weights of a file, or as initialised where there is none.
+    found, device
+        As a loader is given them.
+    """
+    if found.weights_file is not None:
+        module = build(found.spec, found.weights_file)
+    else:
+        with random_weights(found.spec.weights.seed):
+            module = build(found.spec, None)
+    digest = found.weights_digest or tensors_digest(module)
+    return TorchEncoder(
+        found.spec, identity(found.spec, digest, found.precision), module, device=device
+    )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def weights_home() -> Path:
 def find_weights(
     spec: EncoderSpec, *, given: Path | None = None, offline: bool = False, fetch: bool = True
 ) -> Path | None:
-    """Return the weights file of an encoder, or None where the weights are random.
+    """Return the weights file of an encoder, or None where it has none or random ones.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def find_weights(
         The file is not here; says where it is published and what to type.
     """
     source = spec.weights
-    if source.kind == "random":
+    if source.kind in {"random", "none"}:
         return None
     if given is not None:
         if not given.is_file():

@@ -8,10 +8,12 @@ read and decoded once for all encoders.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -73,6 +75,17 @@ def usable_cores() -> int:
     """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _give_way() -> None:
+    """Let this thread run where the encoder leaves a core idle, and only there.
+
+    An encoder's threads wait for each other at every layer, so one that is held up by a decoder
+    holds up all. Linux has priorities by thread; with them a pass costs no more than its forward
+    and its decoding spread over all cores (benchmarks/bench_extract.py).
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int) -> list[str]:
@@ -141,12 +154,11 @@ def run_pass(
         flow.run(fail_fast=fail_fast, on_progress=on_progress)
     finally:
         digests.save()
-    loaded_s = sum(job.load_s for job in jobs)
     return PassReport(
         tallies=tuple(flow.tally(lane) for lane in flow.lanes),
         wall_s=time.perf_counter() - start,
-        loaded_s=loaded_s,
-        waited_s=max(0.0, flow.waited_s - loaded_s),
+        loaded_s=sum(job.load_s for job in jobs),
+        waited_s=flow.waited_s,
         seconds=flow.seconds(),
         workers=workers,
     )
@@ -171,7 +183,7 @@ class _Flow:
         self.keys: dict[int, str] = {}  # image number to digest
         self.troubles: dict[int, str] = {}  # image number to why it has no usable bytes
         self.shared = Clock()  # read and decode, for all lanes together
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="append")
+        self.writer = ThreadPoolExecutor(1, "append")
         self.lanes = [self._lane(job) for job in jobs]
 
     def _lane(self, job: Job) -> Lane:
@@ -193,7 +205,8 @@ class _Flow:
     def run(self, *, fail_fast: bool, on_progress: Callable[[Progress], None]) -> None:
         todo = [number for number in range(len(self.images)) if not self._is_settled(number)]
         n_failed = 0
-        with self.writer, ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
+        pool = ThreadPoolExecutor(self.workers, "decode", initializer=_give_way)
+        with self.writer, pool:
             try:
                 for n_done, (number, prepared) in enumerate(self._prepared(todo, pool), 1):
                     self._take(number, prepared)
@@ -243,13 +256,28 @@ class _Flow:
                 if not ahead:
                     return
                 number, future = ahead.popleft()
-                start = time.perf_counter()
-                prepared = future.result()
-                self.waited_s += time.perf_counter() - start
-                yield number, prepared
+                yield number, self._result(future)
         finally:
             for _, future in ahead:
                 future.cancel()
+
+    def _result(self, future: Future[_Prepared]) -> _Prepared:
+        """Wait for an image; load an encoder, on this thread, once an image turns out to need it.
+
+        Not on a worker's: the threads that torch starts there would inherit its priority.
+        """
+        unloaded = [lane.job for lane in self.lanes if not lane.job.is_loaded]
+        while unloaded and not future.done():
+            events: list[Future[Any]] = [future, *(job.wanted for job in unloaded)]
+            wait(events, return_when=FIRST_COMPLETED)
+            for job in unloaded:
+                if job.wanted.done():
+                    job.load()
+            unloaded = [job for job in unloaded if not job.is_loaded]
+        start = time.perf_counter()
+        prepared = future.result()
+        self.waited_s += time.perf_counter() - start
+        return prepared
 
     def _prepare(self, image: ImageFile) -> _Prepared:
         """Do what can be done for one image off the main thread."""

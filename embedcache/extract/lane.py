@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray
+from embedcache.errors import EncoderError
 from embedcache.extract.report import Clock
 from embedcache.store.embedding_store import EmbeddingStore
 
@@ -39,6 +40,13 @@ class Job:
         Images a batch; None takes what the encoder suggests.
     retry_failed
         Whether images that failed before are tried again.
+
+    Attributes
+    ----------
+    wanted
+        Done as soon as an image needs the encoder: then the main thread is to call `load`.
+    load_s
+        How long loading took.
     """
 
     def __init__(
@@ -53,20 +61,37 @@ class Job:
         self.spec = spec
         self.store = store
         self.held = frozenset(store.row_keys())
+        self.wanted: Future[None] = Future()
+        self.load_s = 0.0
         self._settled = self.held if retry_failed else self.held | store.failures.keys()
         self._claimed: set[str] = set()
-        self._load = load
-        self._batch_size = batch_size
         self._lock = threading.Lock()
-        self.load_s = 0.0
+        self._load = load
+        self._loaded: Encoder | None = None
+        self._ready = threading.Event()
+        self._batch_size = batch_size
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """The encoder, loaded at first use; `load_s` then says how long that took."""
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `encoder` can be had without waiting."""
+        return self._ready.is_set()
+
+    def load(self) -> None:
+        """Load the encoder; whoever waits for it goes on."""
         start = time.perf_counter()
-        encoder = self._load()
+        try:
+            self._loaded = self._load()
+        finally:
+            self._ready.set()
         self.load_s = time.perf_counter() - start
-        return encoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; waits until it is loaded."""
+        self._ready.wait()
+        if self._loaded is None:
+            raise EncoderError(f"'{self.spec.name}' could not be loaded")
+        return self._loaded
 
     @property
     def batch_size(self) -> int:
@@ -78,12 +103,14 @@ class Job:
         return key in self._settled
 
     def claim(self, key: str) -> bool:
-        """Take an image on, once; the first caller loads the encoder while the others wait."""
+        """Take an image on, once; the first to do so asks for the encoder."""
         with self._lock:
             if key in self._settled or key in self._claimed:
                 return False
             self._claimed.add(key)
-            return self.encoder is not None
+            if not self.wanted.done():
+                self.wanted.set_result(None)
+            return True
 
 
 class Lane:

@@ -258,7 +258,7 @@ def _job(
     if found.identity is None:
         # Random weights: only drawing them tells their digest.
         loaded = registry.load(found, device=options.device)
-        found = replace(found, identity=loaded.identity)
+        found = replace(found, weights_digest=loaded.identity["weights"])
     name = found.spec.name
     folder = state.encoder_folder(workspace, name, str(found.fingerprint))
     document = {
