@@ -150,16 +150,16 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     try:
         sealed = json.loads(path.read_bytes())
-        expected = sealed.pop("crc32c")
     except FileNotFoundError:
         raise StoreCorruptError(f"{path} is missing; run `embedcache verify --repair`") from None
-    except (ValueError, KeyError, AttributeError):
-        expected, sealed = None, {}
-    if expected != crc32c(canonical_json(sealed)):
+    except ValueError:
+        sealed = None
+    document = dict(sealed) if isinstance(sealed, dict) else {}
+    if document.pop("crc32c", None) != crc32c(canonical_json(document)):
         raise StoreCorruptError(
             f"{path} does not match its checksum; run `embedcache verify --repair`"
         )
-    return dict(sealed)
+    return document
 
 
 def publish_table(folder: Path, stem: str, table: pa.Table) -> Path:

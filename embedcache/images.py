@@ -36,6 +36,9 @@ def decode_image(data: bytes) -> Image.Image:
             n_frames = getattr(image, "n_frames", 1)
             if image.format in _MOVING and n_frames > 1:
                 raise ImageReadError(f"{n_frames} frames in one file; expected one")
+            if image.format == "PNG":
+                # Decoding stops at the last pixel; only this looks at the checksums and the end.
+                Image.open(io.BytesIO(data)).verify()
             image.load()
     except ImageReadError:
         raise

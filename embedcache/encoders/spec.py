@@ -28,7 +28,8 @@ class WeightsSource:
     ----------
     kind
         'hub': a file on the Hugging Face hub; 'package': a file inside an installed distribution;
-        'user': a file the user downloads and registers; 'random': drawn from `seed`; 'none': there are none.
+        'user': a file the user downloads and registers; 'random': drawn from `seed`; 'none': there
+        are none.
     location
         Hub repository, import name of the package, or the page that publishes the file.
     file

@@ -1,0 +1,75 @@
+"""What the tests share: small projects, the command in this process, and where real data lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from embedcache_cli.main import run
+
+import embedcache
+from embedcache.pipeline.project import Project
+from embedcache.testing import write_cohort
+
+ROOT = Path(__file__).parents[1]
+REAL_DATA = Path(os.environ.get("EMBEDCACHE_REAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+def real(*parts: str) -> Path:
+    """Return a path below the real data, or skip the test where there is none."""
+    path = REAL_DATA.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs real data in {REAL_DATA} (EMBEDCACHE_REAL_DATA)")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    for name in list(os.environ):
+        if name.startswith("EMBEDCACHE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("EMBEDCACHE_WEIGHTS_HOME", str(tmp_path_factory.mktemp("weights")))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Twelve patients at home, twelve abroad; nothing encoded yet."""
+    write_cohort(tmp_path, cohorts=("home", "abroad"))
+    return embedcache.open(tmp_path)
+
+
+@pytest.fixture
+def probed(project: Project) -> Project:
+    """The same, encoded with 'pixels' and probed."""
+    project.extract("pixels")
+    project.probe("pixels")
+    return project
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    """Run `embedcache ARGUMENTS` in `tmp_path`, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Said:
+        capfd.readouterr()
+        code = run(list(map(str, arguments)))
+        out, err = capfd.readouterr()
+        return Said(code, out, err)
+
+    return call
