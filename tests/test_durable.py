@@ -79,7 +79,9 @@ def test_any_flipped_bit_in_a_table_is_found(tmp_path):
 
 def test_publishing_an_equal_table_again_is_no_error(tmp_path):
     table = pa.table({"x": ["a"]})
-    assert durable.publish_table(tmp_path, "t", table) == durable.publish_table(tmp_path, "t", table)
+    assert durable.publish_table(tmp_path, "t", table) == durable.publish_table(
+        tmp_path, "t", table
+    )
 
 
 def test_ids_sort_by_time_and_differ():

@@ -26,7 +26,7 @@ def test_reads_required_and_other_columns_in_file_order(tmp_path):
 
 
 def test_accepts_a_byte_order_mark_windows_lines_quotes_and_blank_lines(tmp_path):
-    file = write(tmp_path, b'\xef\xbb\xbf' + f'{HEADER}\r\n\r\na,"x,1.png",P,l,c\r\n'.encode())
+    file = write(tmp_path, b"\xef\xbb\xbf" + f'{HEADER}\r\n\r\na,"x,1.png",P,l,c\r\n'.encode())
     assert read_manifest(file).column("path") == ("x,1.png",)
 
 
@@ -83,7 +83,9 @@ def test_types_numbers_but_keeps_codes_and_known_columns_as_text(tmp_path):
     assert table["empty"].to_pylist() == [None, None]
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../b.png", "images/../../x"])
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/etc/passwd", "a/../../b.png", "images/../../x"]
+)
 def test_refuses_paths_that_leave_the_data_root(tmp_path, path):
     manifest = read_manifest(write(tmp_path, f"{HEADER}\na,{path},P,l,c\n"))
     with pytest.raises(ManifestError, match="is outside .*--data-root"):
@@ -94,7 +96,11 @@ def test_accepts_absolute_paths_and_harmless_dots_below_the_data_root(tmp_path):
     text = f"{HEADER}\na,{tmp_path}/x/1.png,P,l,c\nb,x/../y.png,P,l,c\nc,d..e.png,P,l,c\n"
     manifest = read_manifest(write(tmp_path, text))
     root = str(tmp_path)
-    assert image_paths(manifest, tmp_path) == [f"{root}/x/1.png", f"{root}/y.png", f"{root}/d..e.png"]
+    assert image_paths(manifest, tmp_path) == [
+        f"{root}/x/1.png",
+        f"{root}/y.png",
+        f"{root}/d..e.png",
+    ]
 
 
 def test_a_sibling_folder_with_the_same_beginning_is_outside(tmp_path):
