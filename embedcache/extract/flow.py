@@ -219,14 +219,11 @@ class _Flow:
             except StoreWriteError:
                 raise
             except BaseException:
-                # Interrupted, or told to stop at the first failure: what is encoded is kept.
-                self._finish()
+                for lane in self.lanes:
+                    lane.keep()
                 raise
-            self._finish()
-
-    def _finish(self) -> None:
-        for lane in self.lanes:
-            lane.finish()
+            for lane in self.lanes:
+                lane.finish()
 
     def _is_settled(self, number: int) -> bool:
         """Decide what can be decided without reading the file."""

@@ -173,6 +173,16 @@ class Lane:
         self._commit()
         self._settle()
 
+    def keep(self) -> None:
+        """Store what has been encoded and start nothing new: the pass was interrupted."""
+        while self._in_flight:
+            try:
+                self._collect()
+            except Exception:  # an encoder may raise anything; what ended the pass is raised anyway
+                self._in_flight.clear()
+        self._commit()
+        self._settle()
+
     def _encode(self) -> None:
         with self.clock.timed("encode"):
             rows = self.job.encoder.encode_async(self._batch)
