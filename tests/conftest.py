@@ -37,7 +37,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Twelve patients at home, twelve abroad; nothing encoded yet."""
+    """Twelve patients at home, ten abroad; nothing encoded yet."""
     write_cohort(tmp_path, cohorts=("home", "abroad"))
     return embedcache.open(tmp_path)
 

@@ -168,12 +168,13 @@ def _failure_rows(sources: Sources) -> Iterator[dict[str, Any]]:
     images = list(zip(*columns, strict=True))
     for store in sources.stores:
         for image_id, key in images:
-            if key in store.failures:
+            reason = "its file is not here" if key is None else store.failures.get(key)
+            if reason is not None:
                 yield {
                     "image_id": image_id,
                     "encoder": store.name,
                     "fingerprint": store.fingerprint,
-                    "reason": store.failures[key],
+                    "reason": reason,
                 }
 
 

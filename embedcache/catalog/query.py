@@ -163,17 +163,14 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
     if where is None:
         return list(range(len(images)))
     numbered = images.append_column("_number", pa.array(range(len(images)), pa.int64()))
-    query = f"SELECT _number FROM images WHERE (\n{where}\n) ORDER BY _number"  # noqa: S608
-    check_reading(query)
     with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-        connection.register("images", numbered)
         try:
-            kept = connection.sql(query).fetchall()
+            kept = connection.from_arrow(numbered).filter(where).project("_number").fetchall()
         except duckdb.Error as error:
             raise CatalogError(
                 f"--where {where!r}: {_one_line(error)}; columns: {', '.join(images.column_names)}"
             ) from None
-    return [number for (number,) in kept]
+    return sorted(number for (number,) in kept)
 
 
 def _one_line(error: duckdb.Error) -> str:

@@ -106,7 +106,7 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
         raise RunError(f"no image with a '{options.label}' is left; check --where and --class-map")
     patients = {
         name: {patient[number] for number in labelled if cohort[number] == name}
-        for name in sorted({cohort[number] for number in labelled})
+        for name in dict.fromkeys(cohort[number] for number in labelled)
     }
     train_cohort = options.train_cohort or max(patients, key=lambda name: len(patients[name]))
     train = [number for number in labelled if cohort[number] == train_cohort]

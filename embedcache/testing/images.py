@@ -28,7 +28,7 @@ def write_cohort(
     folder
         Takes `data_manifest.csv` and `images/`.
     n_patients, n_images
-        Patients a cohort, and images a patient and class.
+        Patients of the first cohort (others have two fewer), and images a patient and class.
     classes
         Each patient has images of two of them, in turn.
     cohorts
@@ -42,8 +42,9 @@ def write_cohort(
     patterns = {name: chance.integers(40, 216, (size, size)) for name in classes}
     rows = []
     for cohort in cohorts:
-        known = classes if cohort == cohorts[0] else classes[:-1]
-        for number in range(n_patients):
+        first = cohort == cohorts[0]
+        known = classes if first else classes[:-1]
+        for number in range(n_patients if first else n_patients - 2):
             patient = f"{cohort}-{number:03d}"
             tint = chance.normal(0, 12)
             for label in (known[number % len(known)], known[(number + 1) % len(known)]):
