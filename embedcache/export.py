@@ -7,8 +7,9 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +106,7 @@ def table_bytes(table: pa.Table, kind: str) -> bytes:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         return bytes(sink.getvalue().to_pybytes())
-    rows = [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    rows = plain_rows(table)
     if kind == "json":
         return json.dumps(rows, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
     text = io.StringIO(newline="")
@@ -119,10 +120,20 @@ def table_bytes(table: pa.Table, kind: str) -> bytes:
     return text.getvalue().encode()
 
 
-def _plain(value: object) -> object:
-    """Return a DuckDB MAP, which Arrow hands over as pairs, as a dict; NaN as None."""
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return a table's rows as plain values, nested ones included."""
+    return [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: a MAP, which Arrow hands over as pairs, is a dict; NaN is None."""
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, float) and math.isnan(value):
         return None
-    if isinstance(value, list) and value and all(isinstance(one, tuple) for one in value):
-        return dict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        pairs = bool(value) and all(isinstance(one, tuple) for one in value)
+        return _plain(dict(value)) if pairs else [_plain(one) for one in value]
     return value

@@ -34,7 +34,7 @@ def sql(
 ) -> None:
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
-    from embedcache.export import table_bytes
+    from embedcache.export import plain_rows, table_bytes
 
     if query == "-":
         query = sys.stdin.read()
@@ -45,7 +45,7 @@ def sql(
         "json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table"
     )
     if kind == "table":
-        rows = [[_shown(value) for value in row.values()] for row in table.to_pylist()]
+        rows = [[_shown(value) for value in row.values()] for row in plain_rows(table)]
         data = (text_table(table.column_names, rows) + "\n").encode()
     else:
         data = table_bytes(table, kind)
