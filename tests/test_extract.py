@@ -70,6 +70,21 @@ def test_every_image_is_encoded_once_and_right(tmp_path, images, workers, batch_
     assert np.array_equal(store.read(keys), expected(images, encoder))
 
 
+class View(FakeEncoder):
+    """Returns a view of its input, which the pass overwrites with the next batch."""
+
+    def encode(self, batch):
+        return batch.reshape(len(batch), -1)
+
+
+def test_an_encoder_may_return_a_view_of_its_batch(tmp_path, images):
+    encoder = View(dim=64)
+    run_pass(images, [job(tmp_path, encoder, batch_size=4)], DigestCache())
+    digests = DigestCache()
+    keys = [digests.file_digest(Path(image.path)) for image in images]
+    assert np.array_equal(open_store(tmp_path, encoder).read(keys), expected(images, encoder))
+
+
 def test_a_second_pass_encodes_nothing_and_loads_nothing(tmp_path, images):
     encoder, digests = FakeEncoder(), DigestCache()
     run_pass(images, [job(tmp_path, encoder)], digests)

@@ -372,7 +372,8 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
 def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
-    care.sweep(state.encoder_folders(probed.workspace)[0], grace_s=-1)
+    (store,) = state.open_stores(probed.workspace)
+    care.sweep(store.folder, grace_s=-1)
     expected = probed.embeddings("pixels").X
     pristine = tmp_path / "pristine"
     shutil.copytree(probed.workspace.store, pristine)
@@ -394,8 +395,7 @@ def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
         assert known, (name, report.findings)
         mended = probed.verify(repair=True)
         assert mended.repaired
-        if name.parts[0] == "runs" or name.parts[0] in {"folds", "manifests"}:
-            probed.extract("pixels")
+        if name.parts[0] == "runs":
             probed.probe("pixels")
         assert probed.verify().findings == (), name
         assert np.array_equal(probed.embeddings("pixels").X, expected)

@@ -11,7 +11,7 @@ class PixelsEncoder(Encoder):
 
     def encode(self, batch: FloatArray) -> FloatArray:
         """Return the pixels; see `Encoder.encode`."""
-        return check_rows(batch.reshape(len(batch), -1), len(batch), self.spec)
+        return check_rows(batch.reshape(len(batch), -1).copy(), len(batch), self.spec)
 
     @property
     def batch_size(self) -> int:

@@ -169,6 +169,8 @@ class Encoder(ABC):
         may be overwritten as soon as this returns.
         """
         rows = self.encode(batch)
+        if np.may_share_memory(rows, batch):  # an encoder may well return a view of its input
+            rows = rows.copy()
         return lambda: rows
 
     @property

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from embedcache.embeddings import LabelledEmbeddings
     from embedcache.folds import FoldSize, FoldTable
     from embedcache.pipeline.probing import ProbeOptions, RunOutcome
-    from embedcache.pipeline.upkeep import GcReport, Status, VerifyReport
+    from embedcache.pipeline.upkeep import GcReport, Status
+    from embedcache.pipeline.verify import VerifyReport
 
 
 class Project:
@@ -231,11 +232,11 @@ class Project:
         options
             As for `extract`, for the rows that are encoded again.
         """
-        from embedcache.pipeline import upkeep
+        from embedcache.pipeline import verify
 
         if not repair:
-            return upkeep.verify(self.workspace)
-        return upkeep.repair(
+            return verify.verify(self.workspace)
+        return verify.repair(
             self.workspace,
             ExtractOptions(**options),
             on_progress=on_progress,

@@ -136,24 +136,30 @@ def save_snapshot(workspace: Workspace, images: Images) -> str:
 
     Returns
     -------
-    Id of the snapshot.
+    Digest of the content, by which `has_snapshot` knows it.
     """
-    content = hashlib.sha256(canonical_json(images.table.to_pydict())).hexdigest()
-    files = snapshot_files(workspace)
-    for path in reversed(files):
-        metadata = snapshot_metadata(read_table(path))
-        if metadata["manifest"] == workspace.manifest.name:
-            if metadata["content"] == content:
-                return table_stem(path)
-            break
-    metadata = {
-        "manifest": workspace.manifest.name,
-        "content": content,
-        "parent": table_stem(files[-1]) if files else None,
-        "created": utc_now(),
-    }
-    table = images.table.replace_schema_metadata({_SNAPSHOT: json.dumps(metadata).encode()})
-    return table_stem(publish_table(workspace.manifests, new_id(), table))
+    content = hashlib.sha256(canonical_json(images.table.to_pydict())).hexdigest()[:16]
+    latest = latest_snapshot(workspace)
+    if latest is None or snapshot_metadata(latest)["content"] != content:
+        files = snapshot_files(workspace)
+        metadata = {
+            "manifest": workspace.manifest.name,
+            "content": content,
+            "parent": _content_of(files[-1]) if files else None,
+            "created": utc_now(),
+        }
+        table = images.table.replace_schema_metadata({_SNAPSHOT: json.dumps(metadata).encode()})
+        publish_table(workspace.manifests, f"{new_id()[:21]}-{content}", table)
+    return content
+
+
+def has_snapshot(workspace: Workspace, content: str) -> bool:
+    """Tell whether a manifest of this content is remembered."""
+    return content in map(_content_of, snapshot_files(workspace))
+
+
+def _content_of(path: Path) -> str:
+    return table_stem(path).rpartition("-")[2]
 
 
 def encoder_folders(workspace: Workspace) -> list[Path]:

@@ -96,16 +96,13 @@ def _check_parents(
 def _check_orphans(folder: Path, live: list[Record], present: set[str]) -> Iterator[Damage]:
     void = {gone for record in live for gone in record.replaces}
     for path in sorted((folder / "seg").glob("*.zarr")):
-        if path.stem not in present | void and _is_complete(path):
+        interrupted = layout.intent_path(folder, path.stem).exists()
+        if path.stem not in present | void and not interrupted and _is_complete(path):
             yield Damage(path, "holds rows that no record names: the record is missing")
 
 
 def _is_complete(path: Path) -> bool:
-    """Tell a segment that lost its record from a write that was interrupted before it had one.
-
-    A segment is flushed whole before its record is written, so all its chunks being there is what
-    sets the two apart; the moment between the two is a few milliseconds long.
-    """
+    """Tell a segment that lost its record from half a segment whose write a power cut ended."""
     import zarr
 
     try:
@@ -124,6 +121,12 @@ def known_keys(folder: Path) -> set[str]:
     """Return the digests of the images that the readable records hold, damaged rows included."""
     live, _ = read_records(folder)
     return {key for record in live for key in record.keys}
+
+
+def named_in_context(folder: Path, name: str) -> set[str]:
+    """Return the values that live records keep under a name in their context."""
+    live, _ = read_records(folder)
+    return {str(record.context[name]) for record in live if name in record.context}
 
 
 def mend_store(folder: Path) -> int:
@@ -207,9 +210,6 @@ def sweep(folder: Path, *, grace_s: float = GRACE_S) -> int:
     files = layout.record_files(folder)
     for record_id in _void_for(files, grace_s):
         files.pop(record_id).unlink()
-    for leftover in (folder / "commit").glob(f"{TEMPORARY}*"):
-        if _is_old(leftover, grace_s):
-            leftover.unlink()
     if (folder / "commit").is_dir():
         fsync(folder / "commit")
     freed = 0
@@ -217,6 +217,10 @@ def sweep(folder: Path, *, grace_s: float = GRACE_S) -> int:
         if path.stem not in files and _is_old(path, grace_s):
             freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             shutil.rmtree(path)
+    for leftover in (folder / "commit").glob(f"{TEMPORARY}*"):
+        segment_is_gone = not (folder / "seg" / f"{leftover.name[len(TEMPORARY) :]}.zarr").exists()
+        if segment_is_gone and _is_old(leftover, grace_s):
+            leftover.unlink()
     return freed
 
 

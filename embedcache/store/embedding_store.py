@@ -16,7 +16,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.durable import new_id, publish, read_document, seal_document
+from embedcache.durable import new_id, publish, read_document, seal_document, write_error
 from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
@@ -299,25 +299,31 @@ def commit(
             sums.append(segment.row_sums(block))
             yield block
 
-    path = layout.segment_path(folder, record_id)
-    files = segment.write_segment(path, len(keys), dim, summed())
-    record = Record(
-        id=record_id,
-        keys=tuple(keys),
-        sums=np.concatenate(sums),
-        dim=dim,
-        chunk_rows=segment.chunk_rows_for(len(keys)),
-        files=files,
-        failures=dict(failures),
-        replaces=tuple(replaces),
-        parents=tuple(parents),
-        context={**context, "encoder": dict(document)},
-    )
+    path, intent = layout.segment_path(folder, record_id), layout.intent_path(folder, record_id)
     try:
+        intent.parent.mkdir(exist_ok=True)
+        intent.touch()
+        files = segment.write_segment(path, len(keys), dim, summed())
+        record = Record(
+            id=record_id,
+            keys=tuple(keys),
+            sums=np.concatenate(sums),
+            dim=dim,
+            chunk_rows=segment.chunk_rows_for(len(keys)),
+            files=files,
+            failures=dict(failures),
+            replaces=tuple(replaces),
+            parents=tuple(parents),
+            context={**context, "encoder": dict(document)},
+        )
         layout.publish_record(folder, record)
     except StoreWriteError:
         shutil.rmtree(path, ignore_errors=True)
         raise
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        intent.unlink(missing_ok=True)
     return record
 
 

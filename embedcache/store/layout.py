@@ -3,6 +3,7 @@
     encoder.json                           which encoder this is; write-once
     seg/<id>.zarr/{zarr.json, c/...}       a (n, dim) array; never changed, id never reused
     commit/<id>.<crc32c>.parquet           which image each row is, and every checksum
+    commit/.tmp-<id>                       a commit under way, or killed on its way
     LOCK                                   saves double work; correctness never rests on it
 
 Rows exist when their record does: a segment without a record is an interrupted write.
@@ -96,6 +97,15 @@ class Record:
     def size_bytes(self) -> int:
         """Bytes of the segment on disk."""
         return sum(file.size for file in self.files)
+
+
+def intent_path(folder: Path, record_id: str) -> Path:
+    """Return the file that is there while a commit is under way.
+
+    A whole segment without a record is the leftover of a killed write if this file is there, and
+    a segment that lost its record if it is not.
+    """
+    return folder / "commit" / f"{TEMPORARY}{record_id}"
 
 
 def segment_path(folder: Path, record_id: str) -> Path:

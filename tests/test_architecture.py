@@ -1,0 +1,184 @@
+"""The rooms and who may enter: imports point down only, and each heavy package has one home."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# From the top down; a room may import from any room below its own line, never from a neighbour.
+FLOORS = (
+    ("embedcache_cli",),
+    ("embedcache.__init__",),
+    ("embedcache.testing",),
+    ("embedcache.pipeline",),
+    ("embedcache.extract", "embedcache.catalog", "embedcache.probe", "embedcache.evaluate"),
+    ("embedcache.probes", "embedcache.datasets", "embedcache.export"),
+    ("embedcache.encoders", "embedcache.store"),
+    ("embedcache.images", "embedcache.folds", "embedcache.runs"),
+    ("embedcache.manifest", "embedcache.embeddings", "embedcache.workspace", "embedcache.digests"),
+    ("embedcache.durable",),
+    ("embedcache.errors",),
+)
+HOMES = {
+    "torch": ("embedcache.encoders",),
+    "timm": ("embedcache.encoders",),
+    "safetensors": ("embedcache.encoders", "embedcache.export"),
+    "huggingface_hub": ("embedcache.encoders",),
+    "zarr": ("embedcache.store",),
+    "numcodecs": ("embedcache.store",),
+    "filelock": ("embedcache.store",),
+    "duckdb": ("embedcache.catalog",),
+    "sklearn": ("embedcache.folds", "embedcache.probe", "embedcache.probes"),
+    "scipy": ("embedcache.datasets",),
+    "PIL": (
+        "embedcache.images",
+        "embedcache.encoders",
+        "embedcache.datasets",
+        "embedcache.testing",
+    ),
+    "google_crc32c": ("embedcache.durable",),
+    "click": ("embedcache_cli",),
+    "rich": ("embedcache_cli",),
+}
+# Where an import may stand inside a function: verbs, the pipeline, the lazy loaders of the
+# encoders, and what must not cost anything until it is used.
+LATE = (
+    "embedcache_cli.",
+    "embedcache.pipeline.",
+    "embedcache.encoders.registry",
+    "embedcache.encoders.weights",
+    "embedcache.encoders.torch_encoder",
+    "embedcache.store.segment",
+    "embedcache.store.care",
+    "embedcache.export",
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for base, folder in ((ROOT, "embedcache"), (ROOT / "cli", "embedcache_cli")):
+        for path in sorted((base / folder).rglob("*.py")):
+            yield ".".join(path.relative_to(base).with_suffix("").parts), path
+
+
+MODULES = dict(modules())
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[0] if parts[0] == "embedcache_cli" else ".".join(parts[:2])
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+    """Yield each imported name, whether it stands in a function, and whether only for types."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        late, typed = id(node) in inside, id(node) in typing_only
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, late, typed) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole if whole in MODULES else node.module), late, typed
+
+
+def floor(name: str) -> int:
+    found = [number for number, rooms in enumerate(FLOORS) if name in rooms]
+    assert found, f"{name} has no floor; give it one in FLOORS"
+    return found[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    for name, _, typed in imports(MODULES[module]):
+        if not name.startswith("embedcache") or typed:
+            continue
+        target = "embedcache.__init__" if name == "embedcache" else name
+        here, there = room(module), room(target)
+        if here != there:
+            assert floor(there) > floor(here), f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_stay_at_home(module):
+    for name, _, _ in imports(MODULES[module]):
+        package = name.split(".")[0]
+        if package in HOMES:
+            assert room(module) in HOMES[package], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_third_party_package_is_declared_and_has_a_home(module):
+    free = {"numpy", "pyarrow", "platformdirs", "embedcache", "embedcache_cli"}
+    for name, _, _ in imports(MODULES[module]):
+        package = name.split(".")[0]
+        known = package in HOMES or package in free or package in sys.stdlib_module_names
+        assert known, f"{module} imports {name}; give {package} a home in HOMES"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_late_imports_stand_only_where_they_may(module):
+    late = [name for name, is_late, _ in imports(MODULES[module]) if is_late]
+    assert not late or module.startswith(LATE), f"{module} imports {late} inside a function"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_short_and_shallow(module):
+    assert len(MODULES[module].read_text().splitlines()) <= 500
+    assert len(module.split(".")) <= 3
+
+
+def test_the_store_knows_no_patients_and_the_encoders_no_paths_of_images():
+    for module, path in MODULES.items():
+        code = ast.unparse(ast.parse(path.read_text()))
+        if module.startswith("embedcache.store."):
+            assert "patient_id" not in code, module
+        if module.startswith("embedcache.encoders."):
+            assert "patient" not in code, module
+            assert "image_id" not in code, module
+
+
+def test_nothing_is_marked_as_unfinished():
+    for module, path in MODULES.items():
+        text = path.read_text()
+        for word in ("TODO", "FIXME", "XXX", "NotImplementedError"):
+            assert word not in text, f"{module}: {word}"
+
+
+def test_the_tree_of_errors_is_the_one_that_is_drawn():
+    from embedcache import errors
+
+    drawn = errors.__doc__
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.EmbedcacheError):
+            assert name in drawn, name
+            parents = [base.__name__ for base in kind.__bases__ if base.__module__ == "builtins"]
+            assert all(f"{name}({parent})" in drawn for parent in parents if parent != "Exception")
+
+
+def test_errors_survive_pickling():
+    import pickle
+
+    from embedcache import errors
+
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.EmbedcacheError):
+            again = pickle.loads(pickle.dumps(kind("what, where, way out")))
+            assert str(again) == "what, where, way out"
+            assert type(again) is kind
