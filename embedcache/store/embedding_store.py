@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,20 @@ class EmbeddingStore:
             raise StoreCorruptError(next(iter(damage.values())))
         self.records = records
         self.failures: dict[str, str] = {}
-        self._rows: dict[str, tuple[int, int]] = {}
-        for number, record in enumerate(records):
+        self._rows: dict[str, int] = {}
+        self._starts = [0]
+        for record in records:
             segment.check_sizes(self.folder, record)
-            for row, key in enumerate(record.keys):
-                self._rows.setdefault(key, (number, row))
+            self._add_rows(record)
             self.failures |= record.failures
         self.failures = {k: why for k, why in self.failures.items() if k not in self._rows}
+
+    def _add_rows(self, record: Record) -> None:
+        # A row's place is one number, counted through all records: a tuple a row would double the
+        # time that a store takes to open.
+        for place, key in enumerate(record.keys, self._starts[-1]):
+            self._rows.setdefault(key, place)
+        self._starts.append(self._starts[-1] + len(record.keys))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -125,8 +133,9 @@ class EmbeddingStore:
 
     def locate(self, key: str) -> tuple[str, int]:
         """Return segment id and row of an image that is held."""
-        number, row = self._rows[key]
-        return self.records[number].id, row
+        place = self._rows[key]
+        number = bisect_right(self._starts, place) - 1
+        return self.records[number].id, place - self._starts[number]
 
     def read(self, keys: Sequence[str]) -> FloatArray:
         """Return the rows of images that are held, every byte of them checked.
@@ -160,14 +169,13 @@ class EmbeddingStore:
         if missing:
             raise LookupError(f"{len(missing)} images are not held, first {missing[0]}")
         out = np.empty((len(keys), self.dim), np.float32)
-        places = np.array([self._rows[key] for key in keys], np.int64).reshape(-1, 2)
-        order = np.lexsort((places[:, 1], places[:, 0]))
-        numbers = places[order, 0]
+        places = np.fromiter(map(self._rows.__getitem__, keys), np.int64, len(keys))
+        order = np.argsort(places, kind="stable")
+        numbers = np.searchsorted(self._starts, places[order], side="right") - 1
         for number in np.unique(numbers):
-            of_record = order[numbers == number]
-            segment.read_rows(
-                self.folder, self.records[number], places[of_record, 1], out, of_record
-            )
+            of_record = order[slice(*np.searchsorted(numbers, [number, number + 1]))]
+            rows = places[of_record] - self._starts[number]
+            segment.read_rows(self.folder, self.records[number], rows, out, of_record)
         return out
 
     def append(
@@ -241,8 +249,7 @@ class EmbeddingStore:
             parents=[record.id for record in self.records if record.id not in seen],
         )
         self.records.append(record)
-        for row, key in enumerate(record.keys):
-            self._rows.setdefault(key, (len(self.records) - 1, row))
+        self._add_rows(record)
         self.failures |= {k: v for k, v in record.failures.items() if k not in self._rows}
 
     @contextlib.contextmanager
