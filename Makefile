@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test test-fast lint bench clean
+.PHONY: quickstart test test-fast lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/embedcache quickstart

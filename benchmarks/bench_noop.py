@@ -16,12 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
+import timm
 from common import print_machine, spread
 from PIL import Image
 
 from embedcache.manifest import write_manifest
 
-MODEL = "random:timm:test_vit"
+MODEL = "timm:test_vit"  # the smallest of timm, here with random weights in a file
 COMMAND = [str(Path(sys.executable).with_name("embedcache"))]
 
 
@@ -61,7 +63,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_images(folder, args.n)
-        extract = [*COMMAND, "extract", "-m", MODEL]
+        weights = folder / "weights.safetensors"
+        safetensors.torch.save_model(timm.create_model(MODEL.partition(":")[2]), weights)
+        extract = [*COMMAND, "extract", "-m", MODEL, "--weights", str(weights)]
         print(f"{args.n} images of 8 x 8 pixels, {MODEL}: first pass {run(folder, extract):.0f} s")
         # The digest of a file changed within the last seconds is not trusted, so hash them again
         # once all of them have come of age.
