@@ -129,6 +129,13 @@ def test_random_weights_found_in_a_store_need_no_drawing():
     ).fingerprint is None  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["timm:resnet18", "random:timm:resnet18"])
+def test_a_timm_model_found_in_a_store_is_not_asked_of_timm_again(name, monkeypatch):
+    document = {"spec": find_spec(name).document(), "versions": {"timm": timm.__version__}}
+    monkeypatch.setattr(timm, "is_model", lambda _: pytest.fail("timm was asked"))
+    assert find_spec(name, [document]).document() == document["spec"]
+
+
 def test_unknown_timm_names_get_the_nearest():
     with pytest.raises(
         UnknownEncoderError, match="has no model 'resnet51'; did you mean 'timm:res"

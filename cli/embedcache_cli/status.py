@@ -39,7 +39,7 @@ def status(manifest: Path | None, store: Path | None, data_root: Path | None, as
             for one in found.encoders
         ]  # fmt: skip
         click.echo(text_table(header, rows))
-        click.echo(f"{found.n_runs} runs in {short_path(found.store)}")
+        click.echo(f"runs: {found.n_runs}, in {short_path(found.store)}")
         if found.n_unreadable:
             click.echo(f"{found.n_unreadable} images are not on this machine")
     incomplete = any(one.n_missing or one.n_failed for one in found.encoders)

@@ -191,6 +191,11 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
     if name.replace("_", "-") in BUILTIN:
         return BUILTIN[name.replace("_", "-")]
     kind, _, rest = name.partition(":")
+    if "timm:" in name:
+        for document in known:
+            same = document["spec"]["name"] == name
+            if same and document["versions"].get("timm") == _installed("timm"):
+                return EncoderSpec.from_document(document["spec"])
     if kind == "random" and rest:
         return replace(
             find_spec(rest, known),
@@ -199,10 +204,6 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
             reference="a control: the same network, never trained",
         )
     if kind == "timm" and rest:
-        for document in known:
-            same = document["spec"]["name"] == name
-            if same and document["versions"].get("timm") == _installed("timm"):
-                return EncoderSpec.from_document(document["spec"])
         from embedcache.encoders.timm_encoders import describe
 
         return describe(rest)
