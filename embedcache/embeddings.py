@@ -25,6 +25,8 @@ class LabelledEmbeddings:
         One a row.
     label
         One a row; '' where the image has none.
+    n_failed
+        Images that were asked for and left out, because they could not be encoded.
     """
 
     encoder: str
@@ -34,6 +36,7 @@ class LabelledEmbeddings:
     patient_id: tuple[str, ...] = field(repr=False)
     cohort: tuple[str, ...] = field(repr=False)
     label: tuple[str, ...] = field(repr=False)
+    n_failed: int = 0
 
     def __post_init__(self) -> None:
         columns = (self.image_id, self.patient_id, self.cohort, self.label)

@@ -95,7 +95,12 @@ def read_manifest(file: Path) -> Manifest:
         `image_id`, empty `patient_id`, `cohort` or `path`, malformed `sha256`. Names file, line,
         column and value.
     """
-    rows = csv.reader(io.StringIO(_read_text(file), newline=""), strict=True)
+    return parse_manifest(_read_text(file), file)
+
+
+def parse_manifest(text: str, file: Path) -> Manifest:
+    """Return the manifest that a text holds; `file` is what errors name. See `read_manifest`."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         _check_header(file, header)
@@ -212,7 +217,7 @@ def write_manifest(file: Path, rows: Iterable[Mapping[str, str]]) -> Manifest:
     Raises
     ------
     ManifestError
-        There are no rows, or what was written does not read back as a manifest.
+        There are no rows, or together they are no manifest; an existing file stays as it was.
     """
     rows = list(rows)
     if not rows:
@@ -222,5 +227,6 @@ def write_manifest(file: Path, rows: Iterable[Mapping[str, str]]) -> Manifest:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    manifest = parse_manifest(text.getvalue(), file)  # before it takes the place of a good one
     replace(file, text.getvalue().encode())
-    return read_manifest(file)
+    return manifest

@@ -463,3 +463,11 @@ def test_options_reach_the_bootstrap(project):
     project.extract("pixels")
     (few,) = project.probe("pixels", probe_options=ProbeOptions(n_resamples=100))
     assert few.run.settings["n_resamples"] == 100
+
+
+def test_an_edited_manifest_is_no_damage(probed):
+    manifest = probed.workspace.manifest
+    manifest.write_text(manifest.read_text().replace(",abdomen,", ",brain,", 1))
+    assert probed.verify().findings == ()
+    probed.gc()
+    assert probed.verify().findings == ()

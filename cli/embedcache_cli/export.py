@@ -7,15 +7,23 @@ from pathlib import Path
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import short_path
+from embedcache_cli.output import say, short_path
 
 
 @click.command(short_help="One encoder's rows to parquet, npy or safetensors.")
 @options.option("-m", "--model", required=True, metavar="NAME", help="Encoder.")
-@options.option("-o", "--output", type=options.FILE, required=True, help="File to write.")
+@options.option(
+    "-o",
+    "--output",
+    envvar="EMBEDCACHE_EXPORT_OUTPUT",
+    type=options.FILE,
+    required=True,
+    help="File to write.",
+)
 @options.option(
     "--format",
     "kind",
+    envvar="EMBEDCACHE_EXPORT_FORMAT",
     type=click.Choice(["parquet", "npy", "safetensors"]),
     help="Format.  [default: from the file's suffix]",
 )
@@ -31,10 +39,18 @@ def export(
     manifest: Path | None,
     store: Path | None,
     data_root: Path | None,
-) -> None:
-    """Write one encoder's embeddings, with image, patient, cohort and label, to a file."""
+) -> int:
+    """Write one encoder's embeddings, with image, patient, cohort and label, to a file.
+
+    Exit code 3 says that images that could not be encoded are not in it.
+    """
     import embedcache
+    from embedcache.export import write_embeddings
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    for path in project.export(model, output, kind=kind, where=where, label=label):
+    rows = project.embeddings(model, where=where, label=label)
+    for path in write_embeddings(rows, output, kind):
         click.echo(short_path(path))
+    if rows.n_failed:
+        say(f"{rows.n_failed} images that could not be encoded are left out")
+    return 3 if rows.n_failed else 0

@@ -28,6 +28,7 @@ _SHOWN = 10
 @options.model
 @options.project
 @options.encoding
+@options.precision
 @options.option(
     "--shard", type=options.shard, metavar="I/N", help="Only the I-th of every N images."
 )
@@ -40,6 +41,7 @@ _SHOWN = 10
 )
 @options.option("--retry-failed", is_flag=True, help="Try images again that failed before.")
 @options.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+@options.progress
 @options.talk
 def extract(
     models: tuple[str, ...],
@@ -85,7 +87,7 @@ def show_plan(plans: Any, *, as_json: bool) -> int:
         rows = [
             (
                 plan.encoder,
-                plan.fingerprint[:12] or "(drawn first)",
+                plan.fingerprint[:12] or "not known yet",
                 plan.n_images,
                 plan.n_hits,
                 plan.n_misses,

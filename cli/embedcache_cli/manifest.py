@@ -27,6 +27,7 @@ _writing = options.compose(
     options.option(
         "-o",
         "--output",
+        envvar="EMBEDCACHE_MANIFEST_OUTPUT",
         type=options.FILE,
         default="data_manifest.csv",
         show_default=True,

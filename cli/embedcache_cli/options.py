@@ -36,10 +36,13 @@ def folds(value: str) -> int | Path:
 
 
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    """Return `click.option` with an environment variable named after the long option."""
+    """Return `click.option` with an environment variable, named after the long option.
+
+    Where two verbs mean different things by one word, they say `envvar` themselves.
+    """
     long = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "EMBEDCACHE_" + long.removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, **settings)
+    return click.option(*names, **{"envvar": variable, **settings})
 
 
 def compose(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -95,6 +98,14 @@ cohorts = compose(
     option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap."),
 )
 
+precision = option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Of the computation; auto is fp32 everywhere. Part of the fingerprint.",
+)
+
 encoding = compose(
     option(
         "--device",
@@ -102,13 +113,6 @@ encoding = compose(
         show_default=True,
         metavar="auto|cpu|cuda|cuda:N|mps",
         help="Where encoders run.",
-    ),
-    option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-        default="auto",
-        show_default=True,
-        help="Of the computation; auto is fp32 everywhere. Part of the fingerprint.",
     ),
     option(
         "-b",
@@ -132,16 +136,17 @@ encoding = compose(
     option("--offline", is_flag=True, help="Never ask the Hugging Face hub."),
 )
 
+progress = option(
+    "--progress",
+    "progress_mode",
+    type=click.Choice(["auto", "bar", "plain", "jsonl", "off"]),
+    default="auto",
+    show_default=True,
+    help="Progress on stderr; auto is a bar in a terminal, else off.",
+)
+
 talk = compose(
     option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-    option(
-        "--progress",
-        "progress_mode",
-        type=click.Choice(["auto", "bar", "plain", "jsonl", "off"]),
-        default="auto",
-        show_default=True,
-        help="Progress on stderr; auto is a bar in a terminal, else off.",
-    ),
     option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors."),
     option("-v", "--verbose", is_flag=True, help="Say more."),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +89,11 @@ def seconds_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def command_name() -> str:
+    """Return what to type: the command's name, or its path where the shell would not find it."""
+    return "embedcache" if shutil.which("embedcache") else short_path(Path(sys.argv[0]))
 
 
 def short_path(path: Path) -> str:

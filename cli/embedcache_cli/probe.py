@@ -36,7 +36,6 @@ def probe(
     external: tuple[str, ...],
     resamples: int,
     as_json: bool,
-    progress_mode: str,
     quiet: bool,
     verbose: bool,
     **cohorts: Any,
@@ -49,7 +48,6 @@ def probe(
     import embedcache
     from embedcache.pipeline.probing import ProbeOptions
 
-    del progress_mode
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     outcomes = project.probe(
         models,

@@ -8,7 +8,7 @@ import click
 
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
-from embedcache_cli.output import progress, short_path
+from embedcache_cli.output import command_name, progress, short_path
 from embedcache_cli.probe import print_outcomes
 
 _QUESTIONS = (
@@ -30,6 +30,7 @@ _QUESTIONS = (
     help="Folder for manifest, images and store.",
 )
 @options.option("--seed", type=int, default=0, show_default=True, help="Of the generated pictures.")
+@options.progress
 @options.talk
 def quickstart(
     into: Path, seed: int, as_json: bool, progress_mode: str, quiet: bool, verbose: bool
@@ -58,8 +59,8 @@ def quickstart(
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"
     tell("4. Ask for more, in SQL (docs/sql.md has ten worked queries):")
     for question in _QUESTIONS:
-        tell(f'   embedcache sql{where} "{question}"')
+        tell(f'   {command_name()} sql{where} "{question}"')
     tell(f"5. Written: {short_path(project.workspace.manifest)}, {short_path(into / 'phantom')}/,")
     tell(f"   {short_path(project.workspace.store)}/ (Zarr, Parquet, and catalog.duckdb)")
-    tell("   Your own images: embedcache manifest folder --root DIR --patient REGEX")
-    return 0
+    tell(f"   Your own images: {command_name()} manifest folder --root DIR --patient REGEX")
+    return 3 if report.n_failed else 0

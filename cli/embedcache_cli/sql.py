@@ -18,10 +18,17 @@ from embedcache_cli.output import say, short_path, text_table
 @options.option(
     "--format",
     "kind",
+    envvar="EMBEDCACHE_SQL_FORMAT",
     type=click.Choice(["table", "csv", "json", "parquet"]),
     help="How to print.  [default: table, or from the file's suffix]",
 )
-@options.option("-o", "--output", type=options.FILE, help="File to write instead of stdout.")
+@options.option(
+    "-o",
+    "--output",
+    envvar="EMBEDCACHE_SQL_OUTPUT",
+    type=options.FILE,
+    help="File to write instead of stdout.",
+)
 @options.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def sql(
     query: str,

@@ -18,6 +18,7 @@ _SHOWN = 5
 @options.project
 @options.option("--repair", is_flag=True, help="Mend what can be mended; encode lost rows again.")
 @options.encoding
+@options.progress
 @options.talk
 def verify(
     manifest: Path | None,

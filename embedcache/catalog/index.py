@@ -7,6 +7,7 @@ catalog alone: it can be deleted at any time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -236,6 +237,9 @@ def write_catalog(path: Path, sources: Sources) -> None:
                 connection.unregister("source")
             for name in run_files.TABLES:
                 _create_run_view(connection, name, sources)
+            for (name,) in connection.sql("SELECT table_name FROM duckdb_tables()").fetchall():
+                content = _content_of(connection, name)
+                connection.execute(f"COMMENT ON TABLE \"{name}\" IS '{content}'")
             connection.execute(views_sql())
         fsync(aside)
         aside.replace(path)
@@ -262,15 +266,16 @@ def _create_run_view(connection: duckdb.DuckDBPyConnection, name: str, sources: 
     connection.unregister("source")
 
 
-def compare_catalog(path: Path, sources: Sources) -> list[str]:
-    """Return the index tables in which a catalog differs from what the files say."""
+def _content_of(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    rows = connection.sql(f'FROM "{name}"').to_arrow_table().to_pylist()
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def check_catalog(path: Path) -> list[str]:
+    """Return the tables of a catalog that are not what was written into it."""
     try:
         with duckdb.connect(str(path), read_only=True, config=_CONFIG) as connection:
-            return [
-                name
-                for name, table in index_tables(sources).items()
-                if connection.sql(f'FROM "{name}"').to_arrow_table().to_pylist()
-                != table.to_pylist()
-            ]
+            said = connection.sql("SELECT table_name, comment FROM duckdb_tables()").fetchall()
+            return [name for name, content in said if content != _content_of(connection, name)]
     except duckdb.Error:
         return ["a table that cannot be read"]

@@ -8,4 +8,5 @@ SELECT
     count(*) AS n_images,
     list(DISTINCT label ORDER BY label) AS labels
 FROM images
-GROUP BY patient_id;
+GROUP BY patient_id
+ORDER BY patient_id;

@@ -25,7 +25,7 @@ from embedcache.encoders.spec import (
     identity,
 )
 from embedcache.encoders.weights import find_weights
-from embedcache.errors import EncoderError, UnknownEncoderError
+from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
 _TIMM: Final = "embedcache.encoders.timm_encoders:load"
 _HALF: Final = (0.5, 0.5, 0.5)
@@ -171,6 +171,12 @@ class Identified:
         known = self.identity
         return None if known is None else fingerprint_of(known)
 
+    @property
+    def presumed_fingerprint(self) -> str:
+        """The fingerprint, or what stands for it until loading tells: equal where it will be."""
+        source = f"{self.spec.weights.kind} {self.spec.weights.location} {self.spec.weights.seed}"
+        return fingerprint_of(identity(self.spec, self.weights_digest or source, self.precision))
+
 
 def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec:
     """Return the facts about an encoder.
@@ -197,8 +203,11 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
             if same and document["versions"].get("timm") == _installed("timm"):
                 return EncoderSpec.from_document(document["spec"])
     if kind == "random" and rest:
+        trained = find_spec(rest, known)
+        if trained.weights.kind in {"random", "none"}:
+            raise UnknownEncoderError(f"'{rest}' has no trained weights, so no random control")
         return replace(
-            find_spec(rest, known),
+            trained,
             name=name,
             weights=WeightsSource(kind="random", licence="none needed", commercial=True),
             reference="a control: the same network, never trained",
@@ -234,6 +243,7 @@ def identify(
     weights: Path | None = None,
     precision: Precision = "fp32",
     offline: bool = False,
+    fetch: bool = True,
 ) -> Identified:
     """Find an encoder's weights and, without loading them, its fingerprint where that can be had.
 
@@ -248,7 +258,10 @@ def identify(
     weights
         A file to use instead of the registered one.
     precision, offline
-        As `load` takes them.
+        As `load_encoder` takes them.
+    fetch
+        Whether weights may be fetched from the hub now; if not, and they are not here, their digest
+        stays unknown.
 
     Raises
     ------
@@ -256,7 +269,12 @@ def identify(
     """
     known = list(known)
     spec = find_spec(name, known)
-    file = find_weights(spec, given=weights, offline=offline)
+    try:
+        file = find_weights(spec, given=weights, offline=offline, fetch=fetch)
+    except EncoderWeightsError:
+        if fetch or spec.weights.kind != "hub":
+            raise
+        return Identified(spec, None, None, precision)
     if file is not None:
         digest: str | None = digests.file_digest(file)
     elif spec.weights.kind == "random":

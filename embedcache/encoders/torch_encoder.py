@@ -202,6 +202,8 @@ def load_torch(
     """
     if found.weights_file is not None:
         module = build(found.spec, found.weights_file)
+    elif found.spec.weights.kind != "random":
+        raise EncoderWeightsError(f"'{found.spec.name}' was identified without its weights")
     else:
         with random_weights(found.spec.weights.seed):
             module = build(found.spec, None)

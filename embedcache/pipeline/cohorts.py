@@ -135,8 +135,8 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
 
 def load_embeddings(
     store: EmbeddingStore, images: state.Images, labels: Sequence[str], numbers: Sequence[int]
-) -> tuple[LabelledEmbeddings, int]:
-    """Return the embeddings of some images, and how many of these could not be encoded.
+) -> LabelledEmbeddings:
+    """Return the embeddings of some images; those that could not be encoded are left out.
 
     Raises
     ------
@@ -157,14 +157,14 @@ def load_embeddings(
         column: tuple(images.table[column].take(pa.array(held, pa.int64())).to_pylist())
         for column in ("image_id", "patient_id", "cohort")
     }
-    rows = LabelledEmbeddings(
+    return LabelledEmbeddings(
         encoder=store.name,
         fingerprint=store.fingerprint,
         X=store.read([str(keys[number]) for number in held]),
         label=tuple(labels[number] for number in held),
+        n_failed=len(numbers) - len(held),
         **columns,
     )
-    return rows, len(numbers) - len(held)
 
 
 def _failed(store: EmbeddingStore, key: str | None) -> bool:
@@ -179,7 +179,7 @@ def select_embeddings(
     labels = _labels(images, label)
     numbers = select_images(images.table, where)
     store = state.find_store(workspace, model)
-    return load_embeddings(store, images, labels, numbers)[0]
+    return load_embeddings(store, images, labels, numbers)
 
 
 def _labels(images: state.Images, column: str) -> list[str]:

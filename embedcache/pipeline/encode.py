@@ -105,9 +105,14 @@ def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool)
 
 
 def identify_models(
-    workspace: Workspace, models: Sequence[str], options: ExtractOptions, digests: DigestCache
+    workspace: Workspace,
+    models: Sequence[str],
+    options: ExtractOptions,
+    digests: DigestCache,
+    *,
+    fetch: bool = True,
 ) -> list[Identified]:
-    """Find each model's weights and fingerprint.
+    """Find each model's weights and fingerprint; two names of one fingerprint count once.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def identify_models(
         raise RunError(f"--weights is for one model, {len(names)} were named: {', '.join(names)}")
     precision: Precision = "fp32" if options.precision == "auto" else options.precision
     known = state.encoder_documents(workspace)
-    return [
+    found = [
         registry.identify(
             name,
             digests=digests,
@@ -129,15 +134,17 @@ def identify_models(
             weights=options.weights,
             precision=precision,
             offline=options.offline,
+            fetch=fetch,
         )
         for name in names
     ]
+    return list({one.presumed_fingerprint: one for one in reversed(found)}.values())[::-1]
 
 
 def plan(workspace: Workspace, models: Sequence[str], options: ExtractOptions) -> list[Plan]:
     """Return what `extract` would do; changes nothing."""
     digests = DigestCache(workspace.digests)
-    found = identify_models(workspace, models, options, digests)
+    found = identify_models(workspace, models, options, digests, fetch=False)
     images = state.load_images(workspace, digests)
     files, keys = images.files, images.keys
     numbers = _shard(range(len(files)), options.shard)

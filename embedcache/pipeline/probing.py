@@ -176,12 +176,11 @@ def _probe_one(
     snapshot: str,
 ) -> RunOutcome:
     start = time.perf_counter()
-    train, n_skipped = load_embeddings(store, cohorts.images, cohorts.labels, cohorts.train)
-    external = []
-    for numbers in cohorts.external.values():
-        rows, n_more = load_embeddings(store, cohorts.images, cohorts.labels, numbers)
-        external.append(rows)
-        n_skipped += n_more
+    train, *external = (
+        load_embeddings(store, cohorts.images, cohorts.labels, numbers)
+        for numbers in (cohorts.train, *cohorts.external.values())
+    )
+    n_skipped = sum(rows.n_failed for rows in (train, *external))
     settings = {
         "protocol": PROTOCOL,
         "label": cohort_options.label,

@@ -207,10 +207,12 @@ def find_store(workspace: Workspace, model: str) -> EmbeddingStore:
         It holds several fingerprints of it; lists them.
     """
     name, _, prefix = model.partition("@")
+    plain = name.replace("_", "-")
     documents = {
         str(document["fingerprint"]): document
         for document in encoder_documents(workspace)
-        if document["name"] == name and str(document["fingerprint"]).startswith(prefix)
+        if str(document["name"]).replace("_", "-") == plain
+        and str(document["fingerprint"]).startswith(prefix)
     }
     if not documents:
         held = sorted({str(d["name"]) for d in encoder_documents(workspace)})
@@ -237,10 +239,10 @@ def sources(workspace: Workspace, images: Images | None = None) -> Sources:
 
 
 def is_catalog_stale(workspace: Workspace) -> bool:
-    """Tell whether anything was committed since the catalog was written."""
-    folders = [workspace.encoders, workspace.manifests, workspace.folds, workspace.runs]
-    folders += [folder / "commit" for folder in encoder_folders(workspace)]
-    changed = max((f.stat().st_mtime_ns for f in folders if f.is_dir()), default=0)
+    """Tell whether anything was committed, or the manifest edited, since it was written."""
+    sources = [workspace.manifest, workspace.manifests, workspace.folds, workspace.runs]
+    sources += [workspace.encoders, *(f / "commit" for f in encoder_folders(workspace))]
+    changed = max((path.stat().st_mtime_ns for path in sources if path.exists()), default=0)
     return not workspace.catalog.exists() or workspace.catalog.stat().st_mtime_ns <= changed
 
 

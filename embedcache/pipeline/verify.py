@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedcache.catalog.index import compare_catalog
+from embedcache.catalog.index import check_catalog
 from embedcache.catalog.run_files import check_runs, read_run, run_folders
 from embedcache.digests import DigestCache
 from embedcache.durable import (
@@ -99,7 +99,7 @@ def verify(workspace: Workspace) -> VerifyReport:
     findings += _check_tables(workspace)
     findings += [Finding(path, problem) for path, problem in check_runs(workspace.runs)]
     findings += _check_references(workspace)
-    findings += _check_derived(workspace, sound=not findings)
+    findings += _check_derived(workspace)
     return VerifyReport(len(folders), n_rows, tuple(findings))
 
 
@@ -161,14 +161,13 @@ def _readable_runs(workspace: Workspace) -> Iterator[tuple[Path, dict[str, Any]]
             yield folder, read_run(folder)
 
 
-def _check_derived(workspace: Workspace, *, sound: bool) -> Iterator[Finding]:
-    """Find derived files that do not say what the files they were made from say."""
+def _check_derived(workspace: Workspace) -> Iterator[Finding]:
+    """Find derived files that are not as they were written."""
     if DigestCache(workspace.digests).is_damaged:
         yield Finding(workspace.digests, "does not match its checksum (derived: it is ignored)")
-    if sound and workspace.catalog.exists() and not state.is_catalog_stale(workspace):
-        differing = compare_catalog(workspace.catalog, state.sources(workspace))
-        if differing:
-            yield Finding(workspace.catalog, f"differs from the files in {', '.join(differing)}")
+    differing = check_catalog(workspace.catalog) if workspace.catalog.exists() else []
+    if differing:
+        yield Finding(workspace.catalog, f"is damaged in {', '.join(differing)}")
 
 
 def repair(

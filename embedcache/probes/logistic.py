@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from embedcache.errors import RunError
+
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
 C_GRID: Final = tuple(float(10.0**e) for e in np.arange(-5.0, 0.75, 0.5))
 _MOST_ITERATIONS: Final = 10_000
@@ -102,9 +104,15 @@ def _fit_path(
     model = LogisticRegression(max_iter=_MOST_ITERATIONS, warm_start=True)
     probes = []
     for C in values:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)
-            model.set_params(C=C).fit(Z, y)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ConvergenceWarning)
+                model.set_params(C=C).fit(Z, y)
+        except ConvergenceWarning:
+            raise RunError(
+                f"the probe at C = {C:g} did not converge in {_MOST_ITERATIONS} steps; look at the "
+                "embeddings (`embedcache verify`), their values may be extreme"
+            ) from None
         coef = model.coef_ if basis is None else model.coef_ @ basis
         probes.append(_spread(C, mean, scale, n_classes, model, coef))
     return probes

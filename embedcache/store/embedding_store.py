@@ -250,7 +250,8 @@ class EmbeddingStore:
         )
         self.records.append(record)
         self._add_rows(record)
-        self.failures |= {k: v for k, v in record.failures.items() if k not in self._rows}
+        failures = self.failures | record.failures
+        self.failures = {k: why for k, why in failures.items() if k not in self._rows}
 
     @contextlib.contextmanager
     def lock(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
