@@ -7,6 +7,7 @@ within the clock's granularity would leave no trace (git's 'racy' entries).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from embedcache.durable import crc32c, replace
+from embedcache.errors import StoreWriteError
 
 RACY_WINDOW_NS: Final = 2_000_000_000
 
@@ -85,7 +87,7 @@ class DigestCache:
         return known
 
     def save(self) -> None:
-        """Write the entries back, if there are new ones."""
+        """Write the entries back, if there are new ones, where possible: they save time."""
         if not self._changed or self._file is None:
             return
         lines = (
@@ -93,7 +95,8 @@ class DigestCache:
             for path, (stamp, digest) in sorted(self._entries.items())
         )
         body = "\n".join(lines).encode()
-        replace(self._file, _head(body) + b"\n" + body)
+        with contextlib.suppress(StoreWriteError):
+            replace(self._file, _head(body) + b"\n" + body)
         self._changed = False
 
 

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -78,6 +79,15 @@ def _write_temporary(folder: Path, data: bytes) -> Path:
     return temporary
 
 
+@contextlib.contextmanager
+def _unlinked_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def publish(path: Path, data: bytes) -> None:
     """Create `path` with `data`, durably, so that a reader sees all of it or nothing.
 
@@ -99,11 +109,12 @@ def publish(path: Path, data: bytes) -> None:
                 raise
             # Without hard links (FAT, some network mounts): an exclusive create. A torn file then
             # fails its checksum, which readers treat as damage, never as data.
-            with path.open("xb") as stream:
+            with path.open("xb") as stream, _unlinked_on_error(path):
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-        fsync(path.parent)
+        with _unlinked_on_error(path):
+            fsync(path.parent)
     except FileExistsError:
         raise
     except OSError as error:
@@ -117,7 +128,9 @@ def replace(path: Path, data: bytes) -> None:
     """Put `data` at `path` in one step; for derived files, where the last writer wins."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_temporary(path.parent, data).replace(path)
+        temporary = _write_temporary(path.parent, data)
+        with _unlinked_on_error(temporary):
+            temporary.replace(path)
     except OSError as error:
         raise write_error(path, error) from error
 

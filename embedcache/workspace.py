@@ -110,19 +110,21 @@ def find_workspace(
     path
         A folder with a `data_manifest.csv`, or a manifest file itself.
     manifest, data_root, store
-        Override `<folder>/data_manifest.csv`, the manifest's folder, and `<folder>/.embedcache`.
+        Override `<folder>/data_manifest.csv`, the manifest's folder, and `.embedcache` beside the
+        manifest.
 
     Raises
     ------
     ManifestError
         Neither a manifest nor a store is there.
     """
-    given = Path(path)
-    folder = given if given.is_dir() else given.parent
     if manifest is None:
-        manifest = folder / MANIFEST_NAME if given.is_dir() or not given.suffix else given
+        given = Path(path)
+        manifest = given / MANIFEST_NAME if given.is_dir() else given
+        if not given.exists() and not given.suffix:
+            raise ManifestError(f"{given}: no such folder or manifest")
     manifest = Path(manifest)
-    store = Path(store) if store is not None else folder / STORE_NAME
+    store = Path(store) if store is not None else manifest.parent / STORE_NAME
     if not manifest.is_file() and not (store / "manifests").is_dir():
         raise ManifestError(
             f"{manifest}: no such manifest; write one with `embedcache manifest folder --root "

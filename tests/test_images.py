@@ -112,3 +112,19 @@ def test_check_image_finds_damage_without_decoding(tmp_path):
         check_image(file)
     with pytest.raises(FileNotFoundError):
         check_image(tmp_path / "nowhere.png")
+
+
+def test_a_strip_that_would_take_gigabytes_to_resize_is_refused():
+    stream = io.BytesIO()
+    Image.new("L", (6000, 1)).save(stream, "PNG")
+    with pytest.raises(ImageReadError, match="6000 x 1 pixels, hardly a picture"):
+        decode_image(stream.getvalue())
+
+
+def test_whatever_a_decoder_raises_is_an_image_that_cannot_be_decoded(monkeypatch):
+    def confused(*_):
+        raise TypeError("Missing dimensions")
+
+    monkeypatch.setattr(Image, "open", confused)
+    with pytest.raises(ImageReadError, match="cannot be decoded: Missing dimensions"):
+        decode_image(b"II*")

@@ -22,10 +22,14 @@ from embedcache.errors import (
     MissingEmbeddingsError,
     RunError,
     StoreMismatchError,
+    StoreWriteError,
+    UnknownEncoderError,
 )
+from embedcache.manifest import write_manifest
 from embedcache.pipeline import state
 from embedcache.pipeline.probing import ProbeOptions
 from embedcache.store import care, layout
+from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
 
 
@@ -471,3 +475,87 @@ def test_an_edited_manifest_is_no_damage(probed):
     assert probed.verify().findings == ()
     probed.gc()
     assert probed.verify().findings == ()
+
+
+def test_two_names_of_one_encoder_are_one_pass(project):
+    report = project.extract(["pixels", "pixels"])
+    assert len(report.tallies) == 1
+    names = ["random:resnet50", "random:timm:resnet50.a1_in1k"]
+    assert [plan.encoder for plan in project.plan(names)] == [names[0]]
+
+
+def test_a_control_of_what_has_no_weights_is_refused(project):
+    with pytest.raises(UnknownEncoderError, match="'pixels' has no trained weights"):
+        project.extract("random:pixels")
+
+
+def test_stores_are_locked_in_one_order_whatever_the_order_of_the_models(project, monkeypatch):
+    locked = []
+    lock = EmbeddingStore.lock
+
+    def noted(store, on_wait):
+        locked.append(store.folder.name)
+        return lock(store, on_wait)
+
+    monkeypatch.setattr(EmbeddingStore, "lock", noted)
+    for models in (["pixels", "random:sononet16"], ["random:sononet16", "pixels"]):
+        project.extract(models)
+    assert locked[:2] == locked[2:] == sorted(locked[:2])
+
+
+def test_the_store_is_beside_the_manifest_whatever_the_current_folder(
+    project, monkeypatch, tmp_path_factory
+):
+    project.extract("pixels")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    other = embedcache.open(manifest=project.workspace.manifest)
+    assert other.workspace.store == project.workspace.store
+    with pytest.raises(ManifestError, match="typo: no such folder or manifest"):
+        embedcache.open(project.workspace.manifest.parent / "typo")
+
+
+def test_gc_spares_what_another_project_of_the_same_store_wants(project, tmp_path_factory):
+    project.extract("pixels")
+    write_cohort(tmp_path_factory.mktemp("other"), n_patients=6, seed=1)
+    folder = tmp_path_factory.getbasetemp() / "other0"
+    other = embedcache.open(folder, store=project.workspace.store)
+    other.extract("pixels")
+    assert other.gc(dry_run=True).n_rows == 0
+    assert project.gc(dry_run=True).n_rows == 0
+
+
+def test_an_image_that_is_not_the_stated_one_is_left_out_of_a_probe_too(project):
+    project.extract("pixels")
+    rows = project.images().to_pylist()
+    write_manifest(project.workspace.manifest, rows)  # now with the sha256 of each
+    first, second = (project.workspace.data_root / rows[n]["path"] for n in (0, 1))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    assert project.extract("pixels").n_failed == 2
+    assert project.embeddings("pixels").n_failed == 2
+    second.unlink()  # and one that is gone for good is counted, not an error without a way out
+    assert project.embeddings("pixels").n_failed == 1
+    stated = project.workspace.manifest.read_text().replace(rows[1]["sha256"], "ab" * 32)
+    project.workspace.manifest.write_text(stated)
+    assert project.embeddings("pixels").n_failed == 2
+
+
+def test_nothing_stored_is_nothing_damaged(project):
+    assert project.verify().findings == ()
+
+
+def test_a_store_that_cannot_remember_digests_can_be_asked(project, monkeypatch):
+    project.extract("pixels")
+    refused = []
+
+    def refuse(path, data):
+        refused.append(path)
+        raise StoreWriteError(f"{path}: Read-only file system")
+
+    monkeypatch.setattr("embedcache.digests.RACY_WINDOW_NS", 0)
+    monkeypatch.setattr("embedcache.digests.replace", refuse)
+    assert project.sql("SELECT count(*) AS n FROM embeddings")["n"].to_pylist() == [
+        len(project.images())
+    ]
+    assert refused

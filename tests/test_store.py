@@ -345,3 +345,63 @@ def test_the_lock_keeps_a_second_pass_waiting_and_says_so(store):
         assert not done.is_set()
     thread.join(10)
     assert done.is_set()
+
+
+def test_a_rewrite_keeps_what_others_committed_since_it_looked(store):
+    other = again(store)
+    other.append(keys(20, 22), rows(20, 22))
+    store.rewrite(keys(0, 8))
+    assert np.array_equal(again(store).read(keys(20, 22)), rows(20, 22))
+    assert np.array_equal(again(store).read(keys(0, 8)), rows(0, 8))
+
+
+@pytest.mark.parametrize("moment", ["before the record", "after the record"])
+def test_an_interruption_leaves_no_rows_that_nothing_names(store, monkeypatch, moment):
+    publish = layout.publish_record
+
+    def interrupted(folder, record):
+        if moment == "after the record":
+            publish(folder, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layout, "publish_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(keys(20, 22), rows(20, 22))
+    assert list(care.check_store(store.folder)) == []
+    assert (keys(20, 21)[0] in again(store)) == (moment == "after the record")
+
+
+def test_a_record_whose_folder_could_not_be_flushed_is_not_there(store, monkeypatch):
+    def refuse(path):
+        if path.name == "commit":
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("embedcache.durable.fsync", refuse)
+    with pytest.raises(StoreWriteError, match="Disk quota exceeded"):
+        store.append(keys(20, 22), rows(20, 22))
+    assert len(again(store)) == 8
+    assert list(care.check_store(store.folder)) == []
+
+
+def test_a_torn_record_of_a_killed_writer_is_no_record(store):
+    torn = store.folder / "commit" / "20991231T000000000000-abcdefabcdef.00000000.parquet"
+    torn.write_bytes(b"PAR1")
+    with pytest.raises(StoreCorruptError, match="does not match the checksum"):
+        again(store)
+    layout.intent_path(store.folder, "20991231T000000000000-abcdefabcdef").touch()
+    assert len(again(store)) == 8
+
+
+def test_dot_files_of_others_are_no_records(store):
+    (store.folder / "commit" / "._x.parquet").write_bytes(b"of another system")
+    assert len(again(store)) == 8
+    assert list(care.check_store(store.folder)) == []
+
+
+def test_a_store_that_cannot_be_locked_is_a_clear_error(store, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(StoreWriteError, match=r"LOCK: Read-only file system"), store.lock():
+        pass

@@ -363,3 +363,13 @@ def test_sononet_calls_brains_brains():
     brains = sum(sononet.CLASSES[number].startswith("BRAIN") for number in called)
     assert brains >= 55
     assert len(files) == 57
+
+
+def test_tensors_that_changed_places_are_not_loaded_by_position(tmp_path):
+    network = timm.create_model("tf_efficientnet_lite0")
+    names = list(network.state_dict())
+    names[1], names[2] = names[2], names[1]  # a batch norm's weight and bias: the same shape
+    swapped = {f"x{n}.{name}": network.state_dict()[name] for n, name in enumerate(names)}
+    torch.save(swapped, tmp_path / "swapped.pth")
+    with pytest.raises(EncoderWeightsError, match="in their published order"):
+        embedcache.load_encoder("efficientnet-lite0", weights=tmp_path / "swapped.pth")

@@ -131,7 +131,7 @@ def _prediction_rows(run_id: str, predictions: Predictions) -> pa.Table:
 def run_folders(root: Path) -> list[Path]:
     """Return the published runs' folders, by name."""
     return sorted(
-        path for path in root.glob("*") if path.is_dir() and not path.name.startswith(TEMPORARY)
+        path for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")
     )
 
 

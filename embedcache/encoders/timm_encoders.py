@@ -132,6 +132,10 @@ def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
     return cast(nn.Module, network)
 
 
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def build_by_position(spec: EncoderSpec, file: Path | None) -> nn.Module:
     """Return timm's network with weights that another code base published under other names.
 
@@ -142,9 +146,9 @@ def build_by_position(spec: EncoderSpec, file: Path | None) -> nn.Module:
     if file is not None:
         tensors = read_state_dict(file)
         names = network.state_dict().keys()
-        if len(tensors) != len(names):
+        if [_last(name) for name in tensors] != [_last(name) for name in names]:
             raise EncoderWeightsError(
-                f"{file}: holds {len(tensors)} tensors, '{spec.name}' has {len(names)}"
+                f"{file}: not the {len(names)} tensors of '{spec.name}' in their published order"
             )
         renamed = dict(zip(names, tensors.values(), strict=True))
         load_strictly(network, renamed, file)

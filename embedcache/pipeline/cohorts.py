@@ -141,12 +141,11 @@ def load_embeddings(
     Raises
     ------
     MissingEmbeddingsError
-        Images that were never encoded; names the first and the command.
+        Images that are here and were never encoded; names the first and the command.
     """
     keys, name = images.keys, images.table["image_id"].to_pylist()
-    missing = [
-        n for n in numbers if keys[n] and keys[n] not in store and not _failed(store, keys[n])
-    ]
+    settled = {None, *store.row_keys(), *store.failures}
+    missing = [n for n in numbers if keys[n] not in settled and n not in images.absent]
     if missing:
         raise MissingEmbeddingsError(
             f"{len(missing)} of {len(numbers)} images have no '{store.name}' embedding, first "
@@ -165,10 +164,6 @@ def load_embeddings(
         n_failed=len(numbers) - len(held),
         **columns,
     )
-
-
-def _failed(store: EmbeddingStore, key: str | None) -> bool:
-    return key in store.failures
 
 
 def select_embeddings(

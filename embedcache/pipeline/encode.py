@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -230,7 +231,7 @@ def encode_images(
 ) -> PassReport:
     """Encode what is missing of some images, and leave the stores in order."""
     with ExitStack() as stack:
-        jobs = [_job(workspace, one, options, stack, on_message) for one in found]
+        jobs = _jobs(workspace, found, options, stack, on_message)
         report = run_pass(
             files,
             jobs,
@@ -253,21 +254,42 @@ def _shard(numbers: Sequence[int], shard: tuple[int, int] | None) -> Sequence[in
     return numbers if shard is None else numbers[shard[0] - 1 :: shard[1]]
 
 
-def _job(
+def _jobs(
     workspace: Workspace,
-    found: Identified,
+    found: Sequence[Identified],
     options: ExtractOptions,
     stack: ExitStack,
     on_message: Callable[[str], None],
-) -> Job:
-    """Open a model's store, held until `stack` ends so that two passes do not do the same work."""
+) -> list[Job]:
+    """Open the models' stores, held until `stack` ends: two passes never do the same work."""
+    opened = [_open_store(workspace, one, options) for one in found]
+    if options.shard is None:  # shards work side by side
+        # In one order for all passes, or two of them would wait for each other for ever.
+        for store, _ in sorted(opened, key=lambda one: one[0].folder):
+            waiting = f"another process is extracting '{store.name}'; waiting for it to end"
+            stack.enter_context(store.lock(partial(on_message, waiting)))
+    return [
+        Job(
+            one.spec,
+            store,
+            load,
+            batch_size=options.batch_size,
+            retry_failed=options.retry_failed,
+        )
+        for one, (store, load) in zip(found, opened, strict=True)
+    ]
+
+
+def _open_store(
+    workspace: Workspace, found: Identified, options: ExtractOptions
+) -> tuple[EmbeddingStore, Callable[[], Encoder]]:
+    """Return a model's store, and what loads the model."""
     loaded: Encoder | None = None
     if found.identity is None:
         # Random weights: only drawing them tells their digest.
         loaded = registry.load(found, device=options.device)
         found = replace(found, weights_digest=loaded.identity["weights"])
     name = found.spec.name
-    folder = state.encoder_folder(workspace, name, str(found.fingerprint))
     document = {
         "name": name,
         "fingerprint": found.fingerprint,
@@ -276,17 +298,9 @@ def _job(
         "versions": registry.library_versions(),
         "created": utc_now(),
     }
+    folder = state.encoder_folder(workspace, name, str(found.fingerprint))
     store = EmbeddingStore.open_or_create(folder, document)
-    if options.shard is None:  # shards work side by side
-        waiting = f"another process is extracting '{name}'; waiting for it to end"
-        stack.enter_context(store.lock(lambda: on_message(waiting)))
-    return Job(
-        found.spec,
-        store,
-        lambda: loaded or registry.load(found, device=options.device),
-        batch_size=options.batch_size,
-        retry_failed=options.retry_failed,
-    )
+    return store, lambda: loaded or registry.load(found, device=options.device)
 
 
 def put_in_order(store: EmbeddingStore, images: state.Images, context: dict[str, Any]) -> bool:

@@ -270,7 +270,8 @@ def open_project(
     path
         A folder with a `data_manifest.csv`, or a manifest file.
     manifest, data_root, store
-        Override `<folder>/data_manifest.csv`, the manifest's folder, and `<folder>/.embedcache`.
+        Override `<folder>/data_manifest.csv`, the manifest's folder, and `.embedcache` beside the
+        manifest.
 
     Raises
     ------

@@ -41,13 +41,17 @@ class Images:
     ----------
     table
         Every manifest column, and `sha256`: of the file where it is here, of the manifest or of
-        the last extraction where it is not, NULL where nobody knows it.
+        the last extraction where it is not, NULL where nobody knows it or where the file is not
+        the one that the manifest states.
     files
         The same images as files, in the same order; empty where there is no manifest, only a store.
+    absent
+        Numbers of the images whose files are not here: they can be looked up, but not encoded.
     """
 
     table: pa.Table
     files: tuple[ImageFile, ...]
+    absent: frozenset[int] = frozenset()
 
     @property
     def keys(self) -> list[str | None]:
@@ -81,11 +85,16 @@ def load_images(workspace: Workspace, digests: DigestCache | None = None) -> Ima
         return Images(table=snapshot, files=())
     table, files = image_files(workspace)
     digests = digests or DigestCache(workspace.digests)
-    keys: list[str | None] = list(hash_images(files, digests, max(2, usable_cores())))
+    found = hash_images(files, digests, max(2, usable_cores()))
     if workspace.store.is_dir():
         digests.save()
-    keys = _without_files(table, keys, snapshot)
-    return Images(table=_with_digests(table, keys), files=files)
+    absent = frozenset(number for number, key in enumerate(found) if not key)
+    filled = _without_files(table, found, snapshot) if absent else found
+    keys = [
+        key if number in absent or file.expected in {"", key} else None
+        for number, (key, file) in enumerate(zip(filled, files, strict=True))
+    ]
+    return Images(table=_with_digests(table, keys), files=files, absent=absent)
 
 
 def _with_digests(table: pa.Table, keys: Sequence[str | None]) -> pa.Table:
@@ -98,8 +107,6 @@ def _without_files(
     table: pa.Table, keys: Sequence[str | None], snapshot: pa.Table | None
 ) -> list[str | None]:
     """Fill in the digests of files that are not on this machine."""
-    if all(keys):
-        return list(keys)
     stated = table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * len(keys)
     remembered: dict[tuple[str, str], str | None] = {}
     if snapshot is not None:
@@ -123,12 +130,20 @@ def snapshot_metadata(table: pa.Table) -> dict[str, Any]:
 
 
 def latest_snapshot(workspace: Workspace) -> pa.Table | None:
-    """Return the images of the last extraction with this manifest, or None."""
-    for path in reversed(snapshot_files(workspace)):
-        table = read_table(path)
-        if snapshot_metadata(table)["manifest"] == workspace.manifest.name:
-            return table
-    return None
+    """Return the images of the last extraction with this manifest, or None.
+
+    A store that came from elsewhere knows the manifest under another path; then its name counts.
+    """
+    tables = [read_table(path) for path in reversed(snapshot_files(workspace))]
+    by_path = (table for table in tables if is_snapshot_of(workspace, table))
+    name = workspace.manifest.name
+    by_name = (table for table in tables if snapshot_metadata(table)["manifest"] == name)
+    return next(by_path, None) or next(by_name, None)
+
+
+def is_snapshot_of(workspace: Workspace, table: pa.Table) -> bool:
+    """Tell whether a remembered manifest is this workspace's own, at an earlier time perhaps."""
+    return bool(snapshot_metadata(table).get("path") == str(workspace.manifest.resolve()))
 
 
 def save_snapshot(workspace: Workspace, images: Images) -> str:
@@ -140,10 +155,12 @@ def save_snapshot(workspace: Workspace, images: Images) -> str:
     """
     content = hashlib.sha256(canonical_json(images.table.to_pydict())).hexdigest()[:16]
     latest = latest_snapshot(workspace)
-    if latest is None or snapshot_metadata(latest)["content"] != content:
+    is_known = latest is not None and is_snapshot_of(workspace, latest)
+    if not is_known or snapshot_metadata(latest)["content"] != content:
         files = snapshot_files(workspace)
         metadata = {
             "manifest": workspace.manifest.name,
+            "path": str(workspace.manifest.resolve()),
             "content": content,
             "parent": _content_of(files[-1]) if files else None,
             "created": utc_now(),
@@ -164,7 +181,11 @@ def _content_of(path: Path) -> str:
 
 def encoder_folders(workspace: Workspace) -> list[Path]:
     """Return the folder of each encoder fingerprint, by name."""
-    return sorted(path for path in workspace.encoders.glob("*") if path.is_dir())
+    return sorted(
+        path
+        for path in workspace.encoders.glob("*")
+        if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def encoder_documents(workspace: Workspace) -> list[dict[str, Any]]:

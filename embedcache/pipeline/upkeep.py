@@ -149,7 +149,7 @@ def collect_garbage(
     images = state.load_images(workspace)
     wanted = {key for key in images.keys if key}
     for table in map(read_table, state.snapshot_files(workspace)):
-        if state.snapshot_metadata(table)["manifest"] != workspace.manifest.name:
+        if not state.is_snapshot_of(workspace, table):
             wanted |= set(table["sha256"].to_pylist())
     n_rows = freed = 0
     for store in state.open_stores(workspace):

@@ -87,6 +87,8 @@ class VerifyReport:
 
 def verify(workspace: Workspace) -> VerifyReport:
     """Hold every file of the store against its checksum, and every row."""
+    if not workspace.store.is_dir():
+        return VerifyReport(0, 0, ())
     names = _image_names(workspace)
     findings = [*_check_format(workspace)]
     n_rows = 0

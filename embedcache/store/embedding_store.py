@@ -17,7 +17,14 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.durable import new_id, publish, read_document, seal_document, write_error
+from embedcache.durable import (
+    find_table,
+    new_id,
+    publish,
+    read_document,
+    seal_document,
+    write_error,
+)
 from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
@@ -101,6 +108,8 @@ class EmbeddingStore:
         StoreCorruptError
             A live record or segment is missing, cut short or damaged.
         """
+        # Listed before they are read: what is committed meanwhile may be seen, but is not replaced.
+        self._listed = tuple(layout.record_files(self.folder))
         records, damage = read_records(self.folder)
         if damage:
             raise StoreCorruptError(next(iter(damage.values())))
@@ -222,10 +231,10 @@ class EmbeddingStore:
         """
         step = segment.chunk_rows_for(len(keys))
         blocks = (self.read(keys[i : i + step]) for i in range(0, len(keys), step))
-        # All that is listed, not only what is live: or a record that this one's forerunner made
-        # void would come back to life when the forerunner is swept.
-        everything = tuple(layout.record_files(self.folder))
-        self._commit(keys, blocks, self.failures, context or {}, replaces=everything)
+        # All that was listed, not only what is live: or a record that this one's forerunner made
+        # void would come back to life when the forerunner is swept. And nothing that was committed
+        # since: its rows are not among `keys`.
+        self._commit(keys, blocks, self.failures, context or {}, replaces=self._listed)
         self.refresh()
 
     def _commit(
@@ -249,6 +258,7 @@ class EmbeddingStore:
             parents=[record.id for record in self.records if record.id not in seen],
         )
         self.records.append(record)
+        self._listed += (record.id,)
         self._add_rows(record)
         failures = self.failures | record.failures
         self.failures = {k: why for k, why in failures.items() if k not in self._rows}
@@ -268,6 +278,8 @@ class EmbeddingStore:
         except filelock.Timeout:
             on_wait()
             lock.acquire()
+        except OSError as error:
+            raise write_error(self.folder / layout.LOCK, error) from error
         try:
             self.refresh()
             yield
@@ -325,11 +337,12 @@ def commit(
             context={**context, "encoder": dict(document)},
         )
         layout.publish_record(folder, record)
-    except StoreWriteError:
-        shutil.rmtree(path, ignore_errors=True)
+    except BaseException as error:  # an interruption too, lest it leaves rows that nothing names
+        if find_table(folder / "commit", record_id) is None:
+            shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, StoreWriteError):
+            raise write_error(path, error) from error
         raise
-    except OSError as error:
-        raise write_error(path, error) from error
     finally:
         intent.unlink(missing_ok=True)
     return record
@@ -347,7 +360,9 @@ def read_records(folder: Path) -> tuple[list[Record], dict[str, str]]:
         try:
             records[record_id] = layout.read_record(path)
         except StoreCorruptError as error:
-            damage[record_id] = str(error)
+            # Where there are no hard links, a killed writer leaves a torn record, and its intent.
+            if not layout.intent_path(folder, record_id).exists():
+                damage[record_id] = str(error)
     void = {gone for record in records.values() for gone in record.replaces}
     live = [record for record in records.values() if record.id not in void]
     live.sort(key=lambda record: (not record.replaces, record.id))

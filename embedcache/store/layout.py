@@ -114,11 +114,11 @@ def segment_path(folder: Path, record_id: str) -> Path:
 
 
 def record_files(folder: Path) -> dict[str, Path]:
-    """Return the records' files by id, oldest first; temporaries are not records."""
+    """Return the records' files by id, oldest first; dot-files, ours and others', are none."""
     return {
         table_stem(path): path
         for path in sorted((folder / "commit").glob("*.parquet"))
-        if not path.name.startswith(TEMPORARY)
+        if not path.name.startswith(".")
     }
 
 
