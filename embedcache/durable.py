@@ -204,7 +204,15 @@ def read_table(path: Path) -> pa.Table:
     StoreCorruptError
         The file is missing or does not match the checksum in its name.
     """
-    return pq.read_table(pa.BufferReader(check_named_file(path)))
+    return parse_table(check_named_file(path))
+
+
+def parse_table(data: bytes) -> pa.Table:
+    """Return the table in a Parquet file's bytes, read by one thread.
+
+    These files are small, and Arrow's threads, where a process ends while they start, abort it.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def check_named_file(path: Path) -> bytes:

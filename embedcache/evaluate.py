@@ -9,6 +9,7 @@ an interval says how the score varies with the patients tested, not with those t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,7 +28,8 @@ def evaluate(predictions: Predictions, *, n_resamples: int = 2000, seed: int = 0
     """Return every score of one cohort's predictions, with its interval.
 
     Scores run over the classes that occur in the cohort. Where these are fewer than the model's,
-    each is given twice, 'all' and 'masked'; see `Estimate`.
+    each is given twice, 'all' and 'masked'; see `Estimate`. Of a cohort with one class only, a
+    masked score would say nothing: it is 1 whatever was predicted.
 
     Parameters
     ----------
@@ -39,11 +41,11 @@ def evaluate(predictions: Predictions, *, n_resamples: int = 2000, seed: int = 0
     """
     names, patient = np.unique(predictions.patient_id, return_inverse=True)
     weights = resample_weights(len(names), n_resamples, seed)
-    subset = len(predictions.own_classes) < len(predictions.classes)
+    subset = 1 < len(predictions.own_classes) < len(predictions.classes)
     estimates = []
     for masked in (False, True) if subset else (False,):
         for metric, label, value, draws in _scores(predictions, patient, weights, masked=masked):
-            low, high = _interval(draws)
+            low, high = _interval(draws) if len(names) > 1 else (math.nan, math.nan)
             estimates.append(
                 Estimate(
                     cohort=", ".join(sorted(set(predictions.cohort))),

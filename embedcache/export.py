@@ -15,11 +15,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedcache.durable import replace
+from embedcache.durable import replace, write_error
 from embedcache.embeddings import LabelledEmbeddings
 from embedcache.errors import RunError
 
 _NAMES: Final = ("image_id", "patient_id", "cohort", "label")
+
+
+def write_file(file: Path, data: bytes) -> list[Path]:
+    """Put `data` at `file` in one step; a pipe, a device or a link is written into as it stands.
+
+    Returns
+    -------
+    The file, or nothing where it is none.
+
+    Raises
+    ------
+    StoreWriteError
+        The file system refused.
+    """
+    if not file.exists() or (file.is_file() and not file.is_symlink()):
+        replace(file, data)
+        return [file]
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise write_error(file, error) from error
+    return []
 
 
 def _parquet(rows: LabelledEmbeddings, file: Path) -> list[Path]:
@@ -28,29 +50,28 @@ def _parquet(rows: LabelledEmbeddings, file: Path) -> list[Path]:
     table = pa.table({**columns, "embedding": vector}).replace_schema_metadata(_origin(rows))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    replace(file, sink.getvalue().to_pybytes())
-    return [file]
+    return write_file(file, sink.getvalue().to_pybytes())
 
 
 def _npy(rows: LabelledEmbeddings, file: Path) -> list[Path]:
     sink = io.BytesIO()
     np.save(sink, rows.X, allow_pickle=False)
-    replace(file, sink.getvalue())
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_NAMES)
     writer.writerows(zip(*(getattr(rows, name) for name in _NAMES), strict=True))
-    beside = file.with_suffix(".csv")
-    replace(beside, text.getvalue().encode())
-    return [file, beside]
+    beside = file.with_suffix(".rows.csv")
+    return [
+        *write_file(file, sink.getvalue()),
+        *write_file(beside, text.getvalue().encode()),
+    ]
 
 
 def _safetensors(rows: LabelledEmbeddings, file: Path) -> list[Path]:
     from safetensors.numpy import save
 
     names = {name: json.dumps(getattr(rows, name)) for name in _NAMES}
-    replace(file, save({"embedding": rows.X}, metadata={**_origin(rows), **names}))
-    return [file]
+    return write_file(file, save({"embedding": rows.X}, metadata={**_origin(rows), **names}))
 
 
 def _origin(rows: LabelledEmbeddings) -> dict[str, str]:
@@ -65,7 +86,7 @@ FORMATS: Final[Mapping[str, Callable[[LabelledEmbeddings, Path], list[Path]]]] =
 
 
 def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = None) -> list[Path]:
-    """Write embeddings and return the files written.
+    """Write embeddings and return the files written; a pipe or a device is none.
 
     Parameters
     ----------
@@ -74,8 +95,9 @@ def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = No
     file
         Where; its suffix says the format unless `kind` does.
     kind
-        'parquet': one row an image, `embedding` a fixed-size list. 'npy': the matrix, and a CSV
-        file of the names beside it. 'safetensors': tensor `embedding`, names as JSON metadata.
+        'parquet': one row an image, `embedding` a fixed-size list. 'npy': the matrix, and the
+        names beside it, suffix '.rows.csv'. 'safetensors': tensor `embedding`, names as JSON
+        metadata.
 
     Raises
     ------
@@ -126,10 +148,14 @@ def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold: a MAP, which Arrow hands over as pairs, is a dict; NaN is None."""
+    """Return what JSON can hold.
+
+    A MAP, which Arrow hands over as pairs, is a dict; a whole Decimal, which the sum of a BIGINT
+    column is, an int; a number that is not finite, None.
+    """
     if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, float) and math.isnan(value):
+        return int(value) if value.as_tuple().exponent == 0 else float(value)
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}

@@ -147,8 +147,10 @@ def read_folds(file: Path) -> FoldTable:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             rows = [(row["patient_id"], int(row["fold"])) for row in csv.DictReader(stream)]
-    except FileNotFoundError:
-        raise RunError(f"{file}: no such fold table") from None
+    except OSError:
+        raise RunError(
+            f"{file}: no such fold table; expected a CSV file (patient_id, fold)"
+        ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{file}: expected CSV columns 'patient_id' and 'fold' (whole numbers): {error}"

@@ -24,8 +24,11 @@ from embedcache.errors import ManifestError
 REQUIRED: Final = ("image_id", "path", "patient_id", "label", "cohort")
 _TEXT: Final = {*REQUIRED, "center", "split", "sha256", "device", "operator", "source_label"}
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_INTEGER: Final = re.compile(r"-?(0|[1-9]\d{0,17})")
+_INTEGER: Final = re.compile(r"-?(0|[1-9]\d*)")
 _REAL: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+_INT64: Final = range(-(2**63), 2**63)
+_INT64_DIGITS: Final = 20  # with the sign
+_EXACT: Final = 2.0**53  # whole numbers below it are told apart by a double
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class Manifest:
         """Return the rows with numbers as numbers and empty optional cells as NULL.
 
         Columns that this project knows are text; any other is BIGINT or DOUBLE if every cell that
-        is not empty is one (a leading zero keeps a column text, so codes survive).
+        is not empty is one. A leading zero keeps a column text, and so does a whole number that
+        the type cannot hold exactly: codes and long ids survive.
         """
         arrays = {
             name: pa.array(cells, pa.string()) if name in REQUIRED else _typed(name, cells)
@@ -78,11 +82,16 @@ def _typed(name: str, cells: Sequence[str]) -> pa.Array:
     held = [cell for cell in cells if cell]
     if name in _TEXT or not held:
         return pa.array(values, pa.string())
-    if all(map(_INTEGER.fullmatch, held)):
+    whole = [cell for cell in held if _INTEGER.fullmatch(cell)]
+    if len(whole) == len(held) and all(map(_is_int64, whole)):
         return pa.array([None if cell is None else int(cell) for cell in values], pa.int64())
-    if all(map(_REAL.fullmatch, held)):
+    if all(map(_REAL.fullmatch, held)) and all(abs(float(cell)) < _EXACT for cell in whole):
         return pa.array([None if cell is None else float(cell) for cell in values], pa.float64())
     return pa.array(values, pa.string())
+
+
+def _is_int64(cell: str) -> bool:
+    return len(cell) <= _INT64_DIGITS and int(cell) in _INT64
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -133,6 +142,17 @@ def _read_text(file: Path) -> str:
         ) from None
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror}; expected a readable CSV file") from None
+    return decode_text(data, file)
+
+
+def decode_text(data: bytes, file: Path) -> str:
+    """Return the text of a CSV file; `file` is what errors name.
+
+    Raises
+    ------
+    ManifestError
+        It is not UTF-8; names line and byte.
+    """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -154,6 +174,13 @@ def _check_header(file: Path, header: list[str]) -> None:
     double = [name for name in header if header.count(name) > 1]
     if double:
         raise ManifestError(f"{file}:1: column '{double[0]}' twice; column names must be unique")
+    spelt = {"sha256": "sha256"}  # a column that every table of images has
+    for name in header:
+        if spelt.setdefault(name.lower(), name) != name:
+            raise ManifestError(
+                f"{file}:1: columns '{spelt[name.lower()]}' and '{name}' differ in case only; SQL "
+                "cannot tell them apart, rename one"
+            )
 
 
 def _check_cells(file: Path, columns: Mapping[str, tuple[str, ...]], lines: Sequence[int]) -> None:
@@ -204,7 +231,9 @@ def image_paths(manifest: Manifest, data_root: Path) -> list[str]:
     return paths
 
 
-def write_manifest(file: Path, rows: Iterable[Mapping[str, str]]) -> Manifest:
+def write_manifest(
+    file: Path, rows: Iterable[Mapping[str, str]], *, overwrite: bool = True
+) -> Manifest:
     """Write a manifest, required columns first, and read it back checked.
 
     Parameters
@@ -213,11 +242,14 @@ def write_manifest(file: Path, rows: Iterable[Mapping[str, str]]) -> Manifest:
         The CSV file to write; an existing one is replaced in one step.
     rows
         Cells by column name, every row with the same names.
+    overwrite
+        Whether an existing file may hold something else.
 
     Raises
     ------
     ManifestError
-        There are no rows, or together they are no manifest; an existing file stays as it was.
+        There are no rows, or together they are no manifest, or another file is in the way; an
+        existing file stays as it was.
     """
     rows = list(rows)
     if not rows:
@@ -228,5 +260,11 @@ def write_manifest(file: Path, rows: Iterable[Mapping[str, str]]) -> Manifest:
     writer.writeheader()
     writer.writerows(rows)
     manifest = parse_manifest(text.getvalue(), file)  # before it takes the place of a good one
-    replace(file, text.getvalue().encode())
+    data = text.getvalue().encode()
+    if not overwrite and file.is_file() and file.read_bytes() != data:
+        raise ManifestError(
+            f"{file} is there already and holds something else; pass --overwrite to replace it, "
+            "--append to add to it, or another file as -o"
+        )
+    replace(file, data)
     return manifest

@@ -9,7 +9,7 @@ patients, with the median of the chosen C; it has no part in any choice. See doc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
@@ -21,13 +21,15 @@ from sklearn.metrics import f1_score
 from embedcache.embeddings import LabelledEmbeddings
 from embedcache.errors import LeakageError, RunError
 from embedcache.folds import FoldTable
-from embedcache.probes.logistic import C_GRID, LinearProbe, fit_sweep
+from embedcache.probes.logistic import C_GRID, SWEEP_TOL, LinearProbe, fit_sweep
 from embedcache.runs import Predictions
 
 # Named in each run's record; a change of the protocol gives it another name.
 PROTOCOL: Final = "nested-patient-cv-1"
 # Inner scores this close are a tie, and a tie goes to the smoother probe.
 TIE: Final = 0.001
+# Folds whose C differ by more than this factor, four steps of the grid, are worth a note.
+_UNSTABLE: Final = 101.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,6 @@ def fit_probe(
         )
         for cohort in external
     ]
-    edge = [C for C in chosen if C in {min(c_grid), max(c_grid)} and len(c_grid) > 1]
     return ProbeResult(
         predictions=(inside, *outside),
         probe=final,
@@ -107,9 +108,18 @@ def fit_probe(
             "C": chosen,
             "final_C": final_c,
             "inner_macro_f1": inner_scores,
-            "notes": [f"C chosen at the edge of its grid in {len(edge)} folds"] if edge else [],
+            "notes": list(_notes(chosen, c_grid)),
         },
     )
+
+
+def _notes(chosen: Sequence[float], c_grid: Sequence[float]) -> Iterator[str]:
+    n_edge = sum(C in {min(c_grid), max(c_grid)} for C in chosen)
+    if n_edge and len(c_grid) > 1:
+        yield f"C chosen at the edge of its grid in {n_edge} folds"
+    low, high = min(chosen), max(chosen)
+    if high > _UNSTABLE * low:
+        yield f"C chosen from {low:.3g} to {high:.3g}, by fold: the choice is unstable"
 
 
 def _check(
@@ -165,7 +175,7 @@ def _choose(
     """
     pairs = list(combinations(range(n_folds), 2))
     sets = [(np.flatnonzero((fold != i) & (fold != j)), c_grid) for i, j in pairs]
-    probes = dict(zip(pairs, fit_sweep(X, y, n_classes, sets), strict=True))
+    probes = dict(zip(pairs, fit_sweep(X, y, n_classes, sets, tol=SWEEP_TOL), strict=True))
     labels = np.arange(n_classes)
     chosen, scores = [], []
     for outer in range(n_folds):

@@ -89,7 +89,7 @@ class Estimate:
     label
         The class, for 'f1'; '' where the metric is over all of them.
     value, low, high
-        The score and its 95 % interval.
+        The score and its 95 % interval; NaN where there are fewer than two patients to resample.
     n_patients, n_images
         What stands behind it.
     """
@@ -119,12 +119,15 @@ class Run:
     encoder, fingerprint
         Whose embeddings.
     settings
-        What was asked for: label column, cohorts, predicate, class map, grid, seeds.
+        What was asked for: label column, cohorts, predicate, class map and what it says, grid,
+        tolerances, seeds.
     data
         Digests of what it was applied to: embeddings, labels, folds.
     results
         What was chosen on the way, and the notes a reader of the scores must know.
-    versions, created, seconds
+    versions
+        Of this project and of the libraries that decide the result.
+    created, seconds
         For the record; they decide nothing.
     """
 

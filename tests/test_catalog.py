@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import duckdb
 import pytest
 
@@ -31,6 +33,15 @@ def test_a_catalog_that_is_not_as_it_was_written_is_named(probed):
     with duckdb.connect(str(probed.workspace.catalog)) as connection:
         connection.execute("UPDATE images SET label = 'x' WHERE image_id LIKE 'home-000%'")
     assert check_catalog(probed.workspace.catalog) == ["images"]
+
+
+def test_a_copied_store_answers_from_its_own_catalog(probed, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(probed.workspace.store, copy)
+    shutil.rmtree(probed.workspace.store)
+    held = contents(copy / "catalog.duckdb")
+    assert len(held["predictions"]) == 132
+    assert held["metrics"]
 
 
 def test_a_reader_that_has_the_old_catalog_open_is_not_disturbed(probed):

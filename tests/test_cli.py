@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS
 from embedcache_cli.output import bytes_text, seconds_text, text_table
+from PIL import Image
 
 import embedcache
 from embedcache import errors
@@ -157,6 +159,63 @@ def test_sql_in_every_format(encoded, command, kind, tmp_path):
         assert target.read_text().splitlines()[2].split()[:2] == ["abdomen", "54"]
 
 
+def test_whole_sums_stay_whole_and_what_is_not_finite_is_null(encoded, command):
+    query = "SELECT sum(frame) AS n, 'inf'::DOUBLE AS x, [1.5, 'nan'::DOUBLE] AS l FROM images"
+    assert json.loads(command("sql", query, "--json").out) == [
+        {"n": 132, "x": None, "l": [1.5, None]}
+    ]
+    assert command("sql", query, "--format", "csv").out == 'n,x,l\n132,,"[1.5, null]"\n'
+    assert command("sql", "SELECT sum(frame) AS n FROM images").out.split() == ["n", "---", "132"]
+
+
+@pytest.mark.parametrize("kind", ["table", "csv", "json", "parquet"])
+def test_columns_of_one_name_are_told_apart_as_duckdb_does(encoded, command, tmp_path, kind):
+    said = command("sql", "SELECT 1 a, 2 a, 3 A, 4 a_1", "--format", kind, "-o", "out")
+    assert said.code == 0, said.err
+    row = {"a": 1, "a_1": 2, "A_2": 3, "a_1_1": 4}
+    if kind == "parquet":
+        assert pq.read_table(tmp_path / "out").to_pylist() == [row]
+    elif kind == "json":
+        assert json.loads((tmp_path / "out").read_text()) == [row]
+    else:
+        assert re.findall(r"\w+", (tmp_path / "out").read_text())[:4] == list(row)
+    both = "SELECT * FROM images JOIN embedding_rows USING (image_id)"
+    assert command("sql", both, "--format", kind).code == 0
+
+
+def test_a_pipe_is_written_into_and_not_replaced(encoded, command, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    few = ("--where", "frame = 0 AND label = 'brain'", "--format", "parquet")
+    for arguments, start in (
+        (("sql", "SELECT 1 AS a", "--json"), b"["),
+        (("export", "-m", "pixels", *few), b"PAR1"),
+    ):
+        said = command(*arguments, "-o", "pipe")
+        assert (said.code, said.out) == (0, "")
+        assert (tmp_path / "pipe").is_fifo()
+        assert os.read(reader, 1 << 16).startswith(start)
+    os.close(reader)
+    said = command("sql", "SELECT 1", "-o", "images")
+    assert (said.code, "images: Is a directory" in said.err) == (1, True)
+
+
+def test_names_beside_a_matrix_never_replace_the_manifest(encoded, command):
+    before = (encoded / "data_manifest.csv").read_bytes()
+    said = command("export", "-m", "pixels", "-o", "data_manifest.npy")
+    assert said.out.split() == ["data_manifest.npy", "data_manifest.rows.csv"]
+    assert (encoded / "data_manifest.csv").read_bytes() == before
+
+
+def test_a_score_of_one_patient_has_no_interval(encoded, command):
+    where = "cohort = 'home' OR patient_id = 'abroad-000'"
+    said = command("probe", "-m", "pixels", "--where", where)
+    assert said.code == 0, said.err
+    assert re.search(r"\d\.\d{3} \[n/a\]", said.out)
+    rows = command("sql", "SELECT DISTINCT low::VARCHAR AS l FROM metrics WHERE n_patients = 1").out
+    assert rows.split() == ["l", "---", "nan"]
+
+
 def test_sql_reads_a_query_from_stdin(encoded, command, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 41 + 1 AS answer"))
     assert "42" in command("sql", "-").out
@@ -200,6 +259,16 @@ def test_manifest_check_says_what_is_wrong_with_its_own_exit_codes(cohort, comma
     assert "bytes-under-two-labels" in leaking.out
 
 
+def test_manifest_check_agrees_with_extract_on_a_truncated_picture(cohort, command):
+    file = next((cohort / "images").iterdir())
+    Image.effect_noise((80, 80), 50).save(file, "JPEG")  # whatever its name says
+    file.write_bytes(file.read_bytes()[:-200])
+    said = command("manifest", "check")
+    assert said.code == 3
+    assert "unreadable: 1 images cannot be read (cannot be decoded: " in said.out
+    assert command("extract", "-m", "pixels").code == 3
+
+
 def test_manifest_check_finds_changed_files_and_misspelt_labels(cohort, command):
     manifest = cohort / "data_manifest.csv"
     lines = manifest.read_text().splitlines()
@@ -222,6 +291,11 @@ def test_a_folder_becomes_a_manifest(tmp_path, command):
     assert said.code == 0, said.err
     assert said.out == "data_manifest.csv: 72 images, 12 patients, cohorts: set\n"
     assert command("extract", "-m", "pixels").code == 0
+    other = ("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)", "--cohort", "x")
+    said = command(*other)
+    assert said.code == 1
+    assert said.err.startswith("embedcache: data_manifest.csv is there already and holds something")
+    assert command(*other, "--overwrite").code == 0
 
 
 def test_the_adapters_of_the_published_data_sets(tmp_path, command):

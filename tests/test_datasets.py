@@ -227,7 +227,10 @@ def test_a_folder_of_classes_with_patients_in_the_names(tmp_path):
     ("names", "patient", "message"),
     [
         (["P1.png"], "P1", "image 'P1.png' lies in no class folder; expected"),
-        (["a/P1.png", "a/Q.png"], r"P\d", "'P.d' does not match 'a/Q.png'; it must match every"),
+        (["a/P1.png", "a/Q.png"], r"P\d", "'P.d' finds no patient in 'a/Q.png'; it must find one"),
+        (["a/P1_.png", "a/Q_.png"], r"(P\d)?_", "finds no patient in 'a/Q_.png'"),
+        (["a/P1_.png", "a/Q_.png"], r"(?P<patient>P\d)?_", "finds no patient in 'a/Q_.png'"),
+        (["a/P1.png", "a/Q.png"], r"\d*", "finds no patient in 'a/P1.png'"),
         (["a/P1.png"], "(", "is no regular expression"),
         ([], "P", "no images"),
     ],
@@ -253,6 +256,31 @@ def test_paths_are_written_relative_to_the_manifest_or_the_data_root(tmp_path):
         write_rows(rows, root, elsewhere)
     rooted = write_rows(rows, root, elsewhere, data_root=tmp_path / "data")
     assert rooted.manifest.column("path") == ("set/a/P1.png",)
+
+
+def test_a_manifest_that_holds_something_else_is_replaced_only_where_asked(tmp_path):
+    images(tmp_path, "a/P1.png", "a/P2.png")
+    rows, file = folder_rows(tmp_path, patient=r"P\d"), tmp_path / "m.csv"
+    write_rows(rows, tmp_path, file)
+    write_rows(rows, tmp_path, file)  # the same content is in nobody's way
+    with pytest.raises(ManifestError, match=r"m\.csv is there already.*--overwrite"):
+        write_rows(rows[:1], tmp_path, file)
+    assert len(read_manifest(file)) == 2
+    write_rows(rows[:1], tmp_path, file, overwrite=True)
+    assert len(read_manifest(file)) == 1
+    write_rows(rows[1:], tmp_path, file, append=True)
+    assert len(read_manifest(file)) == 2
+
+
+def test_tables_that_are_not_utf8_name_their_line(tmp_path):
+    text = SPAIN.replace("Aloka", "Größe").encode("latin-1")
+    (tmp_path / "FETAL_PLANES_DB_data.csv").write_bytes(text)
+    with pytest.raises(ManifestError, match=r"_data\.csv:2: byte 0xf6 is not UTF-8; save the file"):
+        fetal_planes_rows(tmp_path)
+    file = tmp_path / "map.csv"
+    file.write_bytes("label,class\nä,a\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"map\.csv:2: byte 0xe4 is not UTF-8"):
+        read_class_map(str(file))
 
 
 def test_missing_images_stop_the_writing_unless_allowed(tmp_path):

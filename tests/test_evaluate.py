@@ -72,6 +72,16 @@ def test_a_cohort_with_fewer_classes_is_scored_over_its_own_both_ways():
     assert {label for _, metric, label in got if metric == "f1"} == {"a", "c"}
 
 
+def test_a_cohort_of_one_class_has_no_masked_score():
+    assert {scoring for scoring, *_ in scores(predictions(labels="a"))} == {"all"}
+
+
+def test_one_patient_has_scores_but_no_interval():
+    for estimate in evaluate(predictions(n_patients=1, per_patient=30), n_resamples=100):
+        assert np.isfinite(estimate.value)
+        assert np.isnan([estimate.low, estimate.high]).all()
+
+
 def test_intervals_hold_the_value_and_counts_are_given():
     one = predictions()
     for estimate in evaluate(one, n_resamples=500):

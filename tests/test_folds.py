@@ -105,5 +105,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, error, message):
     (tmp_path / "folds.csv").write_text(text)
     with pytest.raises(error, match=message):
         read_folds(tmp_path / "folds.csv")
+    with pytest.raises(RunError, match=f"{tmp_path}: no such fold table; expected a CSV file"):
+        read_folds(tmp_path)
     with pytest.raises(RunError, match="no such fold table"):
         read_folds(tmp_path / "nowhere.csv")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from embedcache.errors import ImageReadError
-from embedcache.images import check_image, decode_image
+from embedcache.images import decode_image
 
 GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -97,21 +97,6 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageReadError, match="unreasonably large"):
         decode_image(data)
-
-
-def test_check_image_finds_damage_without_decoding(tmp_path):
-    file = tmp_path / "a.png"
-    data = saved(Image.fromarray(COLOUR))
-    file.write_bytes(data)
-    check_image(file)
-    file.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ImageReadError):
-        check_image(file)
-    file.write_bytes(b"no image")
-    with pytest.raises(ImageReadError, match="not an image"):
-        check_image(file)
-    with pytest.raises(FileNotFoundError):
-        check_image(tmp_path / "nowhere.png")
 
 
 def test_a_strip_that_would_take_gigabytes_to_resize_is_refused():

@@ -37,6 +37,8 @@ def test_accepts_a_byte_order_mark_windows_lines_quotes_and_blank_lines(tmp_path
         ("image_id,path,patient_id,label\na,b,c,d\n", "1: no column 'cohort'"),
         ("image_id;path;patient_id;label;cohort\n", "it looks ';'-separated"),
         (f"{HEADER},label\na,b,c,d,e,f\n", "1: column 'label' twice"),
+        (f"{HEADER},Label\n", "1: columns 'label' and 'Label' differ in case only"),
+        (f"{HEADER},SHA256\n", "1: columns 'sha256' and 'SHA256' differ in case only"),
         (f"{HEADER}\n", "no rows below the header"),
         (f"{HEADER}\na,b.png,P,l\n", ":2: 4 cells, the header has 5"),
         (f"{HEADER}\na,b.png,P,l,c\n,b.png,P,l,c\n", ":3: column 'image_id' is empty"),
@@ -81,6 +83,23 @@ def test_types_numbers_but_keeps_codes_and_known_columns_as_text(tmp_path):
     assert table["image_id"].to_pylist() == ["1", "2"]
     assert table["patient_id"].to_pylist() == ["007", "008"]
     assert table["empty"].to_pylist() == [None, None]
+
+
+def test_whole_numbers_that_their_type_would_merge_stay_text(tmp_path):
+    cells = {
+        "long": ("12345678901234567890", "12345678901234567891"),
+        "mixed": ("9007199254740993", "0.5"),
+        "endless": ("9" * 5000, "1"),
+        "least": ("-9223372036854775808", "9223372036854775807"),
+    }
+    rows = "".join(
+        f"{i},{i}.png,P,l,c,{','.join(row)}\n"
+        for i, row in enumerate(zip(*cells.values(), strict=True))
+    )
+    table = read_manifest(write(tmp_path, f"{HEADER},{','.join(cells)}\n{rows}")).table()
+    for name in ("long", "mixed", "endless"):
+        assert table[name].to_pylist() == list(cells[name])
+    assert table["least"].to_pylist() == [-(2**63), 2**63 - 1]
 
 
 @pytest.mark.parametrize(

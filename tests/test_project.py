@@ -102,7 +102,10 @@ def test_a_run_record_says_all_that_decided_it(probed):
     assert settings["protocol"] == "nested-patient-cv-1"
     assert len(run["results"]["C"]) == 5
     assert run["data"]["folds_id"]
+    assert settings["tol"] == {"choice": 1e-4, "fit": 1e-6}
+    assert settings["classes"] is None
     assert run["versions"]["scikit-learn"]
+    assert run["versions"]["embedcache-fm"] == embedcache.__version__
 
 
 def test_cohorts_are_chosen_by_size_or_by_name(project):
@@ -135,6 +138,34 @@ def test_what_is_left_out_is_said(project, tmp_path):
         "pixels", class_map=str(tmp_path / "map.csv"), on_message=said.append
     )
     assert {e.label for e in outcome.estimates if e.metric == "f1"} == {"a", "b"}
+    assert outcome.run.settings["classes"] == {"abdomen": "a", "brain": "b"}
+    (tmp_path / "map.csv").write_text("label,class\nabdomen,a\nbrain,b\nheart,a\n")
+    (other,) = project.probe("pixels", class_map=str(tmp_path / "map.csv"))
+    assert other.run.run_id != outcome.run.run_id
+
+
+def test_images_of_equal_bytes_on_both_sides_are_counted(project):
+    images = project.images().to_pylist()
+    paths = {row["image_id"]: project.workspace.data_root / row["path"] for row in images}
+    for twin in ("home-001_brain_0", "abroad-000_brain_0"):
+        paths[twin].write_bytes(paths["home-000_brain_0"].read_bytes())
+    project.extract("pixels")
+    said = []
+    (outcome,) = project.probe("pixels", on_message=said.append)
+    assert said[0].startswith("2 training images are byte-identical to one of another patient's;")
+    assert said[1].startswith("1 images of 'abroad' are byte-identical to a training image; `embed")
+    assert outcome.run.results["notes"][:2] == said[:2]
+
+
+def test_a_cohort_without_a_common_class_is_skipped_unless_it_was_named(project):
+    project.extract("pixels")
+    where = "cohort = 'home' AND label <> 'brain' OR cohort = 'abroad' AND label = 'brain'"
+    said = []
+    (outcome,) = project.probe("pixels", where=where, on_message=said.append)
+    assert outcome.run.settings["external"] == []
+    assert any("of 'abroad' left out: brain is no class of 'home'" in note for note in said)
+    with pytest.raises(RunError, match="no image of cohort 'abroad' has a class of 'home'"):
+        project.probe("pixels", where=where, external=("abroad",))
 
 
 def test_another_column_can_be_the_label(project):

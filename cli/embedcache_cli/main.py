@@ -32,8 +32,6 @@ VERBS: Final = {
     "gc": "embedcache_cli.gc:gc",
 }
 
-USAGE: Final = 2
-SKIPPED: Final = 3
 EXIT_CODES: Final = (
     (errors.StoreCorruptError, 4),
     (errors.LeakageError, 5),

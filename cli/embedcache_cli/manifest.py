@@ -40,6 +40,9 @@ _writing = options.compose(
     ),
     options.option("--append", is_flag=True, help="Keep the rows that the manifest has already."),
     options.option(
+        "--overwrite", is_flag=True, help="Replace a manifest that holds something else."
+    ),
+    options.option(
         "--allow-missing", is_flag=True, help="Write it although images are missing on disk."
     ),
     options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),

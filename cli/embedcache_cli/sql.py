@@ -41,7 +41,7 @@ def sql(
 ) -> None:
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
-    from embedcache.export import plain_rows, table_bytes
+    from embedcache.export import plain_rows, table_bytes, write_file
 
     if query == "-":
         query = sys.stdin.read()
@@ -59,9 +59,7 @@ def sql(
     if output is None:
         click.echo(data, nl=False)
         return
-    from embedcache.durable import replace
-
-    replace(output, data)
+    write_file(output, data)
     say(f"{short_path(output)}: {len(table)} rows")
 
 

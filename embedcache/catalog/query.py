@@ -119,9 +119,25 @@ def run_query(sources: Sources, query: str) -> pa.Table:
     check_reading(query)
     with connect(sources, query) as connection:
         try:
-            return connection.sql(query).to_arrow_table()
+            table = connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
             raise CatalogError(_one_line(error)) from None
+    return table.rename_columns(_told_apart(table.column_names))
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return column names that are unique but for case: `a`, `a`, as DuckDB writes them `a`, `a_1`.
+
+    A join with `*` has such columns. Arrow would keep both names, a row as a dict but one value.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        number, unique = 0, name
+        while unique.lower() in found:
+            number += 1
+            unique = f"{name}_{number}"
+        found[unique.lower()] = unique
+    return list(found.values())
 
 
 def check_reading(query: str) -> None:

@@ -16,6 +16,7 @@ from embedcache.durable import (
     TEMPORARY,
     crc32c,
     fsync_tree,
+    parse_table,
     read_document,
     seal_document,
     write_error,
@@ -154,7 +155,7 @@ def read_run_table(folder: Path, name: str) -> pa.Table:
     StoreCorruptError
         The file is missing or does not match the checksum in the record.
     """
-    return pq.read_table(pa.BufferReader(_checked(folder, name, read_run(folder)["tables"])))
+    return parse_table(_checked(folder, name, read_run(folder)["tables"]))
 
 
 def _checked(folder: Path, name: str, sums: dict[str, list[int]]) -> bytes:

@@ -29,7 +29,7 @@ def folder_rows(
     Raises
     ------
     ManifestError
-        No such folder, no class folders, a bad expression, or a path that it does not match.
+        No such folder, no class folders, a bad expression, or a path that it finds no patient in.
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; pass the folder of class folders as --root")
@@ -37,6 +37,7 @@ def folder_rows(
         pattern = re.compile(patient)
     except re.error as error:
         raise ManifestError(f"--patient '{patient}' is no regular expression: {error}") from None
+    group = "patient" if "patient" in pattern.groupindex else min(1, pattern.groups)
     paths = sorted(
         path.relative_to(root)
         for path in root.rglob("*")
@@ -49,13 +50,12 @@ def folder_rows(
                 f"{root}: image '{path}' lies in no class folder; expected {root.name}/CLASS/IMAGE"
             )
         found = pattern.search(path.as_posix())
-        if found is None:
+        name = found[group] if found else None
+        if not name:
             raise ManifestError(
-                f"--patient '{patient}' does not match '{path.as_posix()}'; it must match every "
-                "image, e.g. --patient '(P[0-9]+)_'"
+                f"--patient '{patient}' finds no patient in '{path.as_posix()}'; it must find one "
+                "in every image's path, e.g. --patient '(P[0-9]+)_'"
             )
-        groups = found.groupdict()
-        name = groups.get("patient") or (found[1] if found.groups() else found[0])
         rows.append(
             {
                 "image_id": path.as_posix(),

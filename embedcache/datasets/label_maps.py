@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from embedcache.errors import ManifestError
+from embedcache.manifest import decode_text
 
 _PLANES: Final = (
     "Fetal abdomen",
@@ -40,26 +42,27 @@ def read_class_map(name: str) -> Mapping[str, str]:
     Raises
     ------
     ManifestError
-        Neither, or the file has other columns, or maps a label twice.
+        Neither, or the file is not UTF-8, has other columns, or maps a label twice.
     """
     if name in BUILTIN:
         return BUILTIN[name]
-    mapping: dict[str, str] = {}
     try:
-        with Path(name).open(encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream)
-            for row in rows:
-                label, target = row["label"].strip(), row["class"].strip()
-                if mapping.setdefault(label, target) != target:
-                    raise ManifestError(
-                        f"{name}:{rows.line_num}: label '{label}' maps to '{mapping[label]}' and "
-                        f"to '{target}'; expected one class"
-                    )
+        data = Path(name).read_bytes()
     except OSError:
         raise ManifestError(
             f"{name}: no such class map; expected a CSV file (label, class) or one of "
             f"{', '.join(BUILTIN)}"
         ) from None
+    mapping: dict[str, str] = {}
+    rows = csv.DictReader(io.StringIO(decode_text(data, Path(name)), newline=""))
+    try:
+        for row in rows:
+            label, target = row["label"].strip(), row["class"].strip()
+            if mapping.setdefault(label, target) != target:
+                raise ManifestError(
+                    f"{name}:{rows.line_num}: label '{label}' maps to '{mapping[label]}' and "
+                    f"to '{target}'; expected one class"
+                )
     except (KeyError, AttributeError):
         raise ManifestError(f"{name}: expected CSV with the columns 'label' and 'class'") from None
     return {label: target for label, target in mapping.items() if target}

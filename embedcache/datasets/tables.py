@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embedcache.errors import ManifestError
+from embedcache.manifest import decode_text
 
 
 def read_table(
@@ -17,30 +19,29 @@ def read_table(
     Raises
     ------
     ManifestError
-        The file is missing, lacks a column, or a row has another number of cells.
+        The file is missing, is not UTF-8, lacks a column, or a row has another number of cells.
     """
     try:
-        stream = file.open(encoding="utf-8-sig", newline="")
+        data = file.read_bytes()
     except OSError:
         raise ManifestError(
             f"{file}: no such table; pass the unpacked download as --root, or the table itself as "
             "--table"
         ) from None
-    with stream:
-        rows = csv.reader(stream, delimiter=delimiter)
-        header = [name.strip() for name in next(rows, [])]
-        missing = [name for name in columns if name not in header]
-        if missing:
+    rows = csv.reader(io.StringIO(decode_text(data, file), newline=""), delimiter=delimiter)
+    header = [name.strip() for name in next(rows, [])]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise ManifestError(
+            f"{file}:1: no column '{missing[0]}'; found {', '.join(header)}; expected the "
+            f"published table, separated by '{delimiter}'"
+        )
+    for row in rows:
+        if len(row) != len(header):
             raise ManifestError(
-                f"{file}:1: no column '{missing[0]}'; found {', '.join(header)}; expected the "
-                f"published table, separated by '{delimiter}'"
+                f"{file}:{rows.line_num}: {len(row)} cells, the header has {len(header)}"
             )
-        for row in rows:
-            if len(row) != len(header):
-                raise ManifestError(
-                    f"{file}:{rows.line_num}: {len(row)} cells, the header has {len(header)}"
-                )
-            yield rows.line_num, dict(zip(header, map(str.strip, row), strict=True))
+        yield rows.line_num, dict(zip(header, map(str.strip, row), strict=True))
 
 
 def images_folder(root: Path) -> str:

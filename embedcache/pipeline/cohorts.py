@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class CohortOptions:
     train_cohort
         None: the cohort with most patients.
     external
-        None: every other cohort.
+        None: every other cohort that shares a class with the training cohort.
     where
         A SQL predicate over manifest columns; it holds for all cohorts.
     class_map
@@ -62,8 +63,10 @@ class Cohorts:
         Name and numbers of the training cohort.
     external
         Name and numbers of each external cohort.
+    class_map
+        What the class map says: label to class; None without one.
     notes
-        What was left out, and why.
+        What was left out, and why, and which images leak.
     """
 
     images: state.Images
@@ -71,6 +74,7 @@ class Cohorts:
     train_cohort: str
     train: tuple[int, ...]
     external: dict[str, tuple[int, ...]]
+    class_map: dict[str, str] | None
     notes: tuple[str, ...]
 
     def column(self, name: str, numbers: Sequence[int]) -> tuple[str, ...]:
@@ -87,13 +91,13 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
     ManifestError
         No such label column or cohort.
     RunError
-        Nothing is left to train on.
+        Nothing is left to train on, or a cohort that was named shares no class with it.
     CatalogError
         A predicate that cannot be evaluated.
     """
     table = images.table
     raw = _labels(images, options.label)
-    mapping = read_class_map(options.class_map) if options.class_map else None
+    mapping = dict(read_class_map(options.class_map)) if options.class_map else None
     labels = [mapping.get(name, "") for name in raw] if mapping is not None else raw
     kept = select_images(table, options.where)
     cohort, patient = table["cohort"].to_pylist(), table["patient_id"].to_pylist()
@@ -127,10 +131,36 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
                 f"{len(numbers) - len(known)} images of '{name}' left out: {', '.join(strange)} "
                 f"is no class of '{train_cohort}'"
             )
-        if not known:
+        if known:
+            external[name] = tuple(known)
+        elif options.external is not None:
             raise RunError(f"no image of cohort '{name}' has a class of '{train_cohort}'")
-        external[name] = tuple(known)
-    return Cohorts(images, tuple(labels), train_cohort, tuple(train), external, tuple(notes))
+    notes += _doubles(images, train, external)
+    return Cohorts(
+        images, tuple(labels), train_cohort, tuple(train), external, mapping, tuple(notes)
+    )
+
+
+def _doubles(
+    images: state.Images, train: Sequence[int], external: Mapping[str, Sequence[int]]
+) -> Iterator[str]:
+    """Say how many images have the bytes of a training image of somebody else."""
+    keys, patient = images.keys, images.table["patient_id"].to_pylist()
+    owners: defaultdict[str | None, set[str]] = defaultdict(set)
+    for number in train:
+        owners[keys[number]].add(patient[number])
+    owners.pop(None, None)
+    inside = sum(len(owners.get(keys[number], ())) > 1 for number in train)
+    counts = {"training images": (inside, "one of another patient's")}
+    for name, numbers in external.items():
+        n_double = sum(keys[number] in owners for number in numbers)
+        counts[f"images of '{name}'"] = n_double, "a training image"
+    for what, (n_double, of) in counts.items():
+        if n_double:
+            yield (
+                f"{n_double} {what} are byte-identical to {of}; `embedcache manifest check --json` "
+                "lists them"
+            )
 
 
 def load_embeddings(

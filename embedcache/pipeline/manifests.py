@@ -13,7 +13,7 @@ from typing import Final
 from embedcache.digests import DigestCache
 from embedcache.errors import ImageReadError, ManifestError
 from embedcache.extract.flow import hash_images, usable_cores
-from embedcache.images import check_image
+from embedcache.images import decode_image
 from embedcache.manifest import Manifest, read_manifest, write_manifest
 from embedcache.pipeline import state
 from embedcache.workspace import Workspace
@@ -42,6 +42,7 @@ def write_rows(
     *,
     data_root: Path | None = None,
     append: bool = False,
+    overwrite: bool = False,
     allow_missing: bool = False,
 ) -> Written:
     """Write a data set's rows as a manifest.
@@ -58,13 +59,16 @@ def write_rows(
         The folder that paths are written relative to; by default the manifest's.
     append
         Keep the rows that the manifest has already.
+    overwrite
+        Replace a manifest that holds other rows.
     allow_missing
         Write it although images are missing on disk.
 
     Raises
     ------
     ManifestError
-        `root` is outside the data root, an id is there already, or images are missing.
+        `root` is outside the data root, an id is there already, images are missing, or another
+        manifest is in the way.
     """
     base = (data_root or file.parent).resolve()
     below = os.path.relpath(root.resolve(), base)
@@ -90,7 +94,7 @@ def write_rows(
     kept = _rows_of(file) if append and file.exists() else []
     names = dict.fromkeys(name for row in (*kept, *new) for name in row)
     every = ({name: row.get(name, "") for name in names} for row in (*kept, *new))
-    return Written(write_manifest(file, every), missing)
+    return Written(write_manifest(file, every, overwrite=append or overwrite), missing)
 
 
 def _rows_of(file: Path) -> list[dict[str, str]]:
@@ -176,11 +180,13 @@ def check(workspace: Workspace) -> CheckReport:
 
 def _reason(path: str) -> str:
     try:
-        check_image(Path(path))
+        decode_image(Path(path).read_bytes())
     except FileNotFoundError:
         return "missing"
-    except (ImageReadError, OSError) as error:
+    except ImageReadError as error:
         return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 

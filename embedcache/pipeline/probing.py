@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 
@@ -28,10 +29,12 @@ from embedcache.folds import (
 from embedcache.pipeline import state
 from embedcache.pipeline.cohorts import CohortOptions, Cohorts, choose_cohorts, load_embeddings
 from embedcache.probe import PROTOCOL, fit_probe
-from embedcache.probes.logistic import C_GRID
+from embedcache.probes.logistic import C_GRID, FIT_TOL, SWEEP_TOL
 from embedcache.runs import Estimate, Run, run_id_of
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import Workspace
+
+_DECISIVE: Final = ("embedcache-fm", "scikit-learn", "numpy", "scipy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +191,11 @@ def _probe_one(
         "external": list(cohorts.external),
         "where": cohort_options.where,
         "class_map": cohort_options.class_map,
+        "classes": cohorts.class_map,
         "n_folds": folds.n_folds,
         "seed": cohort_options.seed,
         "c_grid": list(options.c_grid),
+        "tol": {"choice": SWEEP_TOL, "fit": FIT_TOL},
         "n_resamples": options.n_resamples,
     }
     data = {
@@ -198,7 +203,7 @@ def _probe_one(
         "train": _rows_digest(train),
         "external": [_rows_digest(rows) for rows in external],
     }
-    versions = {name: version(name) for name in ("scikit-learn", "numpy", "scipy")}
+    versions = {name: version(name) for name in _DECISIVE}
     decisive = [store.fingerprint, settings, data, versions]
     run_id = run_id_of("probe", store.name, decisive)
     folder = workspace.runs / run_id
