@@ -115,7 +115,7 @@ class Run:
     run_id
         `<kind>-<encoder>-<digest>` of everything that decides the result.
     kind
-        'probe'.
+        'probe' or 'zeroshot'.
     encoder, fingerprint
         Whose embeddings.
     settings

@@ -27,6 +27,9 @@ FLOORS = (
 HOMES = {
     "torch": ("embedcache.encoders",),
     "timm": ("embedcache.encoders",),
+    "open_clip": ("embedcache.encoders",),
+    "pydicom": ("embedcache.images",),
+    "yaml": ("embedcache.datasets",),
     "safetensors": ("embedcache.encoders", "embedcache.export"),
     "huggingface_hub": ("embedcache.encoders",),
     "zarr": ("embedcache.store",),
@@ -34,7 +37,7 @@ HOMES = {
     "filelock": ("embedcache.store",),
     "duckdb": ("embedcache.catalog",),
     "sklearn": ("embedcache.folds", "embedcache.probe", "embedcache.probes"),
-    "scipy": ("embedcache.datasets",),
+    "scipy": ("embedcache.datasets", "embedcache.probes"),
     "PIL": (
         "embedcache.images",
         "embedcache.encoders",
@@ -56,6 +59,9 @@ LATE = (
     "embedcache.store.segment",
     "embedcache.store.care",
     "embedcache.export",
+    "embedcache.encoders.devices",
+    "embedcache.encoders.checkpoints",
+    "embedcache.images",
 )
 
 

@@ -323,7 +323,7 @@ def test_the_adapters_of_the_published_data_sets(tmp_path, command):
 
 BAD_INPUTS = [
     # arguments, exit code, a part of the one line on stderr
-    (["extract", "-m", "nothing"], 1, "no encoder 'nothing'; registered: resnet50"),
+    (["extract", "-m", "nothing"], 1, "no encoder 'nothing'; registered: usfm, usfm:cls"),
     (["extract", "-m", "sononet16"], 6, "weights of 'sononet16' are not registered"),
     (["extract", "-m", "sononet16", "--weights", "nowhere"], 6, "nowhere: no such weights file"),
     (["extract", "-m", "resnet50", "--offline"], 6, "'resnet50'"),
@@ -433,7 +433,7 @@ def run_process(folder: Path, *arguments: str, **settings) -> subprocess.Popen:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_pass_flushes_says_so_and_goes_on(tmp_path, number, code):
-    write_cohort(tmp_path, n_patients=300)
+    write_cohort(tmp_path, n_patients=900, n_images=3)
     process = run_process(tmp_path, "extract", "-m", "pixels", "-b", "1", "--progress", "jsonl")
     deadline = time.monotonic() + 60
     while not list((tmp_path / ".embedcache" / "encoders").glob("*/commit/*.parquet")):
@@ -448,7 +448,7 @@ def test_an_interrupted_pass_flushes_says_so_and_goes_on(tmp_path, number, code)
     assert held >= 256
     done = run_process(tmp_path, "extract", "-m", "pixels")
     out, _ = done.communicate(timeout=60)
-    assert f"{held} cached + {1800 - held} encoded + 0 failed" in out
+    assert f"{held} cached + {5400 - held} encoded + 0 failed" in out
 
 
 def test_output_that_nobody_reads_is_no_error(encoded):

@@ -132,7 +132,7 @@ def test_other_weights_go_to_another_store_and_leave_the_first_alone(tmp_path, i
 def test_several_encoders_share_one_reading_of_each_image(tmp_path, images, monkeypatch):
     decoded = []
     decode = flow.decode_image
-    monkeypatch.setattr(flow, "decode_image", lambda data: (decoded.append(1), decode(data))[1])
+    monkeypatch.setattr(flow, "decode_image", lambda *given: (decoded.append(1), decode(*given))[1])
     encoders = [FakeEncoder(dim=8), FakeEncoder(dim=5, name="other")]
     report = run_pass(images, [job(tmp_path, e) for e in encoders], DigestCache())
     assert counts(report) == [(24, 0, 24, 0)] * 2

@@ -17,13 +17,18 @@ from torch import nn
 import embedcache
 from embedcache.digests import DigestCache
 from embedcache.encoders import sononet
-from embedcache.encoders.registry import BUILTIN, find_spec, identify, load
+from embedcache.encoders.checkpoints import load_strictly, read_state_dict
+from embedcache.encoders.registry import (
+    BUILTIN,
+    find_spec,
+    identify,
+    library_versions,
+    load,
+)
 from embedcache.encoders.torch_encoder import (
     TorchEncoder,
     find_device,
-    load_strictly,
     random_weights,
-    read_state_dict,
     tensors_digest,
 )
 from embedcache.errors import DeviceError, EncoderError, EncoderWeightsError, UnknownEncoderError
@@ -119,7 +124,7 @@ def test_random_weights_found_in_a_store_need_no_drawing():
     document = {
         "spec": encoder.spec.document(),
         "identity": encoder.identity,
-        "versions": {"torch": torch.__version__.split("+")[0], "timm": timm.__version__},
+        "versions": library_versions(),
     }
     found = identify("random:timm:resnet18", digests=DigestCache(), known=[document])
     assert found.fingerprint == encoder.fingerprint
@@ -168,7 +173,7 @@ def test_wrong_files_are_refused_whole(tmp_path):
     refused({k: v for k, v in tensors.items() if k != "layer1.0.conv1.weight"}, "not the weights")
     refused({**tensors, "extra.weight": torch.zeros(2)}, "not the weights of timm's resnet18")
     refused({**tensors, "fc.weight": torch.zeros(10, 512)}, "not the weights of timm's resnet18")
-    refused({"state_dict": tensors}, "'state_dict' is no tensor")
+    refused({"state_dict": tensors}, "'state_dict' is OrderedDict, not a tensor")
     refused([1, 2], "holds list, expected named tensors")
     random_file("resnet34", tmp_path)
     with pytest.raises(EncoderWeightsError, match="not the weights of timm's resnet18"):

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import print_json, text_table
+from embedcache_cli.output import print_json, say, text_table
 
 
 @click.group(invoke_without_command=True, short_help="What is registered, and whether it is here.")
@@ -17,9 +17,15 @@ def encoders(ctx: click.Context, as_json: bool) -> None:
     """List the registered encoders; any timm model goes as timm:NAME, a control as random:NAME."""
     if ctx.invoked_subcommand is not None:
         return
-    from embedcache.encoders.registry import BUILTIN
+    from embedcache.encoders.registry import registered
+    from embedcache.errors import EncoderError
 
-    facts = [_facts(name) for name in BUILTIN]
+    facts = []
+    for name in registered():
+        try:
+            facts.append(_facts(name))
+        except EncoderError as error:  # a plug-in that is broken; the others are still of use
+            say(str(error))
     if as_json:
         print_json(facts)
         return
@@ -28,11 +34,11 @@ def encoders(ctx: click.Context, as_json: bool) -> None:
         (
             one["name"],
             one["dim"],
-            one["parameters"],
+            f"{one['parameters']:.1f}",
             "x".join(map(str, one["input"])),
             one["licence"],
             one["commercial"],
-            "yes" if one["weights_file"] else "no",
+            "-" if one["source"] == "none: 0" else "yes" if one["weights_file"] else "no",
         )
         for one in facts
     ]
@@ -84,6 +90,7 @@ def _facts(name: str) -> dict[str, Any]:
         "commercial": _COMMERCIAL[spec.weights.commercial],
         "source": f"{spec.weights.kind}: {spec.weights.location or spec.weights.seed}",
         "reference": spec.reference,
+        "overlap": spec.overlap or None,
         "weights_file": "drawn when loaded" if drawn else file,
         "weights_sha256": DigestCache().file_digest(file) if file else None,
         "missing": missing,

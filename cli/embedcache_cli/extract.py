@@ -28,6 +28,7 @@ _SHOWN = 10
 @options.model
 @options.project
 @options.encoding
+@options.preprocess
 @options.precision
 @options.option(
     "--shard", type=options.shard, metavar="I/N", help="Only the I-th of every N images."

@@ -27,6 +27,7 @@ VERBS: Final = {
     "export": "embedcache_cli.export:export",
     "folds": "embedcache_cli.folds:folds",
     "probe": "embedcache_cli.probe:probe",
+    "zeroshot": "embedcache_cli.zeroshot:zeroshot",
     "sql": "embedcache_cli.sql:sql",
     "index": "embedcache_cli.index:index",
     "gc": "embedcache_cli.gc:gc",

@@ -74,8 +74,21 @@ project = compose(
     ),
 )
 
+label = option(
+    "--label", default="label", show_default=True, help="Manifest column with the class."
+)
+where = option("--where", metavar="SQL", help="Only images for which this predicate holds.")
+seed = option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap.")
+resamples = option(
+    "--resamples",
+    type=click.IntRange(min=100),
+    default=2000,
+    show_default=True,
+    help="Of the patient bootstrap.",
+)
+
 cohorts = compose(
-    option("--label", default="label", show_default=True, help="Manifest column with the class."),
+    label,
     option("--train-cohort", help="Cohort that trains.  [default: the one with most patients]"),
     option(
         "--external",
@@ -83,7 +96,7 @@ cohorts = compose(
         metavar="NAME",
         help="Cohort to test on; repeat for several.  [default: every other one]",
     ),
-    option("--where", metavar="SQL", help="Only images for which this predicate holds."),
+    where,
     option(
         "--class-map", metavar="FILE", help="CSV (label, class), or fetal-planes-6, -5, -4, -3."
     ),
@@ -95,7 +108,17 @@ cohorts = compose(
         show_default=True,
         help="Number of patient folds, or a CSV (patient_id, fold).",
     ),
-    option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap."),
+    seed,
+)
+
+weights = option("--weights", type=FILE, help="Weights file to use this once, for one model.")
+offline = option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
+encoder_file = option("--encoder-file", type=FILE, help="Python file that defines encoders.")
+
+preprocess = option(
+    "--preprocess",
+    type=click.Choice(["squash", "crop", "pad-square", "longest-side"]),
+    help="How pictures are fitted.  [default: the encoder's own way] Part of the fingerprint.",
 )
 
 precision = option(
@@ -132,8 +155,9 @@ encoding = compose(
         show_default=True,
         help="Decoding threads.",
     ),
-    option("--weights", type=FILE, help="Weights file to use this once, for one model."),
-    option("--offline", is_flag=True, help="Never ask the Hugging Face hub."),
+    weights,
+    encoder_file,
+    offline,
 )
 
 progress = option(

@@ -93,7 +93,9 @@ def seconds_text(seconds: float) -> str:
 
 def command_name() -> str:
     """Return what to type: the command's name, or its path where the shell would not find it."""
-    return "embedcache" if shutil.which("embedcache") else short_path(Path(sys.argv[0]))
+    started = Path(sys.argv[0])
+    is_findable = started.name != "embedcache" or shutil.which("embedcache")
+    return "embedcache" if is_findable else short_path(started)
 
 
 def short_path(path: Path) -> str:

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 @options.model
 @options.project
 @options.cohorts
-@options.option(
-    "--resamples",
-    type=click.IntRange(min=100),
-    default=2000,
-    show_default=True,
-    help="Of the patient bootstrap.",
-)
+@options.resamples
 @options.talk
 def probe(
     models: tuple[str, ...],
@@ -73,7 +67,14 @@ def print_outcomes(outcomes: Sequence[RunOutcome], *, as_json: bool, verbose: bo
         scores = {_key(one): one for one in outcome.estimates if one.metric == "macro_f1"}
         cells = [_interval(scores[key]) for _, key in columns]
         cost = "cached" if outcome.was_cached else f"{outcome.run.seconds:.1f}"
-        rows.append([outcome.run.encoder, *cells, f"{outcome.run.results['final_C']:.3g}", cost])
+        rows.append(
+            [
+                outcome.run.encoder,
+                *cells,
+                _strength(outcome.run.results.get("final_C")),
+                cost,
+            ]
+        )
     click.echo(f"macro F1 [95 % interval over patients]\n{text_table(header, rows)}")
     for estimate in outcomes[0].estimates:
         if estimate.metric == "macro_f1" and estimate.scoring == "all":
@@ -86,6 +87,10 @@ def print_outcomes(outcomes: Sequence[RunOutcome], *, as_json: bool, verbose: bo
         for note in outcome.run.results["notes"] if verbose else ():
             click.echo(f"note ({outcome.run.encoder}): {note}")
         click.echo(f"run: {short_path(outcome.folder)}")
+
+
+def _strength(C: float | None) -> str:
+    return "-" if C is None else f"{C:.3g}"
 
 
 def _columns(estimates: Sequence[Estimate]) -> list[tuple[str, tuple[str, str]]]:

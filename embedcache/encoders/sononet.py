@@ -11,14 +11,10 @@ from typing import Final
 import torch
 from torch import nn
 
+from embedcache.encoders.checkpoints import load_strictly, read_state_dict
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec
-from embedcache.encoders.torch_encoder import (
-    TorchEncoder,
-    load_strictly,
-    load_torch,
-    read_state_dict,
-)
+from embedcache.encoders.torch_encoder import TorchEncoder, load_torch
 
 WIDTHS: Final = ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))
 CLASSES: Final = (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from PIL import Image
 from embedcache.durable import canonical_json
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import EncoderOutputError
+from embedcache.images import decode_image, grey_or_rgb
 
 FloatArray = NDArray[np.float32]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -74,6 +76,10 @@ class EncoderSpec:
         Number of parameters, in millions.
     reference
         Paper or model card.
+    memory_gb
+        What a pass takes at the encoder's own batch size, beyond torch itself, in 10^9 bytes.
+    overlap
+        What is known of data that its pretraining shares with public benchmarks.
     """
 
     name: str
@@ -85,6 +91,8 @@ class EncoderSpec:
     loader: str
     parameters: float = 0.0
     reference: str = ""
+    memory_gb: float = 1.0
+    overlap: str = ""
 
     def document(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
@@ -140,8 +148,8 @@ class Encoder(ABC):
         self.fingerprint = fingerprint_of(identity)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
-        """Return the array of one decoded picture, shape `spec.preprocess.shape`, float32."""
-        return self.spec.preprocess(image)
+        """Return the array of one picture of any mode, shape `spec.preprocess.shape`, float32."""
+        return self.spec.preprocess(grey_or_rgb(image))
 
     @abstractmethod
     def encode(self, batch: FloatArray) -> FloatArray:
@@ -173,10 +181,37 @@ class Encoder(ABC):
             rows = rows.copy()
         return lambda: rows
 
+    def embed(self, images: Sequence[Image.Image | Path | str]) -> FloatArray:
+        """Return the embeddings of pictures or of image files, shape (n, spec.dim), in order.
+
+        For a few pictures at hand; `embedcache.open(...).extract` keeps them, and is faster.
+
+        Raises
+        ------
+        ImageReadError
+            A file is no image, or damaged.
+        """
+        rows = [np.empty((0, self.spec.dim), np.float32)]
+        for first in range(0, len(images), self.batch_size):
+            arrays = [self.preprocess(_picture(i)) for i in images[first : first + self.batch_size]]
+            rows.append(self.encode(np.stack(arrays)))
+        return np.concatenate(rows)
+
     @property
     def batch_size(self) -> int:
         """Batch size that suits this encoder on its device."""
         return 16
+
+
+class TextEncoder(Protocol):
+    """The half of a model that reads, into the space of its image embeddings."""
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return one row a text, shape (n, dim), float32, not normalised."""
+
+
+def _picture(image: Image.Image | Path | str) -> Image.Image:
+    return image if isinstance(image, Image.Image) else decode_image(Path(image).read_bytes())
 
 
 def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray:

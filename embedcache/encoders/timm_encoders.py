@@ -11,18 +11,17 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from embedcache.encoders.checkpoints import load_strictly, read_state_dict
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
-from embedcache.encoders.torch_encoder import (
-    TorchEncoder,
-    load_strictly,
-    load_torch,
-    read_state_dict,
-)
+from embedcache.encoders.torch_encoder import TorchEncoder, load_torch
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
 _COMMERCIAL: Final = {"apache-2.0": True, "mit": True, "bsd-3-clause": True}
+
+# What timm calls them. DINOv3's authors return the CLS token, timm by default the patches' mean.
+_POOLS: Final = {"cls": "token", "patch-mean": "avg"}
 
 
 def describe(name: str) -> EncoderSpec:
@@ -47,7 +46,7 @@ def describe(name: str) -> EncoderSpec:
         network = _network(name)
         settings = resolve_model_data_config(network)
         network.reset_classifier(0)
-    config = network.pretrained_cfg
+    config, parameters = network.pretrained_cfg, sum(p.numel() for p in network.parameters()) / 1e6
     return EncoderSpec(
         name=f"timm:{name}",
         architecture="timm:" + ".".join(filter(None, (architecture, config.get("tag")))),
@@ -62,7 +61,8 @@ def describe(name: str) -> EncoderSpec:
             commercial=_COMMERCIAL.get(str(config.get("license"))),
         ),
         loader=f"{__name__}:load",
-        parameters=round(sum(p.numel() for p in network.parameters()) / 1e6, 1),
+        parameters=round(parameters, 1),
+        memory_gb=round(0.5 + 0.008 * parameters, 1),  # twice the weights, and some activations
         reference=str(config.get("paper_ids") or config.get("origin_url") or "timm"),
     )
 
@@ -114,7 +114,7 @@ def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
         The file is not this network's.
     """
     architecture = spec.architecture.removeprefix("timm:")
-    settings = {"global_pool": "token"} if spec.output == "cls" else {}
+    settings = {"global_pool": _POOLS[spec.output]} if spec.output in _POOLS else {}
     if file is None:
         network = _network(architecture, **settings)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,12 @@ from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderWeightsError
 
 _log = logging.getLogger(__name__)
-HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+HUB_FILES: Final = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
 
 
 def weights_home() -> Path:
@@ -46,23 +52,27 @@ def find_weights(
     EncoderWeightsError
         The file is not here; says where it is published and what to type.
     """
-    source = spec.weights
-    if source.kind in {"random", "none"}:
+    kind = spec.weights.kind
+    if kind in {"random", "none"}:
         return None
     if given is not None:
         if not given.is_file():
             raise EncoderWeightsError(f"{given}: no such weights file for '{spec.name}'")
         return given
-    if source.kind == "hub":
-        return _hub_file(spec, offline=offline or not fetch)
-    if source.kind == "package":
+    if kind == "user" or _record(spec).exists():
+        return registered_file(spec)
+    if kind == "package":
         return _package_file(spec)
-    return registered_file(spec)
+    return _hub_file(spec, offline=offline or not fetch)
 
 
 def _hub_file(spec: EncoderSpec, *, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+    )
 
     source = spec.weights
     names = (source.file,) if source.file else HUB_FILES
@@ -70,29 +80,32 @@ def _hub_file(spec: EncoderSpec, *, offline: bool) -> Path:
         held = try_to_load_from_cache(source.location, name)
         if isinstance(held, str):
             return Path(held)
+    page = f"https://huggingface.co/{source.location}"
     advice = (
-        f"on a machine with internet run `embedcache extract -m {spec.name}` once and copy its "
-        f"Hugging Face cache here, or give the file with --weights FILE ({source.licence}, "
-        f"https://huggingface.co/{source.location})"
+        f"download {names[0]} there (licence: {source.licence}) and run `embedcache weights add "
+        f"{spec.name} FILE`, or pass --weights FILE"
     )
     if offline:
         raise EncoderWeightsError(
-            f"weights of '{spec.name}' ({names[0]} of {source.location}) are not in the Hugging "
-            f"Face cache and --offline forbids to fetch them; {advice}"
+            f"weights of '{spec.name}' ({page}) are not in the Hugging Face cache, and --offline "
+            f"forbids to fetch them; {advice}"
         )
-    _log.info(
-        "fetching %s of %s (%s) from huggingface.co", names[0], source.location, source.licence
-    )
+    _log.info("fetching the weights of %s (%s) from %s", spec.name, source.licence, page)
     # The hub's client reports each of its five retries; one line at the end is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        return Path(hf_hub_download(source.location, names[0]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split(". ")[0].splitlines()[0]
-        raise EncoderWeightsError(
-            f"weights of '{spec.name}' ({names[0]} of {source.location}) could not be fetched: "
-            f"{reason}; {advice}"
-        ) from None
+    failure: Exception = EntryNotFoundError("there is none of the usual files")
+    for name in names:
+        try:
+            return Path(hf_hub_download(source.location, name))
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            failure = error
+            break
+    reason = str(failure).strip().split(". ")[0].splitlines()[0]
+    raise EncoderWeightsError(
+        f"weights of '{spec.name}' ({page}) could not be fetched: {reason}; {advice}"
+    ) from None
 
 
 def _package_file(spec: EncoderSpec) -> Path:
@@ -109,6 +122,12 @@ def _package_file(spec: EncoderSpec) -> Path:
     )
 
 
+def _record(spec: EncoderSpec) -> Path:
+    """Return where the registration of an encoder's weights is; its other outputs share it."""
+    name = spec.name if spec.name.startswith(("timm:", "open_clip:")) else spec.name.split(":")[0]
+    return weights_home() / re.sub(r"[^A-Za-z0-9._-]+", "-", name) / "weights.json"
+
+
 def registered_file(spec: EncoderSpec) -> Path:
     """Return the file that `weights add` registered for an encoder.
 
@@ -117,25 +136,40 @@ def registered_file(spec: EncoderSpec) -> Path:
     EncoderWeightsError
         Nothing is registered, or the registered file is gone.
     """
-    record = weights_home() / spec.name / "weights.json"
-    source = spec.weights
+    record, source = _record(spec), spec.weights
     if not record.exists():
         raise EncoderWeightsError(
             f"weights of '{spec.name}' are not registered; download {source.file} from "
-            f"{source.location} ({source.licence}) and run `embedcache weights add {spec.name} "
-            "FILE`, or pass --weights FILE"
+            f"{source.location} (licence: {source.licence}) and run `embedcache weights add "
+            f"{record.parent.name} FILE`, or pass --weights FILE"
         )
     path = record.parent / str(read_document(record)["file"])
     if not path.is_file():
         raise EncoderWeightsError(
             f"{path}: the registered weights of '{spec.name}' are gone; run `embedcache weights "
-            f"add {spec.name} FILE` again"
+            f"add {record.parent.name} FILE` again"
         )
     return path
 
 
-def register_weights(spec: EncoderSpec, file: Path, digest: str) -> Path:
-    """Copy a checked weights file into the weights folder and return its new path.
+def check_registered(spec: EncoderSpec, file: Path, digest: str) -> None:
+    """Check that a registered file is what it was when it was registered.
+
+    Raises
+    ------
+    EncoderWeightsError
+        It has been changed or damaged since.
+    """
+    record = _record(spec)
+    if file.parent == record.parent and read_document(record)["sha256"] != digest:
+        raise EncoderWeightsError(
+            f"{file}: not what was registered for '{spec.name}' (sha256 {digest[:12]}); run "
+            f"`embedcache weights add {record.parent.name} FILE` again"
+        )
+
+
+def register_weights(spec: EncoderSpec, file: Path, digest: str, *, link: bool = False) -> Path:
+    """Keep a checked weights file in the weights folder and return its path there.
 
     Parameters
     ----------
@@ -145,13 +179,19 @@ def register_weights(spec: EncoderSpec, file: Path, digest: str) -> Path:
         The user's download; left where it is.
     digest
         Its SHA-256.
+    link
+        Keep a symbolic link instead of a copy.
     """
-    folder = weights_home() / spec.name
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{digest[:12]}{file.suffix}"
+    record = _record(spec)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    target = record.parent / f"{digest[:12]}{file.suffix}"
     aside = target.with_suffix(target.suffix + ".part")
-    shutil.copyfile(file, aside)
+    aside.unlink(missing_ok=True)
+    if link:
+        aside.symlink_to(file.resolve())
+    else:
+        shutil.copyfile(file, aside)
     aside.replace(target)
-    record = {"file": target.name, "sha256": digest, "from": file.name, "added": utc_now()}
-    replace(folder / "weights.json", seal_document(record))
+    document = {"file": target.name, "sha256": digest, "from": file.name, "added": utc_now()}
+    replace(record, seal_document(document))
     return target

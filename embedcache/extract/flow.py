@@ -42,11 +42,18 @@ class ImageFile:
         Where it lies on this machine.
     expected
         The SHA-256 that the manifest states, or ''.
+    frame
+        Which frame of the file; None: the only one.
     """
 
     image_id: str
     path: str
     expected: str = ""
+    frame: int | None = None
+
+    def key_of(self, digest: str) -> str:
+        """Return the key of the picture in a file of that SHA-256: the same, but for a frame."""
+        return digest if self.frame is None else sha256(f"{digest}#{self.frame}".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +239,10 @@ class _Flow:
             stamp = stamp_of(os.stat(image.path))  # noqa: PTH116 - 12,850 of them
         except OSError:
             return False
-        key = self.digests.get(image.path, stamp)
-        if key is None or (image.expected and image.expected != key):
+        digest = self.digests.get(image.path, stamp)
+        if digest is None or (image.expected and image.expected != digest):
             return False
-        self.keys[number] = key
+        key = self.keys[number] = image.key_of(digest)
         return all(lane.job.is_settled(key) for lane in self.lanes)
 
     def _prepared(
@@ -280,17 +287,18 @@ class _Flow:
         """Do what can be done for one image off the main thread."""
         try:
             with self.shared.timed("read"):
-                data, key = _read(image.path, self.digests)
+                data, digest = _read(image.path, self.digests)
         except OSError as error:
             return _Prepared("", failure=(error.strerror or str(error)).lower())
-        if image.expected and key != image.expected:
+        if image.expected and digest != image.expected:
             return _Prepared("", failure="its bytes are not those of the manifest's sha256")
+        key = image.key_of(digest)
         wanting = tuple(n for n, lane in enumerate(self.lanes) if lane.job.claim(key))
         if not wanting:
             return _Prepared(key)
         try:
             with self.shared.timed("decode"):
-                picture = decode_image(data)
+                picture = decode_image(data, image.frame)
         except ImageReadError as error:
             return _Prepared(key, failure=str(error), lanes=wanting)
         arrays = []

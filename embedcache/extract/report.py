@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -106,3 +106,17 @@ class Progress:
 def slowest_stage(seconds: dict[str, float], workers: int) -> str:
     """Return the stage that sets the pace; one that k threads share counts a k-th."""
     return max(seconds, key=lambda stage: seconds[stage] / (workers if stage in _THREADED else 1))
+
+
+def merge_reports(reports: Sequence[PassReport]) -> PassReport:
+    """Return what several passes, one after another, did and took together."""
+    return PassReport(
+        tallies=tuple(tally for report in reports for tally in report.tallies),
+        wall_s=sum(report.wall_s for report in reports),
+        loaded_s=sum(report.loaded_s for report in reports),
+        waited_s=sum(report.waited_s for report in reports),
+        seconds={
+            stage: sum(report.seconds[stage] for report in reports) for stage in reports[0].seconds
+        },
+        workers=max(report.workers for report in reports),
+    )

@@ -96,7 +96,7 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
         A predicate that cannot be evaluated.
     """
     table = images.table
-    raw = _labels(images, options.label)
+    raw = label_column(images, options.label)
     mapping = dict(read_class_map(options.class_map)) if options.class_map else None
     labels = [mapping.get(name, "") for name in raw] if mapping is not None else raw
     kept = select_images(table, options.where)
@@ -201,13 +201,20 @@ def select_embeddings(
 ) -> LabelledEmbeddings:
     """Return one model's rows, in manifest order; images recorded as failed are left out."""
     images = state.load_images(workspace)
-    labels = _labels(images, label)
+    labels = label_column(images, label)
     numbers = select_images(images.table, where)
     store = state.find_store(workspace, model)
     return load_embeddings(store, images, labels, numbers)
 
 
-def _labels(images: state.Images, column: str) -> list[str]:
+def label_column(images: state.Images, column: str) -> list[str]:
+    """Return one column as text, '' where a cell is empty.
+
+    Raises
+    ------
+    ManifestError
+        There is no such column.
+    """
     if column not in images.table.column_names:
         raise ManifestError(
             f"no column '{column}' in the manifest; it has {', '.join(images.table.column_names)}"

@@ -13,14 +13,15 @@ from typing import Any, Final, Literal
 from embedcache.digests import DigestCache
 from embedcache.durable import utc_now
 from embedcache.encoders import registry
-from embedcache.encoders.devices import check_device
+from embedcache.encoders.devices import check_device, free_memory_gb
+from embedcache.encoders.plugins import register_file
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import Encoder, Precision
 from embedcache.encoders.weights import find_weights
-from embedcache.errors import EncoderWeightsError, RunError
+from embedcache.errors import EncoderError, EncoderWeightsError, RunError
 from embedcache.extract.flow import ImageFile, run_pass
 from embedcache.extract.lane import Job
-from embedcache.extract.report import PassReport, Progress
+from embedcache.extract.report import PassReport, Progress, merge_reports
 from embedcache.pipeline import state
 from embedcache.store.care import sweep
 from embedcache.store.embedding_store import EmbeddingStore
@@ -31,7 +32,9 @@ ALL: Final = "all"
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
-    """How to extract; none of it enters the key of an embedding but `weights` and `precision`.
+    """How to extract.
+
+    Of all this only `weights`, `preprocess`, `precision` and `encoder_file` decide a value.
 
     Parameters
     ----------
@@ -43,6 +46,10 @@ class ExtractOptions:
         A weights file, for one model only.
     batch_size, workers
         None: what suits the encoder and the machine.
+    preprocess
+        Another way of fitting pictures than the encoders' own.
+    encoder_file
+        A Python file that defines encoders.
     offline
         Never ask the hub.
     fail_fast
@@ -58,6 +65,8 @@ class ExtractOptions:
     weights: Path | None = None
     batch_size: int | None = None
     workers: int | None = None
+    preprocess: str | None = None
+    encoder_file: Path | None = None
     offline: bool = False
     fail_fast: bool = False
     retry_failed: bool = False
@@ -95,10 +104,12 @@ def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool)
     if ALL not in models:
         return list(dict.fromkeys(models))
     here = []
-    for name, spec in registry.BUILTIN.items():
+    for name in registry.registered():
+        if ":" in name:  # another output of the same network
+            continue
         try:
-            find_weights(spec, offline=offline, fetch=False)
-        except EncoderWeightsError:
+            find_weights(registry.find_spec(name), offline=offline, fetch=False)
+        except EncoderError:  # no weights, or a plug-in that is broken
             continue
         here.append(name)
     held = [str(document["name"]) for document in state.encoder_documents(workspace)]
@@ -120,6 +131,8 @@ def identify_models(
     RunError
         `weights` with several models.
     """
+    if options.encoder_file is not None:
+        register_file(options.encoder_file)
     names = select_models(workspace, models, offline=options.offline)
     if not names:
         raise RunError("no model named; pass -m NAME, see `embedcache encoders`")
@@ -133,6 +146,7 @@ def identify_models(
             digests=digests,
             known=known,
             weights=options.weights,
+            preprocess=options.preprocess,
             precision=precision,
             offline=options.offline,
             fetch=fetch,
@@ -140,6 +154,38 @@ def identify_models(
         for name in names
     ]
     return list({one.presumed_fingerprint: one for one in reversed(found)}.values())[::-1]
+
+
+def identify_store(
+    workspace: Workspace,
+    store: EmbeddingStore,
+    digests: DigestCache,
+    *,
+    weights: Path | None = None,
+    offline: bool = False,
+) -> Identified:
+    """Find the encoder that a store's rows came from, with the weights that made them.
+
+    Raises
+    ------
+    EncoderWeightsError
+        The weights here are other ones.
+    """
+    found = registry.identify(
+        store.name,
+        digests=digests,
+        known=state.encoder_documents(workspace),
+        weights=weights,
+        preprocess=store.document["identity"]["preprocess"]["fit"],
+        precision=store.document["identity"]["precision"],
+        offline=offline,
+    )
+    if found.fingerprint not in {None, store.fingerprint}:
+        raise EncoderWeightsError(
+            f"the weights here are not those of {store.folder.name}; pass the original file as "
+            "--weights"
+        )
+    return found
 
 
 def plan(workspace: Workspace, models: Sequence[str], options: ExtractOptions) -> list[Plan]:
@@ -208,15 +254,35 @@ def extract(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     found = identify_models(workspace, models, options, digests)
     chosen = [files[number] for number in _shard(range(len(files)), options.shard)]
-    return encode_images(
-        workspace,
-        found,
-        chosen,
-        options,
-        digests,
-        on_progress=on_progress,
-        on_message=on_message,
-    )
+    turns = in_turns(found, free_memory_gb(options.device))
+    if len(turns) > 1:
+        on_message(f"memory is short of all {len(found)} models at once: {len(turns)} turns")
+    reports = [
+        encode_images(
+            workspace,
+            turn,
+            chosen,
+            options,
+            digests,
+            on_progress=on_progress,
+            on_message=on_message,
+        )
+        for turn in turns
+    ]
+    return merge_reports(reports)
+
+
+def in_turns(found: Sequence[Identified], memory_gb: float) -> list[list[Identified]]:
+    """Return the models in groups that fit into memory together, each at least one model."""
+    turns: list[list[Identified]] = [[]]
+    room = memory_gb
+    for one in found:
+        if turns[-1] and one.spec.memory_gb > room:
+            turns.append([])
+            room = memory_gb
+        turns[-1].append(one)
+        room -= one.spec.memory_gb
+    return turns
 
 
 def encode_images(

@@ -12,8 +12,8 @@ from typing import Final
 
 from embedcache.digests import DigestCache
 from embedcache.errors import ImageReadError, ManifestError
-from embedcache.extract.flow import hash_images, usable_cores
-from embedcache.images import decode_image
+from embedcache.extract.flow import ImageFile, hash_images, usable_cores
+from embedcache.images import decode_image, split_frame
 from embedcache.manifest import Manifest, read_manifest, write_manifest
 from embedcache.pipeline import state
 from embedcache.workspace import Workspace
@@ -83,7 +83,7 @@ def write_rows(
     missing = tuple(
         row["image_id"]
         for row in new
-        if not os.path.isfile(f"{base}/{row['path']}")  # noqa: PTH113
+        if not os.path.isfile(f"{base}/{split_frame(row['path'])[0]}")  # noqa: PTH113
     )
     if missing and not allow_missing:
         raise ManifestError(
@@ -160,11 +160,11 @@ def check(workspace: Workspace) -> CheckReport:
     manifest = read_manifest(workspace.manifest)
     _, files = state.image_files(workspace)
     digests = DigestCache(workspace.digests)
-    keys = hash_images(files, digests, max(2, usable_cores()))
+    found = hash_images(files, digests, max(2, usable_cores()))
     if workspace.store.is_dir():
         digests.save()
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-        reasons = list(pool.map(_reason, (file.path for file in files)))
+        reasons = list(pool.map(_reason, files))
     columns = manifest.columns
     cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for cohort, label in zip(columns["cohort"], columns["label"], strict=True):
@@ -174,13 +174,13 @@ def check(workspace: Workspace) -> CheckReport:
         n_images=len(manifest),
         n_patients=len(set(columns["patient_id"])),
         cohorts={name: dict(sorted(labels.items())) for name, labels in sorted(cohorts.items())},
-        troubles=tuple(_troubles(manifest, keys, reasons)),
+        troubles=tuple(_troubles(manifest, files, found, reasons)),
     )
 
 
-def _reason(path: str) -> str:
+def _reason(file: ImageFile) -> str:
     try:
-        decode_image(Path(path).read_bytes())
+        decode_image(Path(file.path).read_bytes(), file.frame)
     except FileNotFoundError:
         return "missing"
     except ImageReadError as error:
@@ -190,12 +190,21 @@ def _reason(path: str) -> str:
     return ""
 
 
-def _troubles(manifest: Manifest, keys: Sequence[str], reasons: Sequence[str]) -> Iterable[Trouble]:
+def _troubles(
+    manifest: Manifest,
+    files: Sequence[ImageFile],
+    found: Sequence[str],
+    reasons: Sequence[str],
+) -> Iterable[Trouble]:
     name = manifest.column("image_id")
-    stated = manifest.columns.get("sha256", ("",) * len(name))
+    keys = [
+        file.key_of(digest) if digest else "" for file, digest in zip(files, found, strict=True)
+    ]
     missing = [i for i, reason in enumerate(reasons) if reason == "missing"]
     broken = [i for i, reason in enumerate(reasons) if reason not in {"", "missing"}]
-    changed = [i for i, key in enumerate(keys) if key and stated[i] and stated[i] != key]
+    changed = [
+        i for i, file in enumerate(files) if found[i] and file.expected not in {"", found[i]}
+    ]
     if missing:
         yield _trouble("missing", "images are not on disk", missing, name)
     if broken:

@@ -200,15 +200,15 @@ def _probe_one(
     }
     data = {
         "folds_id": folds.folds_id,
-        "train": _rows_digest(train),
-        "external": [_rows_digest(rows) for rows in external],
+        "train": rows_digest(train),
+        "external": [rows_digest(rows) for rows in external],
     }
     versions = {name: version(name) for name in _DECISIVE}
     decisive = [store.fingerprint, settings, data, versions]
     run_id = run_id_of("probe", store.name, decisive)
     folder = workspace.runs / run_id
     if (folder / run_files.RECORD).exists():
-        return _stored_outcome(folder, n_skipped)
+        return stored_outcome(folder, n_skipped)
     result = fit_probe(train, folds, external, c_grid=options.c_grid)
     estimates = [
         estimate
@@ -236,13 +236,14 @@ def _probe_one(
     return RunOutcome(run, tuple(estimates), n_skipped, was_cached=False, folder=folder)
 
 
-def _rows_digest(rows: LabelledEmbeddings) -> str:
+def rows_digest(rows: LabelledEmbeddings) -> str:
     """Return the digest of what a probe is given of some images: vectors, patients, labels."""
     names = [rows.image_id, rows.patient_id, rows.cohort, rows.label]
     return hashlib.sha256(canonical_json(names) + rows.X.tobytes()).hexdigest()
 
 
-def _stored_outcome(folder: Path, n_skipped: int) -> RunOutcome:
+def stored_outcome(folder: Path, n_skipped: int) -> RunOutcome:
+    """Return a run that was made before."""
     document = run_files.read_run(folder)
     document.pop("tables")
     rows = run_files.read_run_table(folder, "metrics").drop_columns(["run_id"]).to_pylist()

@@ -78,8 +78,8 @@ class Project:
         on_progress, on_message
             Told how far the pass is, and what else a user should know.
         options
-            The fields of `ExtractOptions`: device, precision, weights, batch_size, workers,
-            offline, fail_fast, retry_failed, shard.
+            The fields of `ExtractOptions`: device, precision, weights, preprocess, encoder_file,
+            batch_size, workers, offline, fail_fast, retry_failed, shard.
 
         Raises
         ------
@@ -205,6 +205,43 @@ class Project:
             _names(models),
             CohortOptions(**options),
             probe_options or probing.ProbeOptions(),
+            on_message=on_message,
+            on_run=on_run,
+        )
+
+    def zeroshot(
+        self,
+        models: Sequence[str] | str,
+        *,
+        on_message: Callable[[str], None] = lambda _: None,
+        on_run: Callable[[RunOutcome], None] = lambda _: None,
+        **options: Any,
+    ) -> list[RunOutcome]:
+        """Classify cached images by text prompts, and store predictions and scores.
+
+        Parameters
+        ----------
+        models
+            fetalclip, or any open_clip:ARCH/TAG.
+        on_message, on_run
+            As for `probe`.
+        options
+            The fields of `ZeroShotOptions`: prompts, label, cohorts, where, seed, n_resamples,
+            weights, encoder_file, device, offline.
+
+        Raises
+        ------
+        EncoderError
+            A model has no text half.
+        RunError
+            The prompts know none of the labels.
+        """
+        from embedcache.pipeline.zeroshot import ZeroShotOptions, zeroshot
+
+        return zeroshot(
+            self.workspace,
+            _names(models),
+            ZeroShotOptions(**options),
             on_message=on_message,
             on_run=on_run,
         )

@@ -25,6 +25,7 @@ from embedcache.durable import (
 )
 from embedcache.errors import ManifestError, MissingEmbeddingsError, StoreMismatchError
 from embedcache.extract.flow import ImageFile, hash_images, usable_cores
+from embedcache.images import split_frame
 from embedcache.manifest import image_paths, read_manifest
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import DOCUMENT
@@ -65,8 +66,8 @@ def image_files(workspace: Workspace) -> tuple[pa.Table, tuple[ImageFile, ...]]:
     manifest = read_manifest(workspace.manifest)
     paths = image_paths(manifest, workspace.data_root)
     expected = manifest.columns.get("sha256", ("",) * len(manifest))
-    names = manifest.column("image_id")
-    files = tuple(map(ImageFile, names, paths, expected))
+    plain, frames = zip(*map(split_frame, paths), strict=True)
+    files = tuple(map(ImageFile, manifest.column("image_id"), plain, expected, frames))
     return manifest.table(), files
 
 
@@ -89,11 +90,16 @@ def load_images(workspace: Workspace, digests: DigestCache | None = None) -> Ima
     if workspace.store.is_dir():
         digests.save()
     absent = frozenset(number for number, key in enumerate(found) if not key)
-    filled = _without_files(table, found, snapshot) if absent else found
-    keys = [
-        key if number in absent or file.expected in {"", key} else None
-        for number, (key, file) in enumerate(zip(filled, files, strict=True))
+    keys: list[str | None] = [
+        file.key_of(digest) if digest and file.expected in {"", digest} else None
+        for file, digest in zip(files, found, strict=True)
     ]
+    if absent:
+        remembered = _remembered(snapshot)
+        for number in absent:
+            file, path = files[number], table["path"][number].as_py()
+            said = file.key_of(file.expected) if file.expected else None
+            keys[number] = said or remembered.get((file.image_id, path))
     return Images(table=_with_digests(table, keys), files=files, absent=absent)
 
 
@@ -103,20 +109,12 @@ def _with_digests(table: pa.Table, keys: Sequence[str | None]) -> pa.Table:
     return table.append_column("sha256", pa.array(keys, pa.string()))
 
 
-def _without_files(
-    table: pa.Table, keys: Sequence[str | None], snapshot: pa.Table | None
-) -> list[str | None]:
-    """Fill in the digests of files that are not on this machine."""
-    stated = table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * len(keys)
-    remembered: dict[tuple[str, str], str | None] = {}
-    if snapshot is not None:
-        columns = (snapshot[name].to_pylist() for name in ("image_id", "path", "sha256"))
-        remembered = {(image, path): key for image, path, key in zip(*columns, strict=True)}
-    names = zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True)
-    return [
-        key or said or remembered.get(name)
-        for key, said, name in zip(keys, stated, names, strict=True)
-    ]
+def _remembered(snapshot: pa.Table | None) -> dict[tuple[str, str], str | None]:
+    """Return the keys of the images of the last extraction, by image and path."""
+    if snapshot is None:
+        return {}
+    columns = (snapshot[name].to_pylist() for name in ("image_id", "path", "sha256"))
+    return {(image, path): key for image, path, key in zip(*columns, strict=True)}
 
 
 def snapshot_files(workspace: Workspace) -> list[Path]:

@@ -21,12 +21,12 @@ from embedcache.durable import (
     seal_document,
     utc_now,
 )
-from embedcache.encoders import registry
+from embedcache.encoders.plugins import register_file
 from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
 from embedcache.extract.report import PassReport, Progress
 from embedcache.pipeline import state
 from embedcache.pipeline.cohorts import CohortOptions, choose_cohorts
-from embedcache.pipeline.encode import ExtractOptions, encode_images
+from embedcache.pipeline.encode import ExtractOptions, encode_images, identify_store
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import FORMAT_VERSION, Workspace
@@ -187,6 +187,8 @@ def repair(
     report = verify(workspace)
     if not report.findings:
         return report
+    if options.encoder_file is not None:
+        register_file(options.encoder_file)
     _mend_format(workspace)
     damaged = sorted({finding.encoder for finding in report.findings if finding.encoder})
     notes: list[str] = []
@@ -268,18 +270,9 @@ def _encode_again(
     lost = before - set(store.row_keys()) - set(store.failures)
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in lost]
     digests = DigestCache(workspace.digests)
-    found = registry.identify(
-        store.name,
-        digests=digests,
-        known=state.encoder_documents(workspace),
-        weights=options.weights,
-        precision=store.document["identity"]["precision"],
-        offline=options.offline,
+    found = identify_store(
+        workspace, store, digests, weights=options.weights, offline=options.offline
     )
-    if found.fingerprint not in {None, store.fingerprint}:
-        raise EncoderError(
-            f"the weights here are not those of {folder}; pass the original file as --weights"
-        )
     return encode_images(
         workspace,
         [found],

@@ -160,7 +160,7 @@ def test_the_installed_command_goes_from_a_folder_of_images_to_sql(way, request,
     rows = list(csv.DictReader(said("sql", query, "--format", "csv").splitlines()))
     assert rows == [{"predicted": "abdomen", "n": "6"}, {"predicted": "brain", "n": "6"}]
     assert said("verify") == "12 rows of 1 encoders checked: sound\n"
-    assert said("export", "-m", "pixels", "-o", "rows.npy").split() == ["rows.npy", "rows.csv"]
+    assert said("export", "-m", "pixels", "-o", "rows.npy").split() == ["rows.npy", "rows.rows.csv"]
     assert np.load(tmp_path / "rows.npy").shape == (12, 256)
     assert said("gc").startswith("0 rows dropped")
     catalog = tmp_path / ".embedcache" / "catalog.duckdb"

@@ -90,7 +90,7 @@ def test_the_paths_it_names_are_there(started):
 
 def test_the_queries_it_suggests_run_as_they_are_printed(started):
     folder, out = started
-    suggested = [shlex.split(line) for line in out.splitlines() if " embedcache sql" in line]
+    suggested = [shlex.split(line) for line in out.splitlines() if "embedcache sql" in line]
     assert len(suggested) == 3
     for _, *arguments in suggested:
         table, err = embedcache_command(folder, *arguments)

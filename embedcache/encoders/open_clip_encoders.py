@@ -1,0 +1,203 @@
+"""FetalCLIP and every model of open_clip: image towers as encoders, text towers for prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
+from embedcache.encoders.preprocess import Preprocess
+from embedcache.encoders.registry import Identified
+from embedcache.encoders.spec import EncoderSpec, WeightsSource
+from embedcache.encoders.torch_encoder import TorchEncoder, find_device, load_torch, random_weights
+from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
+
+FloatArray = NDArray[np.float32]
+
+# ViT-L/14 as OpenAI's, but for a longer text and the exact GELU.
+_FETALCLIP: Final[dict[str, Any]] = {
+    "embed_dim": 768,
+    "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+    "text_cfg": {
+        "context_length": 117,
+        "vocab_size": 49408,
+        "width": 768,
+        "heads": 12,
+        "layers": 12,
+    },
+}
+_OWN: Final = WeightsSource(kind="user", location="your own training", file="your checkpoint")
+_FITS: Final = {"shortest": "crop", "squash": "squash"}
+
+
+class ImageTower(nn.Module):
+    """The half of a CLIP model that looks at pictures."""
+
+    def __init__(self, visual: Any, *, is_projected: bool = True) -> None:
+        super().__init__()
+        if not is_projected:
+            visual.proj = None
+        self.visual = visual
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, dim) for (n, 3, size, size), not normalised."""
+        rows = self.visual(images)
+        # Captioning models return their tokens as well.
+        return cast(torch.Tensor, rows[0] if isinstance(rows, tuple) else rows)
+
+
+class TextTower:
+    """The half of a CLIP model that reads.
+
+    Parameters
+    ----------
+    model
+        The whole model.
+    tokenizer
+        Texts to token numbers, shape (n, context length).
+    device
+        See `find_device`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
+        self._device = find_device(device)
+        self._model = model.eval().to(self._device)
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Return one row a text, shape (n, dim), float32, not normalised."""
+        with torch.inference_mode():
+            rows = self._model.encode_text(self._tokenizer(list(texts)).to(self._device))
+        return cast(FloatArray, rows.float().cpu().numpy())
+
+
+def describe(name: str) -> EncoderSpec:
+    """Return the facts that open_clip knows of `ARCH/TAG`, or of `ARCH` with the user's weights.
+
+    Raises
+    ------
+    UnknownEncoderError
+        open_clip has no such architecture or no such weights of it.
+    EncoderError
+        Its transform is one that this project does not have.
+    """
+    architecture, _, tag = name.partition("/")
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        near = difflib.get_close_matches(architecture, open_clip.list_models(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see open_clip.list_models()"
+        raise UnknownEncoderError(
+            f"open_clip has no architecture '{architecture}'; {hint} Give it as open_clip:ARCH/TAG"
+        )
+    facts = open_clip.get_pretrained_cfg(architecture, tag)
+    if tag and not facts:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise UnknownEncoderError(f"open_clip has no weights '{name}'; tags: {tags}")
+    repository, _, file = facts.get("hf_hub", "").rpartition("/")
+    size = config["vision_cfg"].get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    fit = _FITS.get(facts.get("resize_mode", "shortest"))
+    if fit is None or (fit == "crop" and height != width):
+        raise EncoderError(
+            f"open_clip:{name} resizes by '{facts['resize_mode']}' to {height} x {width}, which is "
+            "not supported; choose another model"
+        )
+    return EncoderSpec(
+        name=f"open_clip:{name}",
+        architecture=f"open_clip:{name}",
+        output="projected",
+        dim=int(config["embed_dim"]),
+        preprocess=Preprocess(
+            height=height,
+            width=width,
+            fit=fit,  # type: ignore[arg-type]
+            resample=facts.get("interpolation", "bicubic"),
+            mean=tuple(facts.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+            std=tuple(facts.get("std", open_clip.OPENAI_DATASET_STD)),
+        ),
+        weights=WeightsSource(kind="hub", location=repository, file=file) if tag else _OWN,
+        loader=f"{__name__}:load",
+        memory_gb=4.0,  # as a large one takes while it is loaded
+        reference=facts.get("url") or (f"https://huggingface.co/{repository}" if tag else ""),
+    )
+
+
+def load(found: Identified, device: str) -> TorchEncoder:
+    """Return the encoder of a model's image tower."""
+    return load_torch(build, found, device)
+
+
+def load_text(found: Identified, device: str) -> TextTower:
+    """Return the text half of a model, its weights those of the image half."""
+    with random_weights(found.spec.weights.seed):
+        model = _model(found.spec, found.weights_file)
+    if _is_fetalclip(found.spec):
+        context: int = _FETALCLIP["text_cfg"]["context_length"]
+        return TextTower(model, open_clip.SimpleTokenizer(context_length=context), device)
+    architecture = found.spec.architecture.removeprefix("open_clip:").partition("/")[0]
+    return TextTower(model, open_clip.get_tokenizer(architecture), device)
+
+
+def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
+    """Return a model's image tower with the weights of `file`, or as initialised."""
+    return ImageTower(_model(spec, file).visual, is_projected=spec.output == "projected")
+
+
+def _is_fetalclip(spec: EncoderSpec) -> bool:
+    return not spec.architecture.startswith("open_clip:")
+
+
+def _model(spec: EncoderSpec, file: Path | None) -> Any:
+    if _is_fetalclip(spec):
+        return _fetalclip(file)
+    architecture, _, tag = spec.architecture.removeprefix("open_clip:").partition("/")
+    facts = open_clip.get_pretrained_cfg(architecture, tag)
+    with _hushed():  # it warns that the weights are random, which they are for a moment only
+        model = open_clip.create_model(
+            architecture, force_quick_gelu=bool(facts.get("quick_gelu")), pretrained_text=False
+        )
+    if file is not None:
+        try:
+            open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
+        except Exception as error:  # whatever a foreign file makes the parsers raise
+            is_code = isinstance(error, pickle.UnpicklingError)
+            reason = why_unreadable(error) if is_code else " ".join(str(error).split())[:200]
+            raise EncoderWeightsError(
+                f"{file}: not the weights of {spec.architecture}: {reason}"
+            ) from None
+    return model
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _fetalclip(file: Path | None) -> Any:
+    """Return FetalCLIP (arXiv 2502.14807).
+
+    Its training wrapped the model for several GPUs or not: the prefix 'module.' may be there.
+    """
+    model = open_clip.CLIP(**_FETALCLIP)
+    if file is not None:
+        tensors = read_state_dict(file, under="state_dict")
+        if all(name.startswith("module.") for name in tensors):
+            tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+        load_strictly(model, tensors, file)
+    return model

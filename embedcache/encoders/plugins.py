@@ -1,0 +1,116 @@
+"""Encoders of others: from installed distributions, and from a Python file of the user's.
+
+A distribution names an `EncoderSpec` in the entry-point group `embedcache.encoders`, under the
+encoder's own name. Listing them imports nothing; a plug-in is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from embedcache.encoders.models import BUILTIN
+from embedcache.encoders.spec import EncoderSpec
+from embedcache.errors import EncoderError, UnknownEncoderError
+
+GROUP: Final = "embedcache.encoders"
+_from_files: dict[str, EncoderSpec] = {}
+
+
+@cache
+def installed() -> Mapping[str, EntryPoint]:
+    """Return the entry points of installed plug-ins by encoder name; loads none.
+
+    Raises
+    ------
+    EncoderError
+        Two distributions register one name, or one a name that is built in.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        if point.name in found or point.name in BUILTIN:
+            others = found[point.name].value if point.name in found else "embedcache"
+            raise EncoderError(
+                f"encoder '{point.name}' is registered twice, by {others} and by {point.value}; "
+                "uninstall one"
+            )
+        found[point.name] = point
+    return found
+
+
+def plugin_names() -> list[str]:
+    """Return the names of encoders that are not built in."""
+    return [*installed(), *_from_files]
+
+
+def find_plugin(name: str) -> EncoderSpec | None:
+    """Return the facts of a plug-in encoder, or None where there is none of that name.
+
+    Raises
+    ------
+    EncoderError
+        The plug-in cannot be loaded, or is no `EncoderSpec` of that name.
+    """
+    if name in _from_files:
+        return _from_files[name]
+    if name not in installed():
+        return None
+    point = installed()[name]
+    try:
+        spec = point.load()
+    except Exception as error:  # whatever a foreign module raises
+        raise EncoderError(f"plug-in encoder '{name}' ({point.value}): {error!r}") from error
+    if not isinstance(spec, EncoderSpec) or spec.name != name:
+        raise EncoderError(
+            f"plug-in encoder '{name}' ({point.value}) is no EncoderSpec of its name"
+        )
+    return spec
+
+
+def register_file(file: Path) -> list[str]:
+    """Import a Python file and register every `EncoderSpec` that it defines.
+
+    The file's own digest becomes part of their architecture: edited code is another encoder.
+
+    Returns
+    -------
+    Their names.
+
+    Raises
+    ------
+    EncoderError
+        The file cannot be imported, defines none, or one whose name is taken.
+    """
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise UnknownEncoderError(f"{file}: {error.strerror}") from None
+    digest = hashlib.sha256(source).hexdigest()[:12]
+    name = f"embedcache_encoder_file_{digest}"
+    if name not in sys.modules:
+        module = sys.modules[name] = ModuleType(name)
+        module.__file__ = str(file)
+        try:
+            # Not by an import, which would take a file edited within a second from its own cache.
+            exec(compile(source, str(file), "exec"), vars(module))  # noqa: S102
+        except Exception as error:  # whatever a foreign file raises
+            del sys.modules[name]
+            raise EncoderError(f"{file}: {error!r}") from error
+    specs = [one for one in vars(sys.modules[name]).values() if isinstance(one, EncoderSpec)]
+    if not specs:
+        raise EncoderError(
+            f"{file}: defines no EncoderSpec; see CONTRIBUTING.md, 'An encoder of your own'"
+        )
+    taken = [one.name for one in specs if one.name in BUILTIN or one.name in installed()]
+    if taken:
+        raise EncoderError(f"{file}: encoder '{taken[0]}' exists already; choose another name")
+    for spec in specs:
+        _from_files[spec.name] = replace(spec, architecture=f"{spec.architecture}@{digest}")
+    return [spec.name for spec in specs]
