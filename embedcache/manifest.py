@@ -109,6 +109,9 @@ def read_manifest(file: Path) -> Manifest:
 
 def parse_manifest(text: str, file: Path) -> Manifest:
     """Return the manifest that a text holds; `file` is what errors name. See `read_manifest`."""
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ManifestError(f"{file}:{line}: a NUL character; expected plain CSV")
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]

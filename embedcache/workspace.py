@@ -117,6 +117,8 @@ def find_workspace(
     ------
     ManifestError
         Neither a manifest nor a store is there.
+    StoreMismatchError
+        The store is no folder.
     """
     if manifest is None:
         given = Path(path)
@@ -125,6 +127,8 @@ def find_workspace(
             raise ManifestError(f"{given}: no such folder or manifest")
     manifest = Path(manifest)
     store = Path(store) if store is not None else manifest.parent / STORE_NAME
+    if store.exists() and not store.is_dir():
+        raise StoreMismatchError(f"{store}: a file, not a store's folder; name a folder as --store")
     if not manifest.is_file() and not (store / "manifests").is_dir():
         raise ManifestError(
             f"{manifest}: no such manifest; write one with `embedcache manifest folder --root "

@@ -137,3 +137,10 @@ def test_writes_what_it_reads(tmp_path):
     assert {name: cells[0] for name, cells in manifest.columns.items()} == rows[0]
     with pytest.raises(ManifestError, match="no images found"):
         write_manifest(tmp_path / "m.csv", [])
+
+
+def test_a_nul_character_is_named_by_its_line(tmp_path):
+    file = tmp_path / "m.csv"
+    file.write_text("image_id,path,patient_id,label,cohort\na,x\0y.png,P,l,c\n")
+    with pytest.raises(ManifestError, match=r"m\.csv:2: a NUL character; expected plain CSV"):
+        read_manifest(file)

@@ -590,3 +590,9 @@ def test_a_store_that_cannot_remember_digests_can_be_asked(project, monkeypatch)
         len(project.images())
     ]
     assert refused
+
+
+def test_a_file_is_no_store(project, tmp_path):
+    (tmp_path / "afile").touch()
+    with pytest.raises(StoreMismatchError, match="afile: a file, not a store's folder"):
+        embedcache.open(tmp_path, store=tmp_path / "afile")

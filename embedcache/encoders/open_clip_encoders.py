@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
-from embedcache.encoders.preprocess import Preprocess
+from embedcache.encoders.preprocess import Fit, Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
 from embedcache.encoders.torch_encoder import TorchEncoder, find_device, load_torch, random_weights
@@ -38,7 +38,7 @@ _FETALCLIP: Final[dict[str, Any]] = {
     },
 }
 _OWN: Final = WeightsSource(kind="user", location="your own training", file="your checkpoint")
-_FITS: Final = {"shortest": "crop", "squash": "squash"}
+_FITS: Final[dict[str, Fit]] = {"shortest": "crop", "squash": "squash"}
 
 
 class ImageTower(nn.Module):
@@ -121,7 +121,7 @@ def describe(name: str) -> EncoderSpec:
         preprocess=Preprocess(
             height=height,
             width=width,
-            fit=fit,  # type: ignore[arg-type]
+            fit=fit,
             resample=facts.get("interpolation", "bicubic"),
             mean=tuple(facts.get("mean", open_clip.OPENAI_DATASET_MEAN)),
             std=tuple(facts.get("std", open_clip.OPENAI_DATASET_STD)),

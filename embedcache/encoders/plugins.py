@@ -99,7 +99,7 @@ def register_file(file: Path) -> list[str]:
         module.__file__ = str(file)
         try:
             # Not by an import, which would take a file edited within a second from its own cache.
-            exec(compile(source, str(file), "exec"), vars(module))  # noqa: S102
+            exec(compile(source, str(file), "exec"), vars(module))  # noqa: S102 - the user named it
         except Exception as error:  # whatever a foreign file raises
             del sys.modules[name]
             raise EncoderError(f"{file}: {error!r}") from error
