@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from embedcache.digests import DigestCache
 from embedcache.encoders import registry
 from embedcache.encoders.spec import Encoder
-from embedcache.extract.flow import ImageFile, run_pass, usable_cores
+from embedcache.cores import usable_cores
+from embedcache.extract.flow import ImageFile, run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport
 from embedcache.images import SUFFIXES, decode_image

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from embedcache.extract.flow import usable_cores
+from embedcache.cores import usable_cores
 
 
 def print_machine(*packages: str) -> None:

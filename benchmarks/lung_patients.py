@@ -61,7 +61,7 @@ def show(title: str, project: embedcache.Project, models: list[str], **options: 
     )
     for run in runs:
         for estimate in run.estimates:
-            if estimate.metric == "macro_f1":
+            if estimate.metric == "macro_f1" and estimate.level == "image":
                 print(
                     f"  {run.run.encoder:28} {estimate.cohort:12} {estimate.scoring:7} "
                     f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]  "

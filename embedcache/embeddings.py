@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import RunError
+from embedcache.errors import LeakageError, RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,26 @@ class LabelledEmbeddings:
             cohort=tuple(self.cohort[row] for row in rows),
             label=tuple(self.label[row] for row in rows),
         )
+
+
+def check_cohorts(train: LabelledEmbeddings, external: Sequence[LabelledEmbeddings]) -> None:
+    """Check that a training cohort is labelled and shares no patient with another one.
+
+    Raises
+    ------
+    LeakageError
+        A patient of the training cohort stands in an external one.
+    RunError
+        A training image without a label.
+    """
+    if "" in train.label:
+        raise RunError("training images without a label; leave them out before fitting")
+    patients = set(train.patient_id)
+    for cohort in external:
+        shared = sorted(patients & set(cohort.patient_id))
+        if shared:
+            raise LeakageError(
+                f"patient '{shared[0]}' is in the training cohort and in external cohort "
+                f"'{cohort.cohort[0]}' ({len(shared)} patients are); give patients ids that are "
+                "unique over cohorts, or leave them out with --where"
+            )

@@ -80,6 +80,17 @@ def decode_image(data: bytes, frame: int | None = None) -> Image.Image:
     return grey_or_rgb(image)
 
 
+def picture_size(path: str) -> tuple[int, int]:
+    """Return width and height from a file's header; (0, 0) where it has none that can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except (OSError, Image.DecompressionBombError):
+        return 0, 0
+
+
 def count_frames(data: bytes) -> int:
     """Return how many frames a DICOM file holds.
 

@@ -1,35 +1,95 @@
 """The probing protocol: nested, grouped by patient, one score from pooled predictions.
 
-For K folds of patients: the strength C for testing fold i is chosen on the other K - 1 folds, each
-of them held out in turn; the probe is refitted on all K - 1 with that C and predicts fold i. What
-is fitted without folds i and j serves both outer fold i and outer fold j, so K (K - 1) / 2 training
-sets do the whole selection. An external cohort is predicted by a probe fitted on all training
-patients, with the median of the chosen C; it has no part in any choice. See docs/protocol.md.
+For K folds of patients: the setting for testing fold i is chosen on the other K - 1 folds, each of
+them held out in turn; the probe is refitted on all K - 1 with it and predicts fold i. An external
+cohort is predicted by a probe fitted on all training patients, with the median of what the folds
+chose, on the log scale; it has no part in any choice. Others' protocols differ in how they choose,
+never in who is tested by whom. See docs/protocol.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
 
-from embedcache.embeddings import LabelledEmbeddings
-from embedcache.errors import LeakageError, RunError
+from embedcache.embeddings import LabelledEmbeddings, check_cohorts
+from embedcache.errors import RunError
 from embedcache.folds import FoldTable
-from embedcache.probes.logistic import C_GRID, SWEEP_TOL, LinearProbe, fit_sweep
-from embedcache.runs import Predictions
+from embedcache.probes.calibration import fit_temperature
+from embedcache.probes.choice import (
+    FIT_TOL,
+    Chosen,
+    choose_as_others,
+    choose_by_folds,
+    choose_nested,
+    fitters,
+)
+from embedcache.probes.families import PROBES
+from embedcache.probes.logistic import LogisticPath
+from embedcache.probes.protocols import PROTOCOLS, Protocol
+from embedcache.probes.seam import Floats, Path
+from embedcache.probes.selection import Rule
+from embedcache.runs import Predictions, Role
 
-# Named in each run's record; a change of the protocol gives it another name.
-PROTOCOL: Final = "nested-patient-cv-1"
-# Inner scores this close are a tie, and a tie goes to the smoother probe.
-TIE: Final = 0.001
-# Folds whose C differ by more than this factor, four steps of the grid, are worth a note.
+# Folds whose settings differ by more than this factor, four steps of the grid of C, get a note.
 _UNSTABLE: Final = 101.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """Which probe, and how it is chosen and applied.
+
+    Parameters
+    ----------
+    probe
+        Name of a family; see `PROBES`.
+    protocol
+        Name of a protocol; see `PROTOCOLS`.
+    rule
+        Whether a smoother probe wins within a near tie, or within one standard error.
+    external
+        Who predicts an external cohort: a 'refit' on all training patients, or the mean of the
+        'folds' and their probes.
+    grid
+        Values of the setting to choose from; None: those of the protocol or of the probe.
+    seed
+        Of what a protocol draws at random.
+    """
+
+    probe: str = "logistic"
+    protocol: str = "default"
+    rule: Rule = "tie"
+    external: Literal["refit", "folds"] = "refit"
+    grid: tuple[float, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for word, name, known in (
+            ("probe", self.probe, PROBES),
+            ("protocol", self.protocol, PROTOCOLS),
+        ):
+            if name not in known:
+                raise RunError(f"no {word} '{name}'; it may be {', '.join(known)}")
+        if self.probe != "logistic" and self.protocol not in {"default", "fetalclip"}:
+            raise RunError(
+                f"protocol '{self.protocol}' is about logistic regression; leave out --probe "
+                f"{self.probe}"
+            )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What is chosen from, the smoothest probe first."""
+        own = self.scheme.grid if self.probe == "logistic" else None
+        return self.grid or own or PROBES[self.probe].grid
+
+    @property
+    def scheme(self) -> Protocol:
+        """The protocol itself."""
+        return PROTOCOLS[self.protocol]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +100,11 @@ class ProbeResult:
     ----------
     predictions
         In-domain first, then one an external cohort.
-    probe
-        The probe fitted on all training patients.
     choices
-        C and inner score by outer fold, C of the final probe, notes.
+        Setting, inner score and temperature by outer fold, setting of the final probe, notes.
     """
 
     predictions: tuple[Predictions, ...]
-    probe: LinearProbe
     choices: dict[str, Any]
 
 
@@ -55,8 +112,7 @@ def fit_probe(
     train: LabelledEmbeddings,
     folds: FoldTable,
     external: Sequence[LabelledEmbeddings] = (),
-    *,
-    c_grid: Sequence[float] = C_GRID,
+    settings: ProbeSettings = ProbeSettings(),
 ) -> ProbeResult:
     """Fit, select and predict as the protocol says.
 
@@ -68,8 +124,8 @@ def fit_probe(
         The fold of each of its patients.
     external
         Cohorts to predict; rows whose label the training cohort lacks must be left out before.
-    c_grid
-        Values of C to choose from, ascending.
+    settings
+        Which probe, and how.
 
     Raises
     ------
@@ -80,62 +136,108 @@ def fit_probe(
     """
     classes = tuple(sorted(set(train.label)))
     _check(train, external, classes)
-    if folds.n_folds < 3 and len(c_grid) > 1:
-        raise RunError(f"{folds.n_folds} folds leave none to choose C on; pass --folds 3 or more")
+    if settings.scheme.choice == "nested" and folds.n_folds < 3 and len(settings.values) > 1:
+        raise RunError(
+            f"{folds.n_folds} folds leave none to choose {PROBES[settings.probe].setting} on; pass "
+            "--folds 3 or more"
+        )
     y = np.searchsorted(classes, train.label).astype(np.int64)
     fold = folds.of(train.patient_id)
-    chosen, inner_scores = _choose(train.X, y, fold, folds.n_folds, len(classes), c_grid)
-    final_c = float(np.exp(np.median(np.log(chosen))))
-    everything = np.arange(len(y))
-    parts = [(np.flatnonzero(fold != number), [C]) for number, C in enumerate(chosen)]
-    fitted = fit_sweep(train.X, y, len(classes), [*parts, (everything, [final_c])])
-    probes, final = [probe for (probe,) in fitted[:-1]], fitted[-1][0]
+    chosen, final = _choose(train, y, len(classes), fold, settings)
+    _, fit = fitters(settings.probe, settings.scheme)
+    parts = [(np.flatnonzero(fold != number), [one.value]) for number, one in enumerate(chosen)]
+    everything = (np.arange(len(y)), [final])
+    *paths, last = fit(train.X, y, len(classes), [*parts, everything])
 
-    probability = np.empty((len(y), len(classes)))
-    for number, probe in enumerate(probes):
-        probability[fold == number] = probe.probability(train.X[fold == number])
-    inside = _predictions(train, classes, fold, probability, "in-domain")
-    outside = [
-        _predictions(
-            cohort, classes, np.full(len(cohort), -1), final.probability(cohort.X), "external"
-        )
-        for cohort in external
-    ]
+    inside = np.empty((len(y), len(classes)))
+    for number, path in enumerate(paths):
+        inside[fold == number] = path.probability(train.X[fold == number])[0]
+    temperature = _temperatures(chosen, fold)
+    beyond = None if temperature is None else fit_temperature(inside, y)
+    outside = [last] if settings.external == "refit" else paths
     return ProbeResult(
-        predictions=(inside, *outside),
-        probe=final,
+        predictions=(
+            _predictions(train, classes, fold, inside, "in-domain", temperature),
+            *(_external(cohort, classes, outside, beyond) for cohort in external),
+        ),
         choices={
-            "C": chosen,
-            "final_C": final_c,
-            "inner_macro_f1": inner_scores,
-            "notes": list(_notes(chosen, c_grid)),
+            PROBES[settings.probe].setting: [one.value for one in chosen],
+            f"final_{PROBES[settings.probe].setting}": final,
+            "inner_score": [one.score for one in chosen],
+            "temperature": [one.temperature for one in chosen],
+            "external_temperature": beyond,
+            "gap": [
+                float(path.gap[0]) for path in (*paths, last) if isinstance(path, LogisticPath)
+            ],
+            "notes": list(_notes([one.value for one in chosen], settings, [*paths, last])),
         },
     )
 
 
-def _notes(chosen: Sequence[float], c_grid: Sequence[float]) -> Iterator[str]:
-    n_edge = sum(C in {min(c_grid), max(c_grid)} for C in chosen)
-    if n_edge and len(c_grid) > 1:
-        yield f"C chosen at the edge of its grid in {n_edge} folds"
+def _choose(
+    train: LabelledEmbeddings,
+    y: NDArray[np.int64],
+    n_classes: int,
+    fold: NDArray[np.int64],
+    settings: ProbeSettings,
+) -> tuple[list[Chosen], float]:
+    """Return what each fold chose, and the setting of the probe of all training patients."""
+    fit, _ = fitters(settings.probe, settings.scheme)
+    grid, scheme, X = settings.values, settings.scheme, train.X
+    numbers = range(int(fold.max()) + 1)
+    if scheme.choice != "nested":
+        *chosen, final = (
+            choose_as_others(scheme, fit, X, y, n_classes, rows, grid, settings.seed)
+            for rows in (*(np.flatnonzero(fold != i) for i in numbers), np.arange(len(y)))
+        )
+        return chosen, final.value
+    if scheme.official_split:
+        one = choose_by_folds(fit, X, y, n_classes, fold, grid, settings.rule)
+        return [one for _ in numbers], one.value
+    chosen = choose_nested(fit, X, y, n_classes, fold, grid, settings.rule)
+    return chosen, float(np.exp(np.median(np.log([one.value for one in chosen]))))
+
+
+def _temperatures(chosen: Sequence[Chosen], fold: NDArray[np.int64]) -> Floats | None:
+    fitted = [one.temperature for one in chosen]
+    return None if None in fitted else np.array(fitted, np.float64)[fold]
+
+
+def _external(
+    cohort: LabelledEmbeddings,
+    classes: tuple[str, ...],
+    paths: Sequence[Path],
+    temperature: float | None,
+) -> Predictions:
+    probability = np.mean([path.probability(cohort.X)[0] for path in paths], axis=0)
+    nowhere = np.full(len(cohort), -1)
+    every = None if temperature is None else np.full(len(cohort), temperature)
+    return _predictions(cohort, classes, nowhere, probability, "external", every)
+
+
+def _notes(
+    chosen: Sequence[float], settings: ProbeSettings, paths: Sequence[Path]
+) -> Iterator[str]:
+    grid, setting = settings.values, PROBES[settings.probe].setting
+    n_edge = sum(value in {grid[0], grid[-1]} for value in chosen)
+    if n_edge and len(grid) > 1:
+        yield f"{setting} chosen at the edge of its grid in {n_edge} folds"
     low, high = min(chosen), max(chosen)
-    if high > _UNSTABLE * low:
+    if settings.probe == "logistic" and high > _UNSTABLE * low:
         yield f"C chosen from {low:.3g} to {high:.3g}, by fold: the choice is unstable"
+    gaps = [float(path.gap[0]) for path in paths if isinstance(path, LogisticPath)]
+    if gaps and max(gaps) > FIT_TOL:
+        yield (
+            f"a probe is certified to {max(gaps):.1e} of its optimum only, not to {FIT_TOL:g}; "
+            "smaller C are easier"
+        )
 
 
 def _check(
     train: LabelledEmbeddings, external: Sequence[LabelledEmbeddings], classes: tuple[str, ...]
 ) -> None:
-    if "" in classes:
-        raise RunError("training images without a label; leave them out before fitting")
-    patients = set(train.patient_id)
+    check_cohorts(train, external)
     for cohort in external:
-        shared = sorted(patients & set(cohort.patient_id))
-        if shared:
-            raise LeakageError(
-                f"patient '{shared[0]}' is in the training cohort and in external cohort "
-                f"'{cohort.cohort[0]}' ({len(shared)} patients are); give patients ids that are "
-                "unique over cohorts, or leave them out with --where"
-            )
         strange = sorted(set(cohort.label) - set(classes))
         if strange:
             raise RunError(f"external label '{strange[0]}' is none of {', '.join(classes)}")
@@ -146,7 +248,8 @@ def _predictions(
     classes: tuple[str, ...],
     fold: NDArray[np.int64],
     probability: NDArray[np.float64],
-    role: Any,
+    role: Role,
+    temperature: Floats | None,
 ) -> Predictions:
     return Predictions(
         role=role,
@@ -157,40 +260,5 @@ def _predictions(
         label=cohort.label,
         fold=fold,
         probability=probability,
+        temperature=temperature,
     )
-
-
-def _choose(
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    fold: NDArray[np.int64],
-    n_folds: int,
-    n_classes: int,
-    c_grid: Sequence[float],
-) -> tuple[list[float], list[float]]:
-    """Return the C chosen for each outer fold, and its inner macro F1.
-
-    Pooled inner predictions: every training image of an outer fold is predicted once, by the probe
-    that saw neither its fold nor the outer one.
-    """
-    pairs = list(combinations(range(n_folds), 2))
-    sets = [(np.flatnonzero((fold != i) & (fold != j)), c_grid) for i, j in pairs]
-    probes = dict(zip(pairs, fit_sweep(X, y, n_classes, sets, tol=SWEEP_TOL), strict=True))
-    labels = np.arange(n_classes)
-    chosen, scores = [], []
-    for outer in range(n_folds):
-        predicted = np.full((len(c_grid), len(y)), -1, np.int64)
-        for inner in set(range(n_folds)) - {outer}:
-            held_out = np.flatnonzero(fold == inner)
-            for number, probe in enumerate(probes[min(outer, inner), max(outer, inner)]):
-                predicted[number, held_out] = probe.probability(X[held_out]).argmax(axis=1)
-        rows = fold != outer
-        present = labels[np.isin(labels, y[rows])]
-        by_c = [
-            float(f1_score(y[rows], one[rows], labels=present, average="macro", zero_division=0.0))
-            for one in predicted
-        ]
-        best = next(i for i, score in enumerate(by_c) if score >= max(by_c) - TIE)
-        chosen.append(float(c_grid[best]))
-        scores.append(by_c[best])
-    return chosen, scores

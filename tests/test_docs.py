@@ -26,6 +26,7 @@ from embedcache.encoders.preprocess import Preprocess
 from embedcache.extract.report import PassReport
 from embedcache.manifest import REQUIRED, write_manifest
 from embedcache.pipeline import state
+from embedcache.pipeline.comparing import CompareReport
 from embedcache.pipeline.encode import Plan
 from embedcache.pipeline.manifests import CheckReport
 from embedcache.pipeline.probing import ProbeOptions, RunOutcome
@@ -33,8 +34,10 @@ from embedcache.pipeline.project import Project
 from embedcache.pipeline.quickstart import MODELS
 from embedcache.pipeline.upkeep import GcReport, Status
 from embedcache.pipeline.verify import VerifyReport
-from embedcache.probe import PROTOCOL, TIE
+from embedcache.probe import ProbeSettings
 from embedcache.probes.logistic import C_GRID
+from embedcache.probes.protocols import PROTOCOLS
+from embedcache.probes.selection import TIE
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_path
 from embedcache.workspace import FORMAT_VERSION
@@ -192,7 +195,7 @@ def test_the_json_documents_have_the_fields_that_are_named():
     (table,) = tables(sections(page("docs/cli.md"))["json"])
     kinds = {
         "probe": RunOutcome, "check": CheckReport, "extract": PassReport, "dry-run": Plan,
-        "status": Status, "verify": VerifyReport, "gc": GcReport,
+        "status": Status, "verify": VerifyReport, "gc": GcReport, "compare": CompareReport,
     }  # fmt: skip
     for name, kind in kinds.items():
         (row,) = [row for row in table if row[0].strip("`").endswith(name)]
@@ -258,7 +261,10 @@ def likeness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         )
         project = embedcache.open(root)
         project.extract(MODELS)
-        project.probe(MODELS, probe_options=ProbeOptions(c_grid=(0.001, 0.1), n_resamples=200))
+        project.probe(
+            MODELS,
+            probe_options=ProbeOptions(settings=ProbeSettings(grid=(0.001, 0.1)), n_resamples=200),
+        )
         yield project
 
 
@@ -386,7 +392,7 @@ def test_the_table_of_encoders_is_the_registry():
 
 def test_the_protocol_has_its_name_and_numbers():
     text = page("docs/protocol.md")
-    assert f"`{PROTOCOL}`" in text
+    assert all(f"`{one.name}`" in text for one in PROTOCOLS.values())
     assert f"one of {len(C_GRID)} values, 10^-5, 10^-4.5, ..., 10^0.5" in text
     assert np.allclose(np.log10(C_GRID), np.arange(-5, 0.75, 0.5))
     assert f"within {TIE} of the best" in text

@@ -50,7 +50,11 @@ def test_the_whole_path(project):
     assert rows.X.shape == (len(rows), 256)
     assert set(rows.label) == {"brain"}
     (outcome,) = project.probe("pixels")
-    scores = {(e.cohort, e.scoring): e.value for e in outcome.estimates if e.metric == "macro_f1"}
+    scores = {
+        (e.cohort, e.scoring): e.value
+        for e in outcome.estimates
+        if (e.metric, e.level) == ("macro_f1", "image")
+    }
     assert scores["home", "all"] > 0.8
     assert ("abroad", "masked") in scores
     predictions = project.sql("SELECT role, count(*) AS n FROM predictions GROUP BY role")
@@ -97,9 +101,9 @@ def test_a_run_record_says_all_that_decided_it(probed):
     settings = run["settings"]
     assert settings["train_cohort"] == "home"
     assert settings["external"] == ["abroad"]
-    assert len(settings["c_grid"]) == 12
-    assert (settings["n_folds"], settings["seed"], settings["n_resamples"]) == (5, 0, 2000)
-    assert settings["protocol"] == "nested-patient-cv-1"
+    assert len(settings["values"]) == 12
+    assert (settings["n_folds"], settings["seed"], settings["n_resamples"]) == (5, 0, 10_000)
+    assert settings["protocol"] == "nested-patient-cv-2"
     assert len(run["results"]["C"]) == 5
     assert run["data"]["folds_id"]
     assert settings["tol"] == {"choice": 1e-4, "fit": 1e-6}

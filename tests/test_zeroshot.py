@@ -123,7 +123,7 @@ def test_cached_images_are_classified_by_prompts_and_stored_like_any_run(asked, 
     scores = {
         (one.cohort, one.scoring): one.value
         for one in outcome.estimates
-        if one.metric == "macro_f1"
+        if (one.metric, one.level) == ("macro_f1", "image")
     }
     assert set(scores) == {(c, s) for c in ("home", "abroad") for s in ("all", "masked")}
     assert outcome.run.kind == "zeroshot"

@@ -28,6 +28,7 @@ VERBS: Final = {
     "folds": "embedcache_cli.folds:folds",
     "probe": "embedcache_cli.probe:probe",
     "zeroshot": "embedcache_cli.zeroshot:zeroshot",
+    "compare": "embedcache_cli.compare:compare",
     "sql": "embedcache_cli.sql:sql",
     "index": "embedcache_cli.index:index",
     "gc": "embedcache_cli.gc:gc",

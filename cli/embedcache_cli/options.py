@@ -82,7 +82,7 @@ seed = option("--seed", type=int, default=0, show_default=True, help="Of folds a
 resamples = option(
     "--resamples",
     type=click.IntRange(min=100),
-    default=2000,
+    default=10_000,
     show_default=True,
     help="Of the patient bootstrap.",
 )

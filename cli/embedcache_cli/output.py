@@ -151,6 +151,36 @@ def _bar() -> Iterator[OnProgress]:
         yield show
 
 
+@contextmanager
+def steps_bar(mode: str, n_steps: int, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Yield a function that is told the name of each step as it is done."""
+    names: list[str] = []
+    start = time.monotonic()
+    if mode == "auto":
+        mode = "bar" if sys.stderr.isatty() and not quiet else "off"
+
+    def line(name: str) -> None:
+        names.append(name)
+        left = (time.monotonic() - start) / len(names) * (n_steps - len(names))
+        state = {"done": len(names), "total": n_steps, "last": name, "eta_s": round(left, 1)}
+        if mode == "jsonl":
+            say(json.dumps(state))
+        elif mode == "plain":
+            say(f"{len(names)}/{n_steps}, ETA {seconds_text(left)}, done: {name}")
+
+    if mode != "bar":
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Bar(*columns, TextColumn("done: {task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("-", total=n_steps)
+        yield lambda name: bar.update(task, advance=1, description=name)
+
+
 class _Lines:
     """Progress as a line every ten seconds, and one at the end."""
 

@@ -5,79 +5,187 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say, short_path, text_table
+from embedcache_cli.output import print_json, say, short_path, steps_bar, text_table
 
 if TYPE_CHECKING:
+    from embedcache.compare import Pair
+    from embedcache.pipeline.comparing import CompareReport
     from embedcache.pipeline.probing import RunOutcome
     from embedcache.runs import Estimate
 
 
-@click.command(short_help="Linear probes: out-of-fold and external predictions, a table.")
+_TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
+
+
+@click.command(short_help="Probes: out-of-fold and external predictions, a table.")
 @options.model
 @options.project
+@options.option(
+    "--probe",
+    "family",
+    type=click.Choice(["logistic", "knn", "prototype", "ridge", "lda", "svm", "mlp"]),
+    default="logistic",
+    show_default=True,
+    help="What is fitted; see docs/probes.md.",
+)
+@options.option(
+    "--task",
+    type=click.Choice(["classification", "regression", "multilabel"]),
+    default="classification",
+    show_default=True,
+    help="What the label is: a class, a number (ridge), or labels as in 'a|b'.",
+)
+@options.option(
+    "--protocol",
+    type=click.Choice(["default", "dinov2", "clip", "fetalclip"]),
+    default="default",
+    show_default=True,
+    help="How it is chosen and applied; see docs/protocol.md.",
+)
+@options.option(
+    "--rule",
+    type=click.Choice(["tie", "one-se"]),
+    default="tie",
+    show_default=True,
+    help="A smoother probe wins a tie, or within one standard error.",
+)
+@options.option(
+    "--external-by",
+    type=click.Choice(["refit", "folds"]),
+    default="refit",
+    show_default=True,
+    help="Who predicts external cohorts: one refit, or the mean of the folds' probes.",
+)
+@options.option(
+    "--controls/--no-controls",
+    default=True,
+    show_default=True,
+    help="Probe majority, metadata and shuffled labels too.",
+)
 @options.cohorts
 @options.resamples
+@options.progress
 @options.talk
 def probe(
     models: tuple[str, ...],
     manifest: Path | None,
     store: Path | None,
     data_root: Path | None,
+    family: str,
+    protocol: str,
+    rule: Any,
+    external_by: Any,
+    controls: bool,
     external: tuple[str, ...],
     resamples: int,
+    seed: int,
+    progress_mode: str,
     as_json: bool,
     quiet: bool,
     verbose: bool,
     **cohorts: Any,
 ) -> int:
-    """Fit linear probes on cached embeddings, by the protocol of docs/protocol.md.
+    """Fit probes on cached embeddings, by the protocol of docs/protocol.md.
 
     Folds are by patient. C is chosen on inner folds. External cohorts are predicted by a probe
-    fitted on all training patients. Intervals are 95 %, over patients.
+    fitted on all training patients. Intervals are 95 %, over patients; differences to the best
+    encoder are paired, their p corrected by Holm for all pairs.
     """
     import embedcache
+    from embedcache.pipeline.controls import not_beaten
     from embedcache.pipeline.probing import ProbeOptions
+    from embedcache.probe import ProbeSettings
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    outcomes = project.probe(
-        models,
-        probe_options=ProbeOptions(n_resamples=resamples),
-        external=external or None,
-        on_message=lambda text: say(f"note: {text}", quiet=quiet),
+    asked: dict[str, Any] = {
         **cohorts,
+        "seed": seed,
+        "external": external or None,
+        "probe_options": ProbeOptions(
+            settings=ProbeSettings(
+                probe=family, protocol=protocol, rule=rule, external=external_by, seed=seed
+            ),
+            n_resamples=resamples,
+        ),
+    }
+    n_encoders = len(project.probe_models(models))
+    with steps_bar(progress_mode, n_encoders + 3 * controls, quiet=quiet) as step:
+        outcomes = project.probe(
+            models,
+            on_message=lambda text: say(f"note: {text}", quiet=quiet),
+            on_run=lambda outcome: step(outcome.run.encoder),
+            **asked,
+        )
+        others = (
+            project.controls(outcomes, on_run=lambda outcome: step(outcome.run.encoder), **asked)
+            if controls
+            else []
+        )
+    runs = [outcome.run.run_id for outcome in outcomes]
+    compared = (
+        project.compare(runs=tuple(runs), n_resamples=resamples, seed=seed)
+        if cohorts["task"] == "classification"
+        else None
     )
-    print_outcomes(outcomes, as_json=as_json, verbose=verbose)
+    warnings = list(not_beaten(outcomes, others))
+    if as_json:
+        print_json(
+            {
+                "runs": outcomes,
+                "controls": others,
+                "comparison": compared,
+                "not_beaten": warnings,
+            }
+        )
+    else:
+        print_outcomes([*outcomes, *others], compared=compared, verbose=verbose)
+        for text in warnings:
+            click.echo(text)
     return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
 
 
-def print_outcomes(outcomes: Sequence[RunOutcome], *, as_json: bool, verbose: bool = False) -> None:
-    """Print a table of macro F1, what stands behind it, and where the runs lie."""
-    if as_json:
-        print_json(outcomes)
-        return
-    columns = _columns(outcomes[0].estimates)
-    header = ["encoder", *(name for name, _ in columns), "C", "seconds"]
+def print_outcomes(
+    outcomes: Sequence[RunOutcome],
+    *,
+    compared: CompareReport | None = None,
+    verbose: bool = False,
+) -> None:
+    """Print a table of the headline score, what stands behind it, and where the runs lie."""
+    from embedcache.runs import HEADLINES, is_headline
+
+    columns = _columns(outcomes[0])
+    behind = _behind(compared) if compared else {}
+    header = [
+        "encoder",
+        *(name for name, _ in columns),
+        *(["behind the best", "p"] if behind else []),
+        *_settings(outcomes),
+        "seconds",
+    ]
     rows = []
     for outcome in outcomes:
-        scores = {_key(one): one for one in outcome.estimates if one.metric == "macro_f1"}
-        cells = [_interval(scores[key]) for _, key in columns]
+        scores = {_key(one): one for one in outcome.estimates if is_headline(outcome.run, one)}
+        cells = [_interval(scores[key]) if key in scores else "-" for _, key in columns]
         cost = "cached" if outcome.was_cached else f"{outcome.run.seconds:.1f}"
+        results = outcome.run.results
         rows.append(
             [
                 outcome.run.encoder,
                 *cells,
-                _strength(outcome.run.results.get("final_C")),
+                *(behind.get(outcome.run.run_id, ("-", "-")) if behind else ()),
+                *(_number(results.get(f"final_{name}")) for name in _settings(outcomes)),
                 cost,
             ]
         )
-    click.echo(f"macro F1 [95 % interval over patients]\n{text_table(header, rows)}")
+    metric = HEADLINES[outcomes[0].run.settings.get("task", "classification")]
+    click.echo(f"{_TITLES[metric]} [95 % interval over patients]\n{text_table(header, rows)}")
     for estimate in outcomes[0].estimates:
-        if estimate.metric == "macro_f1" and estimate.scoring == "all":
+        if is_headline(outcomes[0].run, estimate) and estimate.scoring == "all":
             kind = "tested out of fold" if estimate.role == "in-domain" else "external"
             click.echo(
                 f"{estimate.cohort}: {estimate.n_patients} patients, {estimate.n_images} images, "
@@ -89,14 +197,41 @@ def print_outcomes(outcomes: Sequence[RunOutcome], *, as_json: bool, verbose: bo
         click.echo(f"run: {short_path(outcome.folder)}")
 
 
-def _strength(C: float | None) -> str:
-    return "-" if C is None else f"{C:.3g}"
+def _settings(outcomes: Sequence[RunOutcome]) -> list[str]:
+    """Return the names of what was chosen: C, k, ..."""
+    names = (key for outcome in outcomes for key in outcome.run.results if key.startswith("final_"))
+    return list(dict.fromkeys(name.removeprefix("final_") for name in names))
 
 
-def _columns(estimates: Sequence[Estimate]) -> list[tuple[str, tuple[str, str]]]:
+def _behind(compared: CompareReport) -> dict[str, tuple[str, str]]:
+    """Return by run how far it is behind the best in-domain, and its corrected p."""
+    found = {}
+    for cohort in compared.cohorts:
+        standings = cohort.comparison.standings
+        for name in [one.name for one in standings] if len(standings) > 1 else []:
+            pair = cohort.comparison.behind_best(name)
+            if cohort.role == "in-domain":
+                found[compared.runs[name]] = _difference(pair) if pair else ("best", "")
+    return found
+
+
+def _difference(pair: Pair) -> tuple[str, str]:
+    return (
+        f"{pair.difference:.3f} [{pair.low:.3f}, {pair.high:.3f}]",
+        f"{pair.p_corrected:.3f}",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _columns(outcome: RunOutcome) -> list[tuple[str, tuple[str, str]]]:
+    from embedcache.runs import is_headline
+
     found = []
-    for estimate in estimates:
-        if estimate.metric == "macro_f1":
+    for estimate in outcome.estimates:
+        if is_headline(outcome.run, estimate):
             masked = ", own classes only" if estimate.scoring == "masked" else ""
             found.append((f"{estimate.cohort}{masked}", _key(estimate)))
     return found

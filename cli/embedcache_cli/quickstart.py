@@ -8,7 +8,7 @@ import click
 
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
-from embedcache_cli.output import command_name, progress, short_path
+from embedcache_cli.output import command_name, print_json, progress, short_path
 from embedcache_cli.probe import print_outcomes
 
 _QUESTIONS = (
@@ -17,7 +17,7 @@ _QUESTIONS = (
     "SELECT patient_id, count(*) AS wrong FROM predictions WHERE NOT correct "
     "GROUP BY patient_id ORDER BY wrong DESC LIMIT 10",
     "SELECT encoder, cohort, value, low, high FROM metrics JOIN runs USING (run_id) "
-    "WHERE metric = 'macro_f1' AND scoring = 'all' ORDER BY ALL",
+    "WHERE metric = 'macro_f1' AND scoring = 'all' AND level = 'image' ORDER BY ALL",
 )
 
 
@@ -55,7 +55,10 @@ def quickstart(
         print_report(report, every_failure=verbose)
     tell("3. Linear probes: 5 folds by patient, C chosen inside, tested on the other cohort")
     outcomes = project.probe(steps.MODELS, on_message=lambda text: tell(f"   note: {text}"))
-    print_outcomes(outcomes, as_json=as_json)
+    if as_json:
+        print_json(outcomes)
+    else:
+        print_outcomes(outcomes)
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"
     tell("4. Ask for more, in SQL (docs/sql.md has ten worked queries):")
     for question in _QUESTIONS:

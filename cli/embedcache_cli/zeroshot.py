@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import say
+from embedcache_cli.output import print_json, say
 from embedcache_cli.probe import print_outcomes
 
 
@@ -69,5 +69,8 @@ def zeroshot(
         on_message=lambda text: say(f"note: {text}", quiet=quiet),
         **settings,
     )
-    print_outcomes(outcomes, as_json=as_json, verbose=verbose)
+    if as_json:
+        print_json(outcomes)
+    else:
+        print_outcomes(outcomes, verbose=verbose)
     return 3 if any(outcome.n_skipped for outcome in outcomes) else 0

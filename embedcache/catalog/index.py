@@ -203,12 +203,11 @@ def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
 def run_tables(sources: Sources) -> dict[str, pa.Table]:
     """Return the predictions and metrics of all runs, each file checked against its record."""
     folders = run_files.run_folders(sources.runs)
-    schemas = {"predictions": run_files.PREDICTIONS, "metrics": run_files.METRICS}
     return {
         name: pa.concat_tables(
             [schema.empty_table(), *(run_files.read_run_table(path, name) for path in folders)]
         )
-        for name, schema in schemas.items()
+        for name, schema in run_files.SCHEMAS.items()
     }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from embedcache.durable import (
     TEMPORARY,
@@ -22,7 +24,7 @@ from embedcache.durable import (
     write_error,
 )
 from embedcache.errors import StoreCorruptError
-from embedcache.runs import Estimate, Predictions, Run
+from embedcache.runs import Answers, Estimate, LabelSets, Measurements, Predictions, Run
 
 RECORD: Final = "run.json"
 TABLES: Final = ("predictions", "metrics")
@@ -40,7 +42,9 @@ PREDICTIONS: Final = pa.schema(
         ("predicted_masked", pa.string()),
         ("probability", pa.float64()),
         ("p", pa.map_(pa.string(), pa.float64())),
+        ("temperature", pa.float64()),
         ("correct", pa.bool_()),
+        ("value", pa.float64()),
     ]
 )
 METRICS: Final = pa.schema(
@@ -49,6 +53,7 @@ METRICS: Final = pa.schema(
         ("cohort", pa.string()),
         ("role", pa.string()),
         ("scoring", pa.string()),
+        ("level", pa.string()),
         ("metric", pa.string()),
         ("label", pa.string()),
         ("value", pa.float64()),
@@ -58,10 +63,13 @@ METRICS: Final = pa.schema(
         ("n_images", pa.int32()),
     ]
 )
+SCHEMAS: Final = dict(zip(TABLES, (PREDICTIONS, METRICS), strict=True))
+# What a run says that was written before a column was there.
+_BEFORE: Final = {"temperature": None, "value": None, "level": "image"}
 
 
 def write_run(
-    root: Path, run: Run, predictions: Iterable[Predictions], estimates: Iterable[Estimate]
+    root: Path, run: Run, predictions: Iterable[Answers], estimates: Iterable[Estimate]
 ) -> Path:
     """Publish a run and return its folder; a run that is there already is left as it is.
 
@@ -73,7 +81,9 @@ def write_run(
     folder = root / run.run_id
     aside = root / f"{TEMPORARY}{secrets.token_hex(8)}"
     tables = {
-        "predictions": pa.concat_tables([_prediction_rows(run.run_id, one) for one in predictions]),
+        "predictions": pa.concat_tables(
+            [PREDICTIONS.empty_table(), *(_rows(run.run_id, one) for one in predictions)]
+        ),
         "metrics": pa.Table.from_pylist(
             [
                 {**asdict(one), "run_id": run.run_id, "label": one.label or None}
@@ -104,29 +114,69 @@ def write_run(
     return folder
 
 
-def _prediction_rows(run_id: str, predictions: Predictions) -> pa.Table:
-    n, classes = len(predictions.image_id), predictions.classes
-    best, best_masked = predictions.predicted(), predictions.predicted(masked=True)
-    p = pa.MapArray.from_arrays(
-        pa.array(range(0, n * len(classes) + 1, len(classes)), pa.int32()),
-        pa.array(list(classes) * n, pa.string()),
-        pa.array(predictions.probability.reshape(-1), pa.float64()),
-    )
+def _rows(run_id: str, answers: Answers) -> pa.Table:
+    """Return the rows of one cohort; a column that says nothing there is NULL."""
+    n = len(answers.image_id)
     columns = {
         "run_id": [run_id] * n,
-        "image_id": predictions.image_id,
-        "patient_id": predictions.patient_id,
-        "cohort": predictions.cohort,
-        "role": [predictions.role] * n,
-        "fold": [None if fold < 0 else fold for fold in predictions.fold.tolist()],
-        "label": predictions.label,
-        "predicted": [classes[code] for code in best],
-        "predicted_masked": [classes[code] for code in best_masked],
-        "probability": predictions.probability.max(axis=1),
-        "p": p,
-        "correct": best == predictions.codes(),
+        "image_id": answers.image_id,
+        "patient_id": answers.patient_id,
+        "cohort": answers.cohort,
+        "role": [answers.role] * n,
+        "fold": [None if fold < 0 else fold for fold in answers.fold.tolist()],
+        **_said(answers),
     }
-    return pa.table([columns[field.name] for field in PREDICTIONS], schema=PREDICTIONS)
+    return pa.table(
+        [columns.get(field.name, pa.nulls(n, field.type)) for field in PREDICTIONS],
+        schema=PREDICTIONS,
+    )
+
+
+def _said(answers: Answers) -> dict[str, Any]:
+    if isinstance(answers, Measurements):
+        said = answers.value.tolist()
+        return {
+            "label": [f"{one:g}" for one in answers.truth.tolist()],
+            "predicted": [f"{one:g}" for one in said],
+            "value": said,
+        }
+    if isinstance(answers, LabelSets):
+        called = answers.called()
+        return {
+            "label": _joined(answers.names, answers.truth),
+            "predicted": _joined(answers.names, called),
+            "p": _map(answers.names, answers.probability),
+            "correct": (called == answers.truth).all(axis=1),
+        }
+    classes, best = answers.classes, answers.predicted()
+    return {
+        "label": answers.label,
+        "predicted": [classes[code] for code in best],
+        "predicted_masked": [classes[code] for code in answers.predicted(masked=True)],
+        "probability": answers.probability.max(axis=1),
+        "p": _map(classes, answers.probability),
+        "temperature": _temperatures(answers),
+        "correct": best == answers.codes(),
+    }
+
+
+def _joined(names: Sequence[str], has: NDArray[np.bool_]) -> list[str]:
+    return ["|".join(np.array(names)[row].tolist()) or "-" for row in has]
+
+
+def _map(names: Sequence[str], values: NDArray[np.float64]) -> pa.MapArray:
+    n, width = values.shape
+    return pa.MapArray.from_arrays(
+        pa.array(range(0, n * width + 1, width), pa.int32()),
+        pa.array(list(names) * n, pa.string()),
+        pa.array(values.reshape(-1), pa.float64()),
+    )
+
+
+def _temperatures(predictions: Predictions) -> pa.Array:
+    if predictions.temperature is None:
+        return pa.nulls(len(predictions.image_id), pa.float64())
+    return pa.array(predictions.temperature, pa.float64(), from_pandas=True)
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -155,7 +205,43 @@ def read_run_table(folder: Path, name: str) -> pa.Table:
     StoreCorruptError
         The file is missing or does not match the checksum in the record.
     """
-    return parse_table(_checked(folder, name, read_run(folder)["tables"]))
+    table = parse_table(_checked(folder, name, read_run(folder)["tables"]))
+    for column in SCHEMAS[name].names:
+        if column not in table.column_names:
+            said = pa.array([_BEFORE[column]] * len(table), SCHEMAS[name].field(column).type)
+            table = table.append_column(column, said)
+    return table.select(SCHEMAS[name].names)
+
+
+def read_predictions(folder: Path) -> list[Predictions]:
+    """Return what a run predicted, one for each cohort, in the order in which they were written.
+
+    Raises
+    ------
+    StoreCorruptError
+        As `read_run_table`.
+    """
+    table = read_run_table(folder, "predictions")
+    cohorts = list(zip(*(table[name].to_pylist() for name in ("role", "cohort")), strict=True))
+    return [
+        _read_cohort(table.filter(pa.array([one == key for one in cohorts])), key[0])
+        for key in dict.fromkeys(cohorts)
+    ]
+
+
+def _read_cohort(table: pa.Table, role: Any) -> Predictions:
+    p = table["p"].combine_chunks()
+    n_classes = len(p.items) // len(table)
+    names = ("image_id", "patient_id", "cohort", "label")
+    temperature = table["temperature"].to_numpy()
+    return Predictions(
+        role=role,
+        classes=tuple(p.keys[:n_classes].to_pylist()),
+        **{name: tuple(table[name].to_pylist()) for name in names},
+        fold=table["fold"].fill_null(-1).to_numpy().astype(np.int64),
+        probability=p.items.to_numpy().reshape(len(table), n_classes),
+        temperature=None if np.isnan(temperature).all() else temperature,
+    )
 
 
 def _checked(folder: Path, name: str, sums: dict[str, list[int]]) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from embedcache.cores import usable_cores
 from embedcache.digests import DigestCache, sha256, stamp_of
 from embedcache.encoders.spec import FloatArray
 from embedcache.errors import ImageReadError, StoreWriteError
@@ -76,12 +77,6 @@ class _Prepared:
     failure: str = ""
     lanes: tuple[int, ...] = ()
     arrays: tuple[FloatArray, ...] = ()
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _give_way() -> None:

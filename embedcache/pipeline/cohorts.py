@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -14,8 +15,11 @@ from embedcache.datasets.label_maps import read_class_map
 from embedcache.embeddings import LabelledEmbeddings
 from embedcache.errors import ManifestError, MissingEmbeddingsError, RunError
 from embedcache.pipeline import state
+from embedcache.probes.multilabel import separate_labels
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import Workspace
+
+Task = Literal["classification", "regression", "multilabel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,9 @@ class CohortOptions:
     Parameters
     ----------
     label
-        The manifest column that holds the class.
+        The manifest column that holds the class, the number, or the labels.
+    task
+        'classification', 'regression' or 'multilabel': which of these it holds.
     train_cohort
         None: the cohort with most patients.
     external
@@ -41,6 +47,7 @@ class CohortOptions:
     """
 
     label: str = "label"
+    task: Task = "classification"
     train_cohort: str | None = None
     external: tuple[str, ...] | None = None
     where: str | None = None
@@ -121,12 +128,12 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
     notes = []
     if len(labelled) < len(kept):
         notes.append(f"{len(kept) - len(labelled)} images without a class left out")
-    classes = {labels[number] for number in train}
+    classes = _classes(options.task, [labels[number] for number in train])
     for name in options.external if options.external is not None else others:
         numbers = [number for number in labelled if cohort[number] == name]
-        known = [number for number in numbers if labels[number] in classes]
+        known = [n for n in numbers if _classes(options.task, [labels[n]]) <= classes]
         if len(known) < len(numbers):
-            strange = sorted({labels[number] for number in numbers} - classes)
+            strange = sorted(_classes(options.task, [labels[n] for n in numbers]) - classes)
             notes.append(
                 f"{len(numbers) - len(known)} images of '{name}' left out: {', '.join(strange)} "
                 f"is no class of '{train_cohort}'"
@@ -139,6 +146,38 @@ def choose_cohorts(images: state.Images, options: CohortOptions) -> Cohorts:
     return Cohorts(
         images, tuple(labels), train_cohort, tuple(train), external, mapping, tuple(notes)
     )
+
+
+def _classes(task: Task, labels: Sequence[str]) -> frozenset[str]:
+    """Return the classes that labels name; a number names none."""
+    if task == "regression":
+        return frozenset()
+    if task == "multilabel":
+        return frozenset[str]().union(*separate_labels(labels))
+    return frozenset(labels)
+
+
+def official_split(cohorts: Cohorts) -> Cohorts:
+    """Return the cohorts with the training cohort's own test images as the first external one.
+
+    Raises
+    ------
+    ManifestError
+        The manifest has no column `split`, or it is not 'train' and 'test' for the cohort's images.
+    """
+    split = label_column(cohorts.images, "split")
+    parts = {
+        part: tuple(number for number in cohorts.train if split[number] == part)
+        for part in ("train", "test")
+    }
+    if not all(parts.values()) or sum(map(len, parts.values())) < len(cohorts.train):
+        found = ", ".join(repr(name) for name in sorted({split[n] for n in cohorts.train}))
+        raise ManifestError(
+            f"column 'split' of cohort '{cohorts.train_cohort}' holds {found}; this protocol needs "
+            "'train' and 'test'"
+        )
+    test = {f"{cohorts.train_cohort}, test split": parts["test"]}
+    return replace(cohorts, train=parts["train"], external=test | cohorts.external)
 
 
 def _doubles(
@@ -164,9 +203,19 @@ def _doubles(
 
 
 def load_embeddings(
-    store: EmbeddingStore, images: state.Images, labels: Sequence[str], numbers: Sequence[int]
+    store: EmbeddingStore,
+    images: state.Images,
+    labels: Sequence[str],
+    numbers: Sequence[int],
+    *,
+    cohort: str | None = None,
 ) -> LabelledEmbeddings:
     """Return the embeddings of some images; those that could not be encoded are left out.
+
+    Parameters
+    ----------
+    cohort
+        Name that they go by; None: the manifest's.
 
     Raises
     ------
@@ -186,6 +235,8 @@ def load_embeddings(
         column: tuple(images.table[column].take(pa.array(held, pa.int64())).to_pylist())
         for column in ("image_id", "patient_id", "cohort")
     }
+    if cohort is not None:
+        columns["cohort"] = (cohort,) * len(held)
     return LabelledEmbeddings(
         encoder=store.name,
         fingerprint=store.fingerprint,

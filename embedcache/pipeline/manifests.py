@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from embedcache.cores import usable_cores
 from embedcache.digests import DigestCache
 from embedcache.errors import ImageReadError, ManifestError
-from embedcache.extract.flow import ImageFile, hash_images, usable_cores
+from embedcache.extract.flow import ImageFile, hash_images
 from embedcache.images import decode_image, split_frame
 from embedcache.manifest import Manifest, read_manifest, write_manifest
 from embedcache.pipeline import state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from embedcache.durable import canonical_json, find_table, publish_table, read_t
 from embedcache.embeddings import LabelledEmbeddings
 from embedcache.errors import RunError
 from embedcache.evaluate import evaluate
+from embedcache.evaluate_tasks import evaluate_task
 from embedcache.folds import (
     FoldSize,
     FoldTable,
@@ -27,9 +28,17 @@ from embedcache.folds import (
     read_folds,
 )
 from embedcache.pipeline import state
-from embedcache.pipeline.cohorts import CohortOptions, Cohorts, choose_cohorts, load_embeddings
-from embedcache.probe import PROTOCOL, fit_probe
-from embedcache.probes.logistic import C_GRID, FIT_TOL, SWEEP_TOL
+from embedcache.pipeline.cohorts import (
+    CohortOptions,
+    Cohorts,
+    choose_cohorts,
+    load_embeddings,
+    official_split,
+)
+from embedcache.probe import ProbeResult, ProbeSettings, fit_probe
+from embedcache.probe_tasks import TaskResult, fit_label_sets, fit_regression, strata
+from embedcache.probes.choice import CHOICE_TOL, FIT_TOL
+from embedcache.probes.protocols import PROTOCOLS
 from embedcache.runs import Estimate, Run, run_id_of
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import Workspace
@@ -43,14 +52,14 @@ class ProbeOptions:
 
     Parameters
     ----------
-    c_grid
-        Values of C to choose from, ascending.
+    settings
+        Which probe, by which protocol.
     n_resamples
         Of the patient bootstrap.
     """
 
-    c_grid: tuple[float, ...] = C_GRID
-    n_resamples: int = 2000
+    settings: ProbeSettings = field(default_factory=ProbeSettings)
+    n_resamples: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,8 @@ def find_folds(workspace: Workspace, cohorts: Cohorts, options: CohortOptions) -
     """Return the fold table of the training cohort: the stored one, or a new one, stored now."""
     patient_id = cohorts.column("patient_id", cohorts.train)
     label = [cohorts.labels[number] for number in cohorts.train]
+    if options.task != "classification":
+        label = strata(options.task, label)
     if isinstance(options.folds, Path):
         table = read_folds(options.folds)
     else:
@@ -150,90 +161,149 @@ def probe(
     LeakageError
         A training patient stands in an external cohort.
     """
-    images = state.load_images(workspace)
-    cohorts = choose_cohorts(images, cohort_options)
-    table = find_folds(workspace, cohorts, cohort_options)
-    snapshot = state.save_snapshot(workspace, images)
-    for note in (*cohorts.notes, *table.notes):
+    question = ask(workspace, cohort_options, options)
+    for note in (*question.cohorts.notes, *question.folds.notes):
         on_message(note)
     names = probe_models(workspace, models)
     if not names:
         raise RunError(f"{workspace.store} holds no embeddings; run `embedcache extract -m NAME`")
     outcomes = []
     for name in names:
-        store = state.find_store(workspace, name)
-        outcome = _probe_one(workspace, store, cohorts, table, cohort_options, options, snapshot)
+        outcome = _probe_one(question, state.find_store(workspace, name))
         on_run(outcome)
         outcomes.append(outcome)
-    state.renew_catalog(workspace, images)
+    state.renew_catalog(workspace, question.cohorts.images)
     return outcomes
 
 
-def _probe_one(
-    workspace: Workspace,
-    store: EmbeddingStore,
-    cohorts: Cohorts,
-    folds: FoldTable,
-    cohort_options: CohortOptions,
-    options: ProbeOptions,
-    snapshot: str,
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every encoder alike.
+
+    Parameters
+    ----------
+    workspace
+        Where runs are kept.
+    cohorts, folds
+        The images, and the fold of each training patient.
+    snapshot
+        Digest of the manifest.
+    cohort_options, options
+        What was asked for.
+    """
+
+    workspace: Workspace
+    cohorts: Cohorts
+    folds: FoldTable
+    snapshot: str
+    cohort_options: CohortOptions
+    options: ProbeOptions
+
+
+def ask(workspace: Workspace, cohort_options: CohortOptions, options: ProbeOptions) -> Question:
+    """Return a question, its folds and manifest stored."""
+    images = state.load_images(workspace)
+    cohorts = choose_cohorts(images, cohort_options)
+    if PROTOCOLS[options.settings.protocol].official_split:
+        cohorts = official_split(cohorts)
+    table = find_folds(workspace, cohorts, cohort_options)
+    snapshot = state.save_snapshot(workspace, images)
+    return Question(workspace, cohorts, table, snapshot, cohort_options, options)
+
+
+def _probe_one(question: Question, store: EmbeddingStore) -> RunOutcome:
+    return answer(question, "probe", load_rows(question, store), store.fingerprint)
+
+
+def load_rows(question: Question, store: EmbeddingStore) -> list[LabelledEmbeddings]:
+    """Return an encoder's rows of the training cohort, then of each external one."""
+    cohorts = question.cohorts
+    parts = {cohorts.train_cohort: cohorts.train, **cohorts.external}
+    return [
+        load_embeddings(store, cohorts.images, cohorts.labels, numbers, cohort=name)
+        for name, numbers in parts.items()
+    ]
+
+
+def answer(
+    question: Question, kind: str, rows: Sequence[LabelledEmbeddings], fingerprint: str
 ) -> RunOutcome:
+    """Probe one encoder's rows, the training cohort's first, and store the run.
+
+    Parameters
+    ----------
+    kind
+        'probe' or 'control'.
+    rows
+        Embeddings of the training cohort, then of each external one.
+    fingerprint
+        Of what made them.
+    """
     start = time.perf_counter()
-    train, *external = (
-        load_embeddings(store, cohorts.images, cohorts.labels, numbers)
-        for numbers in (cohorts.train, *cohorts.external.values())
-    )
-    n_skipped = sum(rows.n_failed for rows in (train, *external))
+    train, *external = rows
+    cohorts, folds, options = question.cohorts, question.folds, question.options
+    n_skipped = sum(one.n_failed for one in rows)
     settings = {
-        "protocol": PROTOCOL,
-        "label": cohort_options.label,
+        "protocol": options.settings.scheme.name,
+        "probe": asdict(options.settings),
+        "values": list(options.settings.values),
+        "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
+        "label": question.cohort_options.label,
+        "task": question.cohort_options.task,
         "train_cohort": cohorts.train_cohort,
         "external": list(cohorts.external),
-        "where": cohort_options.where,
-        "class_map": cohort_options.class_map,
+        "where": question.cohort_options.where,
+        "class_map": question.cohort_options.class_map,
         "classes": cohorts.class_map,
         "n_folds": folds.n_folds,
-        "seed": cohort_options.seed,
-        "c_grid": list(options.c_grid),
-        "tol": {"choice": SWEEP_TOL, "fit": FIT_TOL},
+        "seed": question.cohort_options.seed,
         "n_resamples": options.n_resamples,
     }
     data = {
         "folds_id": folds.folds_id,
         "train": rows_digest(train),
-        "external": [rows_digest(rows) for rows in external],
+        "external": [rows_digest(one) for one in external],
     }
     versions = {name: version(name) for name in _DECISIVE}
-    decisive = [store.fingerprint, settings, data, versions]
-    run_id = run_id_of("probe", store.name, decisive)
-    folder = workspace.runs / run_id
+    run_id = run_id_of(kind, train.encoder, [fingerprint, settings, data, versions])
+    folder = question.workspace.runs / run_id
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, n_skipped)
-    result = fit_probe(train, folds, external, c_grid=options.c_grid)
-    estimates = [
-        estimate
-        for predictions in result.predictions
-        for estimate in evaluate(
-            predictions, n_resamples=options.n_resamples, seed=cohort_options.seed
-        )
-    ]
+    result, estimates = _fit(question, train, external)
     notes = [*cohorts.notes, *folds.notes, *result.choices.pop("notes")]
     if n_skipped:
         notes.append(f"{n_skipped} images without an embedding left out: they could not be read")
     run = Run(
         run_id=run_id,
-        kind="probe",
-        encoder=store.name,
-        fingerprint=store.fingerprint,
+        kind=kind,
+        encoder=train.encoder,
+        fingerprint=fingerprint,
         settings=settings,
-        data={**data, "manifest": snapshot},
+        data={**data, "manifest": question.snapshot},
         results={**result.choices, "notes": notes, "n_skipped": n_skipped},
         versions=versions,
         created=utc_now(),
         seconds=round(time.perf_counter() - start, 3),
     )
-    run_files.write_run(workspace.runs, run, result.predictions, estimates)
+    run_files.write_run(question.workspace.runs, run, result.predictions, estimates)
     return RunOutcome(run, tuple(estimates), n_skipped, was_cached=False, folder=folder)
+
+
+def _fit(
+    question: Question, train: LabelledEmbeddings, external: Sequence[LabelledEmbeddings]
+) -> tuple[ProbeResult | TaskResult, list[Estimate]]:
+    options, task = question.options, question.cohort_options.task
+    draws = {"n_resamples": options.n_resamples, "seed": question.cohort_options.seed}
+    if task == "classification":
+        result = fit_probe(train, question.folds, external, options.settings)
+        return result, evaluate(result.predictions, **draws)
+    if task == "regression":
+        found = fit_regression(train, question.folds, external)
+    else:
+        found = fit_label_sets(train, question.folds, external, probe=options.settings.probe)
+    return found, [
+        estimate for one in found.predictions for estimate in evaluate_task(one, **draws)
+    ]
 
 
 def rows_digest(rows: LabelledEmbeddings) -> str:

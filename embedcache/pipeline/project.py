@@ -18,6 +18,7 @@ from embedcache.workspace import Workspace, find_workspace
 if TYPE_CHECKING:
     from embedcache.embeddings import LabelledEmbeddings
     from embedcache.folds import FoldSize, FoldTable
+    from embedcache.pipeline.comparing import CompareReport
     from embedcache.pipeline.probing import ProbeOptions, RunOutcome
     from embedcache.pipeline.upkeep import GcReport, Status
     from embedcache.pipeline.verify import VerifyReport
@@ -177,14 +178,14 @@ class Project:
         on_run: Callable[[RunOutcome], None] = lambda _: None,
         **options: Any,
     ) -> list[RunOutcome]:
-        """Fit a linear probe on each model's embeddings, and store predictions and scores.
+        """Fit a probe on each model's embeddings, and store predictions and scores.
 
         Parameters
         ----------
         models
             As for `embeddings`; 'all' is every model the store holds.
         probe_options
-            Grid and bootstrap.
+            Which probe, by which protocol, and the bootstrap.
         on_message, on_run
             Told what a reader of the scores must know, and each run as it is done.
         options
@@ -208,6 +209,42 @@ class Project:
             on_message=on_message,
             on_run=on_run,
         )
+
+    def probe_models(self, models: Sequence[str] | str) -> list[str]:
+        """Return the models that `probe` would probe: 'all' is every one the store holds."""
+        from embedcache.pipeline import probing
+
+        return probing.probe_models(self.workspace, _names(models))
+
+    def controls(
+        self,
+        outcomes: Sequence[RunOutcome],
+        *,
+        probe_options: ProbeOptions | None = None,
+        on_run: Callable[[RunOutcome], None] = lambda _: None,
+        **options: Any,
+    ) -> list[RunOutcome]:
+        """Probe what an encoder has to beat: the majority, metadata, and shuffled labels.
+
+        Parameters
+        ----------
+        outcomes
+            The encoders' probes; the best one lends its embeddings to the shuffled labels.
+        probe_options, on_run, options
+            As for `probe`, with the same values.
+        """
+        from embedcache.pipeline import controls, probing
+
+        found = []
+        for outcome in controls.controls(
+            self.workspace,
+            outcomes,
+            CohortOptions(**options),
+            probe_options or probing.ProbeOptions(),
+        ):
+            on_run(outcome)
+            found.append(outcome)
+        return found
 
     def zeroshot(
         self,
@@ -245,6 +282,24 @@ class Project:
             on_message=on_message,
             on_run=on_run,
         )
+
+    def compare(self, **options: Any) -> CompareReport:
+        """Hold stored runs against each other, paired by patient; fits nothing.
+
+        Parameters
+        ----------
+        options
+            The fields of `CompareOptions`: models, runs, metric, level, scoring, by, n_resamples,
+            seed.
+
+        Raises
+        ------
+        RunError
+            There is no such run, metric or class.
+        """
+        from embedcache.pipeline.comparing import CompareOptions, compare_runs
+
+        return compare_runs(self.workspace, CompareOptions(**options))
 
     def status(self) -> Status:
         """Return what the store holds, against what the manifest wants."""

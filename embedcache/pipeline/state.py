@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from embedcache.catalog.index import Sources, write_catalog
+from embedcache.cores import usable_cores
 from embedcache.digests import DigestCache
 from embedcache.durable import (
     canonical_json,
@@ -24,7 +25,7 @@ from embedcache.durable import (
     utc_now,
 )
 from embedcache.errors import ManifestError, MissingEmbeddingsError, StoreMismatchError
-from embedcache.extract.flow import ImageFile, hash_images, usable_cores
+from embedcache.extract.flow import ImageFile, hash_images
 from embedcache.images import split_frame
 from embedcache.manifest import image_paths, read_manifest
 from embedcache.store.embedding_store import EmbeddingStore

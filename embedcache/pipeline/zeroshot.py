@@ -59,7 +59,7 @@ class ZeroShotOptions:
     cohorts: tuple[str, ...] | None = None
     where: str | None = None
     seed: int = 0
-    n_resamples: int = 2000
+    n_resamples: int = 10_000
     weights: Path | None = None
     encoder_file: Path | None = None
     device: str = "auto"
@@ -183,11 +183,7 @@ def _answer(
         return stored_outcome(folder, n_skipped)
     directions = _class_directions(workspace, store, question.classes, options)
     predictions = [_predict(rows, question.names, directions) for rows in cohorts]
-    estimates = [
-        estimate
-        for one in predictions
-        for estimate in evaluate(one, n_resamples=options.n_resamples, seed=options.seed)
-    ]
+    estimates = evaluate(predictions, n_resamples=options.n_resamples, seed=options.seed)
     run = Run(
         run_id=run_id,
         kind="zeroshot",

@@ -1,84 +1,105 @@
-"""Multinomial logistic regression on embeddings: many training sets and strengths at a time.
+"""Multinomial logistic regression: all training sets and all strengths of a sweep, together.
 
-The objective is scikit-learn's: the summed log-loss plus ||W||^2 / (2 C), the intercept free, on
-features standardised by the training set's own mean and deviation.
+The objective is that of scikit-learn's `StandardScaler` and `LogisticRegression`: the weighted sum
+of log-losses plus ||W||^2 / (2 C), the intercept free, on features standardised by the training
+set's own mean and deviation; of two classes one has weights, of more all do. Divided by the sum of
+weights it reads, for alpha = 1 / (C sum of weights),
+
+    f(W, b) = weighted mean log-loss + alpha / 2 ||W||^2.
+
+Every answer carries a certificate. At its best b, f is alpha-strongly convex in W, so it is at most
+||dW f||^2 / (2 alpha) above its least value (Boyd and Vandenberghe 2004, section 9.1.2). What is
+left in the intercepts adds (db f)^2 over their curvature, twice its second-order expansion.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
-from embedcache.errors import RunError
+from embedcache.cores import usable_cores
+from embedcache.probes.lbfgs import minimise
+from embedcache.probes.objective import Objective
+from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
+
+Array = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
 
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
 C_GRID: Final = tuple(float(10.0**e) for e in np.arange(-5.0, 0.75, 0.5))
-_MOST_ITERATIONS: Final = 10_000
-# Largest gradient of the mean loss at which the solver stops. On real embeddings, probabilities at
-# scikit-learn's default of 1e-4 are up to 0.2 away from the optimum's, at 1e-6 up to 1e-3, for
-# twice the steps. An inner macro F1 moves by 0.005 at most, where several C score alike anyway.
-FIT_TOL: Final = 1e-6
-SWEEP_TOL: Final = 1e-4
+TOL: Final = 1e-5
+_STATE_BYTES: Final = 1 << 25  # of one vector over all problems that are solved together
+_TOGETHER: Final = 16  # values of C; more go in turns, each started where the last ones lead
+_SMALL_TOL: Final = 1e-3
+_MOST_PASSES: Final = {np.dtype(np.float32): 1000, np.dtype(np.float64): 20_000}
 
 
 @dataclass(frozen=True, slots=True)
-class LinearProbe:
-    """A fitted probe.
+class LogisticPath:
+    """The probes of one training set, one for each C.
 
     Parameters
     ----------
-    C
-        Inverse regularisation strength it was fitted with.
+    values
+        C, shape (m,).
     mean, scale
-        Of the training set, shape (dim,); scale is 0 for a feature that never varied.
+        Of the training set, shape (d,); scale is 0 for a feature that does not vary.
     coef
-        Shape (n_classes, dim), on standardised features; zero for a class not trained on.
+        Shape (m, k, d), on standardised features; zero for a class not trained on.
     intercept
-        Shape (n_classes,); minus infinity for a class not trained on.
+        Shape (m, k); minus infinity for a class not trained on.
+    gap
+        Certificate: bound on the objective's relative distance from its optimum, shape (m,).
+    n_passes
+        Readings of the rows that each took, shape (m,).
     """
 
-    C: float
-    mean: NDArray[np.float64] = field(repr=False)
-    scale: NDArray[np.float64] = field(repr=False)
-    coef: NDArray[np.float64] = field(repr=False)
-    intercept: NDArray[np.float64] = field(repr=False)
+    values: Floats
+    mean: Floats = field(repr=False)
+    scale: Floats = field(repr=False)
+    coef: Floats = field(repr=False)
+    intercept: Floats = field(repr=False)
+    gap: Floats
+    n_passes: NDArray[np.int64]
 
-    def probability(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the probability of each class, shape (n, n_classes), float64."""
-        logits = _standardise(X, self.mean, self.scale) @ self.coef.T + self.intercept
-        logits -= logits.max(axis=1, keepdims=True)
-        odds = np.exp(logits)
-        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+    def logits(self, X: Array) -> Floats:
+        """Return the logits by C, row and class, shape (m, n, k)."""
+        inverse = np.divide(1.0, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
+        m, k, d = self.coef.shape
+        # Centred first: a large mean would swamp the digits that tell rows apart.
+        flat = (X - self.mean) @ (self.coef * inverse).reshape(m * k, d).T
+        return np.asarray(flat.reshape(len(X), m, k).transpose(1, 0, 2) + self.intercept[:, None])
 
-
-def _standardise(
-    X: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    return np.asarray((X - mean) * inverse)
+    def probability(self, X: Array) -> Floats:
+        """Return the probability by C, row and class, shape (m, n, k), float64."""
+        return np.asarray(softmax(self.logits(X), axis=2))
 
 
 def fit_sweep(
-    X: NDArray[np.float32],
+    X: Array,
     y: NDArray[np.int64],
     n_classes: int,
     problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]],
     *,
-    tol: float = FIT_TOL,
-) -> list[list[LinearProbe]]:
+    tol: float = TOL,
+    sample_weight: Floats | None = None,
+    class_weight: ClassWeight = None,
+    standardise: bool = True,
+    n_threads: int | None = None,
+) -> list[LogisticPath]:
     """Fit one probe for each training set and each C.
 
     Parameters
     ----------
     X
-        Shape (n, dim), finite.
+        Shape (n, d), finite.
     y
         Class of each row, 0 to n_classes - 1, shape (n,).
     n_classes
@@ -86,75 +107,145 @@ def fit_sweep(
     problems
         Training rows, and the values of C, ascending, to fit on them.
     tol
-        Where the solver stops: `FIT_TOL`, or `SWEEP_TOL` where only a C is to be chosen.
+        Relative gap to the optimum at which a probe is done. Where not even float64 reaches it, the
+        probe has the larger `LogisticPath.gap` that it says.
+    sample_weight
+        Of each row, not negative; a row of weight 2 counts as two rows, one of 0 as none.
+    class_weight
+        Of each class, by its number; 'balanced' for n / (k n_c), by training set.
+    standardise
+        Whether features are divided by their deviation. False gives scikit-learn's objective on the
+        features as they are: centring them, as we do all the same, moves the intercept only.
+    n_threads
+        Default: one for each processor that this process may use. The answer does not depend on it.
 
     Returns
     -------
     For each problem its probes, in the order of its C.
     """
-    return [_fit_path(X[rows], y[rows], n_classes, values, tol) for rows, values in problems]
+    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    used = [rows[weight[rows] > 0] for rows, _ in problems]
+    groups: dict[Any, list[int]] = {}
+    for number, rows in enumerate(used):
+        # With fewer rows than features the search is made in the rows' own space, set by set.
+        alone = number if len(rows) <= X.shape[1] else -1
+        groups.setdefault((alone, *np.unique(y[rows]).tolist()), []).append(number)
+    paths: dict[int, LogisticPath] = {}
+    with ThreadPoolExecutor(n_threads or usable_cores()) as pool, threadpool_limits(1, "blas"):
+        for (_, *classes), numbers in groups.items():
+            sets = training_sets(
+                X,
+                y,
+                weight,
+                [used[i] for i in numbers],
+                class_weight,
+                standardise=standardise,
+            )
+            values = [np.asarray(problems[i][1], np.float64) for i in numbers]
+            found = (
+                _constant(sets, values) if len(classes) == 1 else _solve(sets, values, tol, pool)
+            )
+            for number, path in zip(numbers, found, strict=True):
+                paths[number] = _among_all(path, classes, n_classes)
+    return [paths[number] for number in range(len(problems))]
 
 
-def _fit_path(
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    n_classes: int,
-    values: Sequence[float],
-    tol: float,
-) -> list[LinearProbe]:
-    mean, scale = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    scale[scale < 1e-12 * np.maximum(1.0, np.abs(mean))] = 0.0
-    Z, present = _standardise(X, mean, scale), np.unique(y)
-    if len(present) == 1:
-        return [_constant(C, mean, scale, n_classes, int(present[0])) for C in values]
-    # The penalised optimum lies in the span of the rows, so with fewer rows than features the
-    # search is as well made in the rows' own coordinates: the same optimum, ten times sooner.
-    basis = None
-    if len(Z) < Z.shape[1]:
-        left, spread, basis = np.linalg.svd(Z, full_matrices=False)
-        Z = left * spread
-    # Each optimum starts the search for the next: ascending C, so from the smoothest on.
-    model = LogisticRegression(tol=tol, max_iter=_MOST_ITERATIONS, warm_start=True)
-    probes = []
-    for C in values:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", ConvergenceWarning)
-                model.set_params(C=C).fit(Z, y)
-        except ConvergenceWarning:
-            raise RunError(
-                f"the probe at C = {C:g} did not converge in {_MOST_ITERATIONS} steps; look at the "
-                "embeddings (`embedcache verify`), their values may be extreme"
-            ) from None
-        coef = model.coef_ if basis is None else model.coef_ @ basis
-        probes.append(_spread(C, mean, scale, n_classes, model, coef))
-    return probes
+def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> LogisticPath:
+    """Give the classes that the training set lacks their place."""
+    m, _, d = path.coef.shape
+    coef, intercept = np.zeros((m, n_classes, d)), np.full((m, n_classes), -np.inf)
+    coef[:, classes], intercept[:, classes] = path.coef, path.intercept
+    return replace(path, coef=coef, intercept=intercept)
 
 
-def _spread(
-    C: float,
-    mean: NDArray[np.float64],
-    scale: NDArray[np.float64],
-    n_classes: int,
-    model: LogisticRegression,
-    fitted: NDArray[np.float64],
-) -> LinearProbe:
-    """Put a model of the classes present in its training set among all classes."""
-    coef, intercept = np.zeros((n_classes, len(mean))), np.full(n_classes, -np.inf)
-    if len(model.classes_) == 2:  # scikit-learn keeps the second class's log-odds only
-        coef[model.classes_[1]] = fitted[0]
-        intercept[model.classes_] = 0.0, model.intercept_[0]
-    else:
-        coef[model.classes_] = fitted
-        intercept[model.classes_] = model.intercept_
-    return LinearProbe(C=C, mean=mean, scale=scale, coef=coef, intercept=intercept)
+def _constant(sets: TrainingSets, values: Sequence[Floats]) -> Iterator[LogisticPath]:
+    for mean, scale, C in zip(sets.mean, sets.scale, values, strict=True):
+        m = len(C)
+        coef, intercept = np.zeros((m, 1, len(mean))), np.zeros((m, 1))
+        yield LogisticPath(C, mean, scale, coef, intercept, np.zeros(m), np.zeros(m, np.int64))
 
 
-def _constant(
-    C: float, mean: NDArray[np.float64], scale: NDArray[np.float64], n_classes: int, only: int
-) -> LinearProbe:
-    intercept = np.full(n_classes, -np.inf)
-    intercept[only] = 0.0
-    return LinearProbe(
-        C=C, mean=mean, scale=scale, coef=np.zeros((n_classes, len(mean))), intercept=intercept
+def _solve(
+    sets: TrainingSets, values: Sequence[Floats], tol: float, pool: ThreadPoolExecutor
+) -> Iterator[LogisticPath]:
+    objective = Objective(sets, pool)
+    set_of = np.repeat(np.arange(len(values)), [len(C) for C in values])
+    place = np.concatenate([np.arange(len(C)) for C in values])
+    C = np.concatenate(values)
+    V = np.empty((len(C), *objective.shape))
+    gap, n_passes = np.empty(len(C)), np.empty(len(C), np.int64)
+    for chunk in _chunks(place, objective):
+        start = _start(objective, set_of, C, V, place, chunk)
+        V[chunk], gap[chunk], n_passes[chunk] = _descend(
+            objective, set_of[chunk], C[chunk], start, tol
+        )
+    for number, strengths in enumerate(values):
+        own = set_of == number
+        weights = objective.bases[number] @ V[own]
+        yield LogisticPath(
+            values=strengths,
+            mean=sets.mean[number],
+            scale=sets.scale[number],
+            # The search turns features into one another, and leaves traces where nothing varies.
+            coef=(weights[..., :-1] @ objective.axes.T) * (sets.scale[number] > 0),
+            intercept=weights[..., -1],
+            gap=gap[own],
+            n_passes=n_passes[own],
+        )
+
+
+def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[np.intp]]:
+    """Yield the problems that are solved together: a few strengths, of all training sets."""
+    n_values, n_sets = place.max() + 1, np.count_nonzero(place == 0)
+    vector = int(np.prod(objective.shape)) * objective.dtype.itemsize
+    most = max(1, _STATE_BYTES // (vector * n_sets))
+    n_chunks = -(-n_values // min(most, n_values if n_values <= _TOGETHER else _TOGETHER // 2))
+    for places in np.array_split(np.arange(n_values), n_chunks):
+        yield np.flatnonzero(np.isin(place, places))
+
+
+def _start(
+    objective: Objective,
+    set_of: NDArray[np.intp],
+    C: Floats,
+    V: Floats,
+    place: NDArray[np.intp],
+    chunk: NDArray[np.intp],
+) -> Array:
+    """Return where to start: on the line through the last two strengths' answers, by log C."""
+    first = int(place[chunk].min())
+    if first < 2:
+        return objective.at_prior(set_of[chunk])
+    start = np.empty((len(chunk), *objective.shape), objective.dtype)
+    for number in np.unique(set_of[chunk]):
+        own = np.flatnonzero(set_of == number)
+        before, last = own[first - 2], own[first - 1]
+        mine = set_of[chunk] == number
+        ahead = np.log(C[chunk[mine]] / C[last]) / np.log(C[last] / C[before])
+        start[mine] = V[last] + np.minimum(ahead, 2.0)[:, None, None] * (V[last] - V[before])
+    return start
+
+
+def _descend(
+    objective: Objective, set_of: NDArray[np.intp], C: Floats, V: Array, tol: float
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Return V, gap and passes; in float64 where float32 does not carry far enough."""
+    flat = V.reshape(len(V), -1)
+    # What is small is solved in float64, where a tighter gap takes milliseconds, and then every
+    # prediction is the optimum's, not all but those of a few rows near a tie.
+    aim = tol if flat.dtype == np.float32 else tol * _SMALL_TOL
+    found = minimise(
+        objective.evaluator(set_of, C), flat, tol=aim, max_passes=_MOST_PASSES[flat.dtype]
     )
+    x, gap, n_passes = found.x.astype(np.float64), found.bound, found.n_passes
+    left = np.flatnonzero(gap > tol)
+    if left.size and flat.dtype == np.float32:
+        again = minimise(
+            objective.evaluator(set_of[left], C[left]),
+            x[left],
+            tol=tol,
+            max_passes=_MOST_PASSES[x.dtype],
+        )
+        x[left], gap[left] = again.x, again.bound
+        n_passes[left] += again.n_passes
+    return x.reshape(V.shape), gap, n_passes

@@ -59,7 +59,7 @@ def test_the_trained_network_is_better_than_the_control(started):
     folder, _ = started
     scores = embedcache.open(folder).sql(
         "SELECT encoder, cohort, value FROM metrics JOIN runs USING (run_id) "
-        "WHERE metric = 'macro_f1' AND scoring = 'all'"
+        "WHERE metric = 'macro_f1' AND scoring = 'all' AND level = 'image'"
     )
     found = {(row["encoder"], row["cohort"]): row["value"] for row in scores.to_pylist()}
     cohorts = {cohort for _, cohort in found}

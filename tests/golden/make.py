@@ -32,6 +32,7 @@ from embedcache.pipeline import state
 from embedcache.pipeline.encode import put_in_order
 from embedcache.pipeline.probing import ProbeOptions
 from embedcache.pipeline.project import Project
+from embedcache.probe import ProbeSettings
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
 from embedcache.workspace import FORMAT_VERSION
@@ -72,7 +73,7 @@ def make_project(folder: Path) -> Project:
     with ExitStack() as stack:
         _stop_the_clock(stack)
         _extract(project)
-        options = ProbeOptions(c_grid=(0.01, 1.0), n_resamples=100)
+        options = ProbeOptions(settings=ProbeSettings(grid=(0.01, 1.0)), n_resamples=100)
         project.probe("fake", probe_options=options, folds=3)
     return project
 

@@ -1,0 +1,216 @@
+"""`embedcache compare`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedcache_cli import options
+from embedcache_cli.output import print_json, say, text_table
+
+if TYPE_CHECKING:
+    from embedcache.compare import Pair, Spread, Standing
+    from embedcache.pipeline.comparing import CohortComparison, CompareReport
+    from embedcache.runs import Estimate
+
+
+@click.command(short_help="Runs against each other, paired by patient: tests, ranks, groups.")
+@click.argument("runs", nargs=-1, metavar="[RUN_ID]...")
+@options.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="Encoder; repeat for several.  [default: every one with a run]",
+)
+@options.project
+@options.option(
+    "--metric",
+    default="macro_f1",
+    show_default=True,
+    metavar="METRIC",
+    help="macro_f1, balanced_accuracy, accuracy, auroc; f1:CLASS, recall:CLASS, auroc:CLASS.",
+)
+@options.option(
+    "--level",
+    type=click.Choice(["image", "patient"]),
+    default="image",
+    show_default=True,
+    help="Score images, or each patient's mean probability over the images of a class.",
+)
+@options.option(
+    "--scoring",
+    type=click.Choice(["all", "masked"]),
+    default="all",
+    show_default=True,
+    help="Allow every answer, or only classes that occur in the cohort.",
+)
+@options.option("--by", metavar="COLUMN", help="Scores by 'class', or by a manifest column, too.")
+@options.option("--pairs", is_flag=True, help="Every pair, not only each run against the best.")
+@options.option("--calibration", is_flag=True, help="Log-loss, Brier score, ECE, reliability.")
+@options.option("--operating-points", is_flag=True, help="Sensitivity at 95 % specificity.")
+@options.resamples
+@options.option(
+    "--seed", type=int, default=0, show_default=True, help="Of bootstrap and permutation."
+)
+@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def compare(
+    runs: tuple[str, ...],
+    models: tuple[str, ...],
+    manifest: Path | None,
+    store: Path | None,
+    data_root: Path | None,
+    pairs: bool,
+    calibration: bool,
+    operating_points: bool,
+    resamples: int,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Hold stored runs against each other on the same images and folds; fits nothing.
+
+    Compares the runs named, or the latest of each encoder and kind of probe. Bootstrap and
+    permutation are over patients; p is corrected by Holm for all pairs of a cohort.
+    """
+    import embedcache
+
+    if runs and models:
+        raise click.UsageError("name runs, or encoders with --model, not both")
+    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
+    report = project.compare(
+        models=models or None, runs=runs or None, n_resamples=resamples, **settings
+    )
+    if as_json:
+        print_json(report)
+        return
+    for note in report.notes:
+        say(f"note: {note}")
+    for cohort in report.cohorts:
+        _print_cohort(cohort, report.options.metric)
+        if pairs:
+            _print_pairs(cohort)
+    _print_drops(report)
+    _print_parts(report)
+    if calibration:
+        _print_calibration(report)
+    if operating_points:
+        _print_operating_points(report)
+    for name, run_id in report.runs.items():
+        click.echo(f"{name}: {run_id}")
+
+
+def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        click.echo(f"{title}\n{text_table(header, rows)}\n")
+
+
+def _print_cohort(cohort: CohortComparison, metric: str) -> None:
+    comparison = cohort.comparison
+    rows = [
+        (
+            one.name,
+            _score(one),
+            *_behind(comparison.behind_best(one.name)),
+            f"{one.rank:.1f}",
+            f"{one.p_best:.2f}",
+            ",".join(map(str, one.groups)),
+        )
+        for one in comparison.standings
+    ]
+    kind = "tested out of fold" if cohort.role == "in-domain" else "external"
+    title = (
+        f"{cohort.cohort}, {kind}: {cohort.n_patients} patients, {cohort.n_images} images, "
+        f"{len(cohort.classes)} classes; p by {comparison.test}, corrected"
+    )
+    _show(title, ("run", metric, "behind the best", "p", "rank", "P(best)", "group"), rows)
+
+
+def _behind(pair: Pair | None) -> tuple[str, str]:
+    return ("", "") if pair is None else (_lead(pair), f"{pair.p_corrected:.4f}")
+
+
+def _print_pairs(cohort: CohortComparison) -> None:
+    rows = [
+        (one.better, one.worse, _lead(one), f"{one.p:.4f}", f"{one.p_corrected:.4f}")
+        for one in cohort.comparison.pairs
+    ]
+    _show(f"{cohort.cohort}, pairs", ("better", "worse", "by", "p", "p by Holm"), rows)
+
+
+def _print_drops(report: CompareReport) -> None:
+    rows = [(one.name, one.cohort, _score(one.drop)) for one in report.drops]
+    _show("lost outside, over the classes there", ("run", "cohort", "drop"), rows)
+
+
+def _print_parts(report: CompareReport) -> None:
+    rows = [
+        (one.cohort, one.part, one.name, _score(one.score), one.n_patients, one.n_images)
+        for one in sorted(report.parts, key=lambda one: (one.cohort, one.part))
+    ]
+    title = f"{report.options.metric} by {report.options.by}"
+    _show(title, ("cohort", report.options.by or "", "run", "score", "patients", "images"), rows)
+
+
+def _print_calibration(report: CompareReport) -> None:
+    temperature = {(one.name, one.cohort): one.temperature for one in report.calibration}
+    names = ("log_loss", "brier", "ece")
+    rows = []
+    for (name, cohort, _), found in _by_label(report):
+        cells = [_or_none(found.get(f"{n}{s}")) for n in names for s in ("", "_calibrated")]
+        if any(cells):
+            rows.append((name, cohort, temperature[name, cohort], *cells))
+    columns = [f"{name}{suffix}" for name in names for suffix in ("", " at T")]
+    _show("calibration, T the temperature of inner folds", ("run", "cohort", "T", *columns), rows)
+    rows = [
+        (one.name, one.cohort, part.n, part.confidence, part.accuracy)
+        for one in report.calibration
+        for part in one.bins
+    ]
+    _show("reliability", ("run", "cohort", "n", "confidence", "accuracy"), rows)
+
+
+def _print_operating_points(report: CompareReport) -> None:
+    names = ("sensitivity", "specificity")
+    thresholds: dict[tuple[str, str], float] = {}
+    rows = []
+    for (name, cohort, label), found in _by_label(report):
+        if "threshold_at_spec95" in found:
+            thresholds[name, label] = found["threshold_at_spec95"].value
+        cells = [_or_none(found.get(f"{one}_at_spec95")) for one in names]
+        if label and any(cells):
+            rows.append((name, cohort, label, thresholds.get((name, label)), *cells))
+    title = "operating points, chosen for a specificity of 0.95 out of fold"
+    _show(title, ("run", "cohort", "class", "above", *names), rows)
+
+
+def _by_label(
+    report: CompareReport,
+) -> Iterable[tuple[tuple[str, str, str], dict[str, Estimate]]]:
+    """Return the stored scores of each run, cohort and class by metric."""
+    found: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    for name, estimates in report.estimates.items():
+        for one in estimates:
+            found.setdefault((name, one.cohort, one.label), {})[one.metric] = one
+    return found.items()
+
+
+def _or_none(estimate: Estimate | None) -> str | None:
+    return None if estimate is None else _score(estimate)
+
+
+def _score(one: Standing | Spread | Estimate) -> str:
+    return _interval(one.value, one.low, one.high)
+
+
+def _lead(pair: Pair) -> str:
+    return _interval(pair.difference, pair.low, pair.high)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    ends = "n/a" if math.isnan(low) else f"{low:.3f}, {high:.3f}"
+    return f"{value:.3f} [{ends}]"

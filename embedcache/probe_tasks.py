@@ -1,0 +1,220 @@
+"""The protocol for what is no single class an image: a number, or several labels.
+
+Folds, nesting and external cohorts are those of `embedcache.probe`; what differs is what is fitted
+and what a choice is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.embeddings import LabelledEmbeddings, check_cohorts
+from embedcache.errors import RunError
+from embedcache.folds import FoldTable
+from embedcache.probes.choice import held_out
+from embedcache.probes.families import PROBES
+from embedcache.probes.multilabel import fit_multilabel, label_matrix, separate_labels
+from embedcache.probes.ridge import ALPHA_GRID, fit_ridge_regression
+from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.selection import pick
+from embedcache.runs import CALLED_FROM, LabelSets, Measurements, Role
+
+_STRATA: Final = 5  # of a target, so that each fold has low and high ones
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What was predicted, in-domain first, and what was chosen."""
+
+    predictions: tuple[Measurements, ...] | tuple[LabelSets, ...]
+    choices: dict[str, Any]
+
+
+def strata(task: str, label: Sequence[str]) -> list[str]:
+    """Return what folds are stratified by, one an image.
+
+    Of a number its fifth of the range of ranks; of several labels the rarest that an image has.
+    """
+    if task == "regression":
+        ranks = np.argsort(np.argsort(targets(label), kind="stable"), kind="stable")
+        return [f"fifth {rank * _STRATA // len(label) + 1}" for rank in ranks.tolist()]
+    sets = separate_labels(label)
+    counts = {name: sum(name in own for own in sets) for own in sets for name in own}
+    return [min(own, key=lambda name: (counts[name], name), default="-") for own in sets]
+
+
+def targets(label: Sequence[str]) -> Floats:
+    """Return labels as numbers, shape (n,).
+
+    Raises
+    ------
+    RunError
+        One is none; names it.
+    """
+    values = []
+    for text in label:
+        try:
+            values.append(float(text))
+        except ValueError:
+            values.append(np.nan)
+        if not np.isfinite(values[-1]):
+            raise RunError(f"label '{text}' is no number; leave it out with --where")
+    return np.array(values)
+
+
+def fit_regression(
+    train: LabelledEmbeddings, folds: FoldTable, external: Sequence[LabelledEmbeddings] = ()
+) -> TaskResult:
+    """Predict a number by ridge regression; alpha has the least squared error on inner folds.
+
+    Parameters
+    ----------
+    train, folds, external
+        As for `fit_probe`; every label is a number.
+
+    Raises
+    ------
+    LeakageError, RunError
+        As `fit_probe`; a label that is no number.
+    """
+    truth = targets(train.label)
+
+    def error(rows: NDArray[np.intp], said: Floats) -> Floats:
+        # The share of variance explained, so that a tie means the same whatever the unit.
+        return np.asarray(1 - ((said[..., 0] - truth[rows]) ** 2).mean(axis=1) / truth.var())
+
+    answers, choices = _nested(
+        train,
+        folds,
+        external,
+        ("alpha", ALPHA_GRID),
+        fit=lambda problems: fit_ridge_regression(train.X, truth[:, None], problems),
+        predict=lambda path, X: np.asarray(path.predict(X)),
+        score=error,
+    )
+    return TaskResult(
+        tuple(
+            Measurements(truth=targets(one.label), value=said[:, 0], **about)
+            for one, said, about in answers
+        ),
+        choices,
+    )
+
+
+def fit_label_sets(
+    train: LabelledEmbeddings,
+    folds: FoldTable,
+    external: Sequence[LabelledEmbeddings] = (),
+    *,
+    probe: str = "logistic",
+) -> TaskResult:
+    """Predict several labels an image, each by a probe of its own; one setting serves all of them.
+
+    It has the best macro F1 over labels on inner folds, a label called from probability 0.5 on.
+
+    Parameters
+    ----------
+    train, folds, external
+        As for `fit_probe`; labels as `separate_labels` reads them.
+    probe
+        Name of a family; see `PROBES`.
+
+    Raises
+    ------
+    LeakageError, RunError
+        As `fit_probe`; a cell that is no list of labels.
+    """
+    sets = separate_labels(train.label)
+    names = tuple(sorted(frozenset[str]().union(*sets)))
+    if not names:
+        raise RunError("no training image has a label; every cell is '-'")
+    Y, family = label_matrix(sets, names), PROBES[probe]
+
+    def score(rows: NDArray[np.intp], said: Floats) -> Floats:
+        called = said >= CALLED_FROM
+        each = [
+            _f1(Y[rows, number], called[..., number])
+            for number in range(len(names))
+            if Y[rows, number].any()
+        ]
+        return np.asarray(np.mean(each, axis=0))
+
+    answers, choices = _nested(
+        train,
+        folds,
+        external,
+        (family.setting, family.grid),
+        fit=lambda problems: fit_multilabel(family.fit_sweep, train.X, Y, problems),
+        predict=lambda path, X: np.asarray(path.probability(X)),
+        score=score,
+    )
+    return TaskResult(
+        tuple(
+            LabelSets(
+                names=names,
+                truth=label_matrix(separate_labels(one.label), names),
+                probability=said,
+                **about,
+            )
+            for one, said, about in answers
+        ),
+        choices,
+    )
+
+
+def _f1(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> Floats:
+    """Return the F1 of several calls of one label, shape (m,)."""
+    return np.asarray(2 * (called & truth).sum(axis=1) / (called.sum(axis=1) + truth.sum()))
+
+
+def _nested(
+    train: LabelledEmbeddings,
+    folds: FoldTable,
+    external: Sequence[LabelledEmbeddings],
+    setting: tuple[str, Sequence[float]],
+    *,
+    fit: Callable[[Problems], Sequence[Any]],
+    predict: Callable[[Any, Embeddings], Floats],
+    score: Callable[[NDArray[np.intp], Floats], Floats],
+) -> tuple[list[tuple[LabelledEmbeddings, Floats, dict[str, Any]]], dict[str, Any]]:
+    """Return each cohort with what was predicted and what `Predictions` asks of it, and choices."""
+    check_cohorts(train, external)
+    name, grid = setting
+    fold = folds.of(train.patient_id)
+    if folds.n_folds < 3:
+        raise RunError(
+            f"{folds.n_folds} folds leave none to choose {name} on; pass --folds 3 or more"
+        )
+    chosen, scores = [], []
+    for rows, said in held_out(fit, lambda path, at: predict(path, train.X[at]), fold, grid):
+        by_value = score(rows, said)
+        best = pick(by_value)
+        chosen.append(float(grid[best]))
+        scores.append(float(by_value[best]))
+    final = float(np.exp(np.median(np.log(chosen))))
+    parts = [(np.flatnonzero(fold != number), [value]) for number, value in enumerate(chosen)]
+    *paths, last = fit([*parts, (np.arange(len(train)), [final])])
+    first = predict(last, train.X[:1])[0]
+    inside = np.empty((len(train), first.shape[1]))
+    for number, path in enumerate(paths):
+        inside[fold == number] = predict(path, train.X[fold == number])[0]
+    answers = [(train, inside, _about(train, "in-domain", fold))]
+    for cohort in external:
+        about = _about(cohort, "external", np.full(len(cohort), -1))
+        answers.append((cohort, predict(last, cohort.X)[0], about))
+    return answers, {name: chosen, f"final_{name}": final, "inner_score": scores, "notes": []}
+
+
+def _about(rows: LabelledEmbeddings, role: Role, fold: NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "role": role,
+        "image_id": rows.image_id,
+        "patient_id": rows.patient_id,
+        "cohort": rows.cohort,
+        "fold": fold,
+    }

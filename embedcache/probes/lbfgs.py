@@ -1,0 +1,183 @@
+"""L-BFGS for many smooth convex problems at once, each with its own step, all in one evaluation.
+
+References
+----------
+Nocedal and Wright 2006, Numerical Optimization, 2nd ed., algorithm 7.4 (two loops), (3.57)
+(quadratic interpolation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
+
+_MEMORY: Final = 8
+_ARMIJO: Final = 1e-4
+# A problem whose value has not fallen by more than its rounding in so many evaluations has come as
+# far as its precision carries.
+_PATIENCE: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What is known of each problem at some point.
+
+    Parameters
+    ----------
+    value
+        Shape (P,).
+    gradient
+        Shape (P, N).
+    bound
+        Of how far the value is above the optimum's, relative to it, shape (P,).
+    diagonal
+        About that of the Hessian, shape (P, N).
+    """
+
+    value: Floats
+    gradient: Array
+    bound: Floats
+    diagonal: Array
+
+
+Evaluate = Callable[[Array, NDArray[np.intp]], Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Where the search ended.
+
+    Parameters
+    ----------
+    x
+        The point of each problem with the least bound, shape (P, N).
+    bound
+        See `Point`.
+    n_passes
+        Evaluations of each problem, shape (P,).
+    """
+
+    x: Array
+    bound: Floats
+    n_passes: NDArray[np.int64]
+
+
+def minimise(evaluate: Evaluate, x: Array, *, tol: float, max_passes: int) -> Solution:
+    """Minimise every problem until its bound is at most `tol`, or its precision is spent.
+
+    Parameters
+    ----------
+    evaluate
+        Says what is known at points (P', N) of some problems, given their numbers (P',).
+    x
+        Where to start, shape (P, N).
+    tol, max_passes
+        When a problem is left.
+    """
+    best = Solution(x.copy(), np.full(len(x), np.inf), np.zeros(len(x), np.int64))
+    search = _Search(evaluate, x)
+    search.keep(best)
+    for _ in range(1, max_passes):
+        if not search.leave((search.now.bound > tol) & (search.idle < _PATIENCE)):
+            break
+        search.step()
+        search.keep(best)
+    return best
+
+
+class _Search:
+    """The problems still searched, and the recent past of each."""
+
+    def __init__(self, evaluate: Evaluate, x: Array) -> None:
+        self._evaluate = evaluate
+        self._problem, self._x = np.arange(len(x)), x
+        self.now = evaluate(x, self._problem)
+        self._mark, self.idle = self.now.value.copy(), np.zeros(len(x), np.int64)
+        self._length = np.ones(len(x))
+        self._past: list[tuple[Array, Array, Array]] = []  # (s, y, 1 / s'y), newest last
+        self._direction = self._descend()
+
+    def keep(self, best: Solution) -> None:
+        """Note points that are better than the best so far."""
+        better = self.now.bound < best.bound[self._problem]
+        best.x[self._problem[better]] = self._x[better]
+        best.bound[self._problem[better]] = self.now.bound[better]
+        best.n_passes[self._problem] += 1
+
+    def leave(self, wanted: NDArray[np.bool_]) -> bool:
+        """Go on with the wanted problems only; return whether there are any."""
+        if not wanted.all():
+            for name, value in vars(self).items():
+                if isinstance(value, np.ndarray):
+                    setattr(self, name, value[wanted])
+            now = self.now
+            self.now = Point(
+                now.value[wanted], now.gradient[wanted], now.bound[wanted], now.diagonal[wanted]
+            )
+            self._past = [(s[wanted], y[wanted], rho[wanted]) for s, y, rho in self._past]
+        return bool(wanted.any())
+
+    def step(self) -> None:
+        """Try each problem's step: take it and turn, or shorten it."""
+        now = self.now
+        trial = self._x + self._length.astype(self._x.dtype)[:, None] * self._direction
+        found = self._evaluate(trial, self._problem)
+        slope = _dot(now.gradient, self._direction)
+        noise = 4 * float(np.finfo(trial.dtype).eps) * np.abs(now.value)
+        limit = now.value + _ARMIJO * self._length * slope + noise
+        taken = np.isfinite(found.value) & (found.value <= limit)
+        self._remember(trial, found, taken)
+        self._shorten(~taken, found.value, slope)
+        self._x[taken] = trial[taken]
+        now.value[taken], now.gradient[taken] = found.value[taken], found.gradient[taken]
+        now.bound[taken], now.diagonal[taken] = found.bound[taken], found.diagonal[taken]
+        fell = now.value < self._mark - noise
+        self._mark = np.where(fell, now.value, self._mark)
+        self.idle = np.where(fell, 0, self.idle + 1)
+        self._direction = np.where(taken[:, None], self._descend(), self._direction)
+
+    def _remember(self, trial: Array, found: Point, taken: NDArray[np.bool_]) -> None:
+        # A step not taken leaves a pair of zeros, which changes no direction.
+        s = np.where(taken[:, None], trial - self._x, 0)
+        y = np.where(taken[:, None], found.gradient - self.now.gradient, 0)
+        product = _dot(s, y)
+        rho = np.divide(1.0, product, out=np.zeros_like(product), where=product > 0)
+        self._past = [*self._past, (s, y, rho.astype(s.dtype))][-_MEMORY:]
+
+    def _shorten(self, missed: NDArray[np.bool_], value: Floats, slope: Floats) -> None:
+        rise = value - self.now.value - self._length * slope
+        ratio = np.divide(-slope * self._length, 2 * rise, out=np.zeros_like(rise), where=rise > 0)
+        shorter = np.clip(np.nan_to_num(ratio), 0.1, 0.5)
+        self._length = np.where(missed, self._length * shorter, 1.0)
+
+    def _descend(self) -> Array:
+        """Return the direction of each problem: two loops around the diagonal."""
+        q, used = -self.now.gradient, []
+        for s, y, rho in reversed(self._past):
+            a = rho * _dot(s, q).astype(q.dtype)
+            q -= a[:, None] * y
+            used.append(a)
+        q /= self.now.diagonal
+        if self._past:
+            q *= self._newest_scale()[:, None]
+        for (s, y, rho), a in zip(self._past, reversed(used), strict=True):
+            b = rho * _dot(y, q).astype(q.dtype)
+            q += (a - b)[:, None] * s
+        return q
+
+    def _newest_scale(self) -> Array:
+        _, y, rho = self._past[-1]
+        below = rho * _dot(y, y / self.now.diagonal)
+        return np.divide(1.0, below, out=np.ones_like(below), where=below > 0).astype(y.dtype)
+
+
+def _dot(a: Array, b: Array) -> Floats:
+    """Return the inner product of each row."""
+    return np.asarray(np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0], np.float64)

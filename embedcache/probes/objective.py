@@ -1,0 +1,158 @@
+"""The objective of a sweep's problems, in coordinates in which its Hessian is nearly diagonal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh, helmert, svd
+
+from embedcache.probes.lbfgs import Point
+from embedcache.probes.sweep import Sweep
+from embedcache.probes.training_sets import TrainingSets
+
+Array = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
+
+_CHUNK_ROWS: Final = 2048
+# The gap is relative to the objective f, and to f(prior) - f where that is less, so that a strongly
+# penalised probe, whose f hardly differs from the prior's, is solved as exactly as any. Where both
+# vanish it is relative to this share of f(prior).
+_FLOOR: Final = 1e-7
+_LEAST_CURVATURE: Final = 1e-30
+
+
+class Objective:
+    """f = weighted mean log-loss + alpha / 2 ||W||^2, for each training set and any alpha.
+
+    A point is V, shape (k - 1, r + 1), the intercepts last. W = B V F' has the weights of
+    standardised features:
+
+    - *B* (k, k - 1) is an orthonormal basis of what sums to zero over the classes, as an optimal W
+      does, turned to the axes of diag(p) - p p' at the prior p.
+    - *F* (d, r) holds the axes of the features' correlations over all rows of the sweep. It turns
+      coordinates and no more, so it carries nothing from one fold to another. With fewer rows than
+      features it spans the rows, as an optimal W does, and r is their rank.
+
+    In these coordinates the Hessian is near diag(m_a l_j + alpha), for m_a the mean curvature by
+    the logits along axis a, and l_j the variance along axis j.
+    """
+
+    def __init__(self, sets: TrainingSets, pool: ThreadPoolExecutor) -> None:
+        features, (n_sets, k) = sets.X[:, :-1], sets.prior.shape
+        self._turns = n_sets > 1 or len(features) > features.shape[1]
+        if self._turns:
+            X, self._shift, self._stretch = sets.X, sets.shift, sets.stretch
+            self.axes, spread = _axes(features, sets.weight, pool)
+        else:
+            self.axes, spread = _row_space(features, sets.weight)
+            X = np.column_stack([features @ self.axes, np.ones(len(features))])
+            self._shift, self._stretch = np.zeros((1, len(spread))), np.ones((1, len(spread)))
+        self.dtype, self._spread = X.dtype, np.append(spread, 1.0)
+        self.bases = np.stack([_class_basis(prior) for prior in sets.prior])
+        self._logits = self.bases[:, :-1] - self.bases[:, -1:]  # (sets, k - 1, k - 1)
+        self._prior = sets.prior
+        self._null = -(sets.prior * np.log(sets.prior)).sum(axis=1)
+        # scikit-learn gives two classes one vector of weights: of W's two, half the penalty.
+        self._penalty = (2.0 if k == 2 else 1.0) / sets.total
+        self._sweep = Sweep(X, sets.y, sets.weight, sets.cell, sets.member, sets.class_weight, pool)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a point: (k - 1, r + 1)."""
+        return self.bases.shape[2], len(self._spread)
+
+    def at_prior(self, sets: NDArray[np.intp]) -> Array:
+        """Return the points without weights, whose intercepts give the classes' shares."""
+        V = np.zeros((len(sets), *self.shape), self.dtype)
+        log_prior = np.log(self._prior[sets])
+        V[..., -1] = (log_prior[:, None] @ self.bases[sets])[:, 0]
+        return V
+
+    def evaluator(
+        self, sets: NDArray[np.intp], C: Floats
+    ) -> Callable[[Array, NDArray[np.intp]], Point]:
+        """Return what `minimise` needs of some problems, given training set and C of each."""
+        alpha = self._penalty[sets] / C
+
+        def evaluate(flat: Array, problem: NDArray[np.intp]) -> Point:
+            V, own, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
+            found = self._sweep(self._outward(V, own), own)
+            g = self._inward(found.gradient, own)
+            g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
+            logits = self._logits[own]
+            bent = np.einsum("pca,pcd,pda->pa", logits, found.curvature, logits, optimize=True)
+            bent = np.maximum(bent, _LEAST_CURVATURE)
+            value = found.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
+            gap = _squares(g[..., :-1]).sum(axis=1) / (2 * a)
+            gap += (np.square(g[..., -1], dtype=np.float64) / bent).sum(axis=1)
+            null = self._null[own]
+            reference = np.maximum(np.minimum(value, null - value), _FLOOR * null)
+            diagonal = bent[..., None] * self._spread
+            diagonal[..., :-1] += a[:, None, None]
+            return Point(
+                value=value,
+                gradient=g.reshape(flat.shape),
+                bound=gap / reference,
+                diagonal=diagonal.reshape(flat.shape).astype(flat.dtype),
+            )
+
+        return evaluate
+
+    def _outward(self, V: Array, sets: NDArray[np.intp]) -> Array:
+        """Return the weights by the columns of the sweep's X."""
+        logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
+        weights = logits @ V
+        if self._turns:
+            weights[..., :-1] = weights[..., :-1] @ self.axes.T.astype(V.dtype)
+        weights[..., :-1] *= stretch[:, None]
+        moved = weights[..., :-1] @ self._shift[sets, :, None].astype(V.dtype)
+        weights[..., -1:] -= moved
+        return weights
+
+    def _inward(self, found: Array, sets: NDArray[np.intp]) -> Array:
+        """Return the gradient by V, given that by the sweep's weights."""
+        dtype = found.dtype
+        logits, stretch = self._logits[sets].astype(dtype), self._stretch[sets].astype(dtype)
+        found[..., :-1] -= found[..., -1:] * self._shift[sets, None].astype(dtype)
+        found[..., :-1] *= stretch[:, None]
+        if self._turns:
+            found[..., :-1] = found[..., :-1] @ self.axes.astype(dtype)
+        return np.asarray(logits.transpose(0, 2, 1) @ found)
+
+
+def _squares(V: Array) -> Floats:
+    return np.asarray(np.einsum("paj,paj->pa", V, V), np.float64)
+
+
+def _class_basis(prior: Floats) -> Floats:
+    """Return B, shape (k, k - 1)."""
+    plain = helmert(len(prior)).T
+    _, turn = eigh(plain.T @ (np.diag(prior) - np.outer(prior, prior)) @ plain)
+    return np.asarray(plain @ turn)
+
+
+def _axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
+    """Return the axes of the features' correlations, shape (d, d), and the variance along each."""
+
+    def part(start: int) -> Array:
+        rows = slice(start, start + _CHUNK_ROWS)
+        share = weight[rows, None].astype(X.dtype)
+        return np.asarray(X[rows].T @ (X[rows] * share))
+
+    gram = np.zeros((X.shape[1],) * 2)
+    for found in pool.map(part, range(0, len(X), _CHUNK_ROWS)):
+        gram += found
+    spread, axes = eigh(gram / weight.sum(), driver="evd", overwrite_a=True)
+    return axes, np.maximum(spread, 0.0)
+
+
+def _row_space(X: Array, weight: Floats) -> tuple[Floats, Floats]:
+    """Return an orthonormal basis of the rows, shape (d, r), and the variance along each axis."""
+    rows = X.astype(np.float64) * np.sqrt(weight / weight.sum())[:, None]
+    _, length, axes = svd(rows, full_matrices=False)
+    held = length > length[:1] * max(X.shape) * np.finfo(np.float64).eps
+    return axes[held].T, length[held] ** 2

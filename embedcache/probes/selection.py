@@ -1,0 +1,72 @@
+"""How a hyperparameter is chosen: the score of held-out predictions, and who wins a near tie."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.integer[Any]]
+Floats = NDArray[np.float64]
+Rule = Literal["tie", "one-se"]
+
+# Scores this close are a tie, and a tie goes to the smoother probe.
+TIE: Final = 0.001
+
+
+def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
+    """Return the macro F1 of several predictions of the same rows, shape (m,).
+
+    Parameters
+    ----------
+    truth
+        Class of each row, 0 to n_classes - 1, shape (n,). The mean is over the classes that occur
+        in it.
+    predicted
+        Shape (m, n). A class that no row belongs to is wrong, and has no F1 of its own.
+    n_classes
+        Number of classes.
+    """
+    m, k = len(predicted), n_classes
+    hits, claimed = np.empty((2, m, k))
+    for row, one in enumerate(predicted):
+        claimed[row] = np.bincount(one, minlength=k)
+        hits[row] = np.bincount(one[one == truth], minlength=k)
+    actual = np.bincount(truth, minlength=k)
+    occurs = actual > 0
+    f1 = 2 * hits[:, occurs] / (claimed + actual)[:, occurs]
+    return np.asarray(f1.mean(axis=1))
+
+
+def pick(scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie") -> int:
+    """Return which value to take: the first that is as good as the best.
+
+    Parameters
+    ----------
+    scores
+        Of each value, larger is better, shape (m,); the smoothest probe first.
+    fold_scores
+        The same by fold, shape (m, K), K >= 2; needed by 'one-se'.
+    rule
+        How much less than the best is as good: 'tie' for `TIE`; 'one-se' for the standard error of
+        the best value's mean over folds (Breiman et al. 1984, Classification and Regression Trees,
+        section 3.4.3).
+
+    Raises
+    ------
+    ValueError
+        No such rule, or 'one-se' without the scores of at least two folds.
+    """
+    if rule not in get_args(Rule):
+        raise ValueError(f"no rule '{rule}'; it may be {', '.join(get_args(Rule))}")
+    best = int(np.argmax(scores))
+    slack = TIE if rule == "tie" else _standard_error(fold_scores, best)
+    return int(np.argmax(scores >= scores[best] - slack))
+
+
+def _standard_error(fold_scores: Floats | None, best: int) -> float:
+    n_folds = 0 if fold_scores is None else fold_scores.shape[1]
+    if fold_scores is None or n_folds < 2:
+        raise ValueError(f"rule 'one-se' needs the scores of 2 folds or more, not of {n_folds}")
+    return float(fold_scores[best].std(ddof=1) / np.sqrt(n_folds))

@@ -1,0 +1,189 @@
+"""Loss and gradient of many logistic regressions in one reading of their shared rows.
+
+Every problem of a sweep is trained on a union of *cells*, groups of rows that no training set tells
+apart; for K folds these are the folds. A block of rows is multiplied by the weights of all problems
+that hold its cell, turned into residuals while it lies in the processor's cache, and multiplied
+back: nothing of size rows x problems is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
+
+_BLOCK_BYTES: Final = 1 << 19  # of logits, so that a block stays in a core's second-level cache
+# Rows that are summed as one; fixed, so that sums do not depend on the number of threads.
+_PART_ROWS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of one cell that one thread works through, and where each class begins in them."""
+
+    cell: int
+    start: int
+    stop: int
+    runs: tuple[tuple[int, int, int], ...]  # (start, stop, class)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass found, for each problem.
+
+    Parameters
+    ----------
+    loss
+        Weighted mean log-loss, shape (P,).
+    gradient
+        By the weights, shape (P, k - 1, d + 1).
+    curvature
+        Second derivative by the logits, averaged, shape (P, k - 1, k - 1).
+    """
+
+    loss: Floats
+    gradient: Array
+    curvature: Floats
+
+
+class Sweep:
+    """The rows of a sweep, and passes over them.
+
+    Parameters
+    ----------
+    X
+        Shape (n, d + 1), the last column 1; sorted by cell, within it by class.
+    y
+        Class of each row, 0 to k - 1, shape (n,).
+    weight
+        Of each row, positive, shape (n,).
+    cell
+        Of each row, ascending, shape (n,).
+    member
+        Whether a training set holds a cell, shape (sets, cells).
+    class_weight
+        By which a training set multiplies the weight of a class, shape (sets, k); such that the
+        weights of a set sum to 1.
+    pool
+        Threads; BLAS should use one each.
+    """
+
+    def __init__(
+        self,
+        X: Array,
+        y: NDArray[np.int64],
+        weight: Floats,
+        cell: NDArray[np.int64],
+        member: NDArray[np.bool_],
+        class_weight: Floats,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.X, self._weight, self._member = X, weight, member
+        self._class_weight, self._pool = class_weight, pool
+        self._parts = list(_parts(y, cell))
+
+    def __call__(self, weights: Array, sets: NDArray[np.intp]) -> Pass:
+        """Return loss and gradient of each problem, in the precision of its weights.
+
+        Parameters
+        ----------
+        weights
+            Of the classes but the last, whose logit is 0, and their intercepts: shape
+            (P, k - 1, d + 1).
+        sets
+            The training set of each problem, shape (P,).
+        """
+        n_problems, n_logits, _ = weights.shape
+        holders = [np.flatnonzero(column[sets]) for column in self._member.T]
+        held = [weights[rows] for rows in holders]
+        scale = self._class_weight[sets].astype(weights.dtype)
+
+        def work(part: _Part) -> Pass:
+            return self._pass(part, held[part.cell], scale[holders[part.cell]])
+
+        loss, gradient = np.zeros(n_problems), np.zeros_like(weights)
+        curvature = np.zeros((n_problems, n_logits, n_logits))
+        for part, found in zip(self._parts, self._pool.map(work, self._parts), strict=True):
+            rows = holders[part.cell]
+            loss[rows] += found.loss
+            gradient[rows] += found.gradient
+            curvature[rows] += found.curvature
+        return Pass(loss, gradient, curvature)
+
+    def _pass(self, part: _Part, weights: Array, scale: Array) -> Pass:
+        n, n_logits, width = weights.shape
+        flat = weights.reshape(-1, width)
+        loss, curvature = np.zeros(n), np.zeros((n, n_logits, n_logits))
+        gradient, product = np.zeros_like(flat), np.empty_like(flat)
+        step = int(np.clip(_BLOCK_BYTES // max(1, flat[:, 0].nbytes), 32, _PART_ROWS))
+        for start in range(part.start, part.stop if n else part.start, step):
+            stop = min(start + step, part.stop)
+            X = self.X[start:stop].astype(weights.dtype, copy=False)
+            weight = self._weight[start:stop].astype(weights.dtype)
+            runs = [
+                (slice(max(first, start) - start, min(last, stop) - start), code)
+                for first, last, code in part.runs
+                if first < stop and last > start
+            ]
+            logits = (flat @ X.T).reshape(n, n_logits, -1)
+            residuals = _residuals(logits, weight, scale, runs, loss, curvature)
+            gradient += np.matmul(residuals.reshape(flat.shape[0], -1), X, out=product)
+        return Pass(loss, gradient.reshape(weights.shape), curvature)
+
+
+def _residuals(
+    logits: Array,
+    weight: Array,
+    scale: Array,
+    runs: list[tuple[slice, int]],
+    loss: Floats,
+    curvature: Floats,
+) -> Array:
+    """Turn logits into weighted residuals p - 1{y}, in place; add to loss and curvature."""
+    n_logits = logits.shape[1]
+    top = np.maximum(logits.max(axis=1), 0)  # of all logits, the last class's 0 among them
+    row_loss = top.copy()
+    for rows, code in runs:
+        if code < n_logits:
+            row_loss[:, rows] -= logits[:, code, rows]
+    logits -= top[:, None]
+    odds = np.exp(logits, out=logits)
+    total = odds.sum(axis=1)
+    total += np.exp(-top)
+    row_loss += np.log(total)
+    factor = weight / total
+    for rows, code in runs:
+        loss += scale[:, code] * (row_loss[:, rows] @ weight[rows])
+        factor[:, rows] *= scale[:, code, None]
+    p = odds / total[:, None]
+    odds *= factor[:, None]
+    curvature -= odds @ p.transpose(0, 2, 1)
+    curvature[:, range(n_logits), range(n_logits)] += odds.sum(axis=2)
+    for rows, code in runs:
+        if code < n_logits:
+            odds[:, code, rows] -= scale[:, code, None] * weight[rows]
+    return odds
+
+
+def _parts(y: NDArray[np.int64], cell: NDArray[np.int64]) -> Iterator[_Part]:
+    """Yield parts of about equal size, none of two cells."""
+    for first, last in _runs(cell):
+        n_parts = -(-(last - first) // _PART_ROWS)
+        edges = np.linspace(first, last, n_parts + 1).astype(int).tolist()
+        for start, stop in pairwise(edges):
+            runs = tuple((start + a, start + b, int(y[start + a])) for a, b in _runs(y[start:stop]))
+            yield _Part(int(cell[start]), start, stop, runs)
+
+
+def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return where each run of equal values starts and stops."""
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    return list(pairwise(edges))
