@@ -35,6 +35,14 @@ def folds(value: str) -> int | Path:
     return int(value) if value.isdigit() else Path(value)
 
 
+def patients(value: str) -> tuple[int, ...]:
+    """Return numbers of patients of '1,2,4'; none of 'auto'."""
+    parts = [] if value == "auto" else value.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r}; expected 'auto' or numbers from 1, e.g. 1,2,4,8")
+    return tuple(map(int, parts))
+
+
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     """Return `click.option` with an environment variable, named after the long option.
 

@@ -67,6 +67,19 @@ _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
     show_default=True,
     help="Probe majority, metadata and shuffled labels too.",
 )
+@options.option(
+    "--patients",
+    type=options.patients,
+    metavar="auto|N,N,...",
+    help="Instead: the score after training on so many patients; auto is 1, 2, 4, ...",
+)
+@options.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="With --patients: orders in which patients are taken.",
+)
 @options.cohorts
 @options.resamples
 @options.progress
@@ -81,6 +94,8 @@ def probe(
     rule: Any,
     external_by: Any,
     controls: bool,
+    patients: tuple[int, ...] | None,
+    draws: int,
     external: tuple[str, ...],
     resamples: int,
     seed: int,
@@ -102,6 +117,24 @@ def probe(
     from embedcache.probe import ProbeSettings
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
+    if patients is not None:
+        if (cohorts["task"], family, protocol) != ("classification", "logistic", "default"):
+            raise click.UsageError("--patients goes with logistic probes by the default protocol")
+        with steps_bar(progress_mode, len(project.probe_models(models)), quiet=quiet) as step:
+            curves = project.learning_curves(
+                models,
+                sizes=patients or None,
+                n_draws=draws,
+                on_run=lambda outcome: step(outcome.run.encoder),
+                seed=seed,
+                external=external or None,
+                **cohorts,
+            )
+        if as_json:
+            print_json(curves)
+        else:
+            print_curves(curves)
+        return 3 if any(curve.n_skipped for curve in curves) else 0
     asked: dict[str, Any] = {
         **cohorts,
         "seed": seed,
@@ -195,6 +228,19 @@ def print_outcomes(
         for note in outcome.run.results["notes"] if verbose else ():
             click.echo(f"note ({outcome.run.encoder}): {note}")
         click.echo(f"run: {short_path(outcome.folder)}")
+
+
+def print_curves(curves: Sequence[RunOutcome]) -> None:
+    """Print the score by number of training patients, an encoder a column."""
+    header = ["patients", *(curve.run.encoder for curve in curves)]
+    rows = [
+        [int(one[0].label), *map(_interval, one)]
+        for one in zip(*(curve.estimates for curve in curves), strict=True)
+    ]
+    title = "macro F1, mean [least, most] over draws of training patients"
+    click.echo(f"{title}\n{text_table(header, rows)}")
+    for curve in curves:
+        click.echo(f"run: {short_path(curve.folder)}")
 
 
 def _settings(outcomes: Sequence[RunOutcome]) -> list[str]:

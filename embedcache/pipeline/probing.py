@@ -43,7 +43,7 @@ from embedcache.runs import Estimate, Run, run_id_of
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import Workspace
 
-_DECISIVE: Final = ("embedcache-fm", "scikit-learn", "numpy", "scipy")
+DECISIVE: Final = ("embedcache-fm", "scikit-learn", "numpy", "scipy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ def answer(
         "train": rows_digest(train),
         "external": [rows_digest(one) for one in external],
     }
-    versions = {name: version(name) for name in _DECISIVE}
+    versions = {name: version(name) for name in DECISIVE}
     run_id = run_id_of(kind, train.encoder, [fingerprint, settings, data, versions])
     folder = question.workspace.runs / run_id
     if (folder / run_files.RECORD).exists():

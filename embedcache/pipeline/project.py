@@ -246,6 +246,38 @@ class Project:
             found.append(outcome)
         return found
 
+    def learning_curves(
+        self,
+        models: Sequence[str] | str,
+        *,
+        sizes: Sequence[int] | None = None,
+        n_draws: int = 10,
+        on_run: Callable[[RunOutcome], None] = lambda _: None,
+        **options: Any,
+    ) -> list[RunOutcome]:
+        """Score logistic probes of 1, 2, 4, ... training patients, and store the curves.
+
+        Parameters
+        ----------
+        models
+            As for `probe`.
+        sizes
+            Numbers of patients; all of them come last in any case.
+        n_draws
+            Orders in which patients are taken; the same for all models.
+        on_run, options
+            As for `probe`.
+        """
+        from embedcache.pipeline.curves import CurveOptions, learning_curves
+
+        return learning_curves(
+            self.workspace,
+            _names(models),
+            CohortOptions(**options),
+            CurveOptions(None if sizes is None else tuple(sizes), n_draws),
+            on_run=on_run,
+        )
+
     def zeroshot(
         self,
         models: Sequence[str] | str,
