@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
+from embedcache.errors import RunError
 from embedcache.probes import logistic, training_sets
 from embedcache.probes.logistic import C_GRID, fit_sweep
 
@@ -175,6 +176,37 @@ def test_a_hard_fit_is_at_its_optimum_and_certified(monkeypatch, case, single):
     for number, C in enumerate(STRENGTHS):
         problem = Problem(X[used], y[used], C, None if weight is None else weight[used])
         problem.check(path, number, X, strays=int(single))
+
+
+def test_no_certificate_is_below_the_true_gap(monkeypatch):
+    """On random problems too: at rare classes the intercepts once had too small a part in it."""
+    monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)
+    n_early = 0
+    for seed in range(150):
+        chance = np.random.default_rng(seed)
+        n, d, k = (int(chance.integers(*ends)) for ends in ((50, 200), (2, 20), (3, 6)))
+        drawn = chance.choice(k, n, p=chance.dirichlet(np.full(k, 0.5)))
+        _, y = np.unique(drawn, return_inverse=True)
+        if y.max() == 0:
+            continue
+        centres = 10.0 ** chance.uniform(-1, 1) * chance.normal(size=(k, d))
+        X = (chance.normal(size=(n, d)) * 10.0 ** chance.normal(size=d) + centres[y]).astype("f")
+        C = 10.0 ** chance.uniform(-3, 3)
+        (path,) = fit_sweep(X, y, int(y.max()) + 1, [(everything(y), [C])])
+        problem = Problem(X, y, C)
+        value = problem.value(np.column_stack([path.coef[0], path.intercept[0]]))
+        least, share = problem.value(problem.best), np.bincount(y) / n
+        reference = min(value, -n * share @ np.log(share) - value)
+        if value - least > 1e-9 * least:  # else it is rounding that is compared
+            n_early += 1
+            assert (value - least) / reference <= path.gap[0] <= 1e-5, seed
+    assert n_early > 75
+
+
+def test_a_training_set_without_rows_is_refused():
+    X, y = np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1])
+    with pytest.raises(RunError, match="no training images to fit on"):
+        fit_sweep(X, y, 2, [(np.array([], np.intp), [1.0])])
 
 
 def test_a_hundred_classes():

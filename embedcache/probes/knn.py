@@ -67,7 +67,8 @@ class KnnPath:
         """Return unit length rows, or zeros where a row is the mean."""
         Z = self.scaler.apply(X)
         length = np.linalg.norm(Z, axis=1, keepdims=True)
-        return np.divide(Z, length, out=np.zeros_like(Z), where=length > 0).astype(np.float32)
+        unit = np.divide(Z, length, out=np.zeros_like(Z), where=length > 0)
+        return np.asarray(unit, np.float32)
 
     def _poll(self, cosine: Embeddings) -> Floats:
         """Return the shares for some rows' cosines, shape (rows, training rows).

@@ -9,7 +9,7 @@ Nocedal and Wright 2006, Numerical Optimization, 2nd ed., algorithm 7.4 (two loo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -37,6 +37,10 @@ class Point:
         Shape (P, N).
     bound
         Of how far the value is above the optimum's, relative to it, shape (P,).
+    nearly
+        What the bound would be after the step `settle`, about; shape (P,).
+    settle
+        A step that hardly lowers the value and tightens the bound, shape (P, N).
     diagonal
         About that of the Hessian, shape (P, N).
     """
@@ -44,7 +48,18 @@ class Point:
     value: Floats
     gradient: Array
     bound: Floats
+    nearly: Floats
+    settle: Array
     diagonal: Array
+
+    def take(self, rows: NDArray[np.bool_]) -> Point:
+        """Return some of the problems."""
+        return Point(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+    def put(self, rows: NDArray[np.bool_], other: Point) -> None:
+        """Replace some of the problems by those of another evaluation."""
+        for one in fields(self):
+            getattr(self, one.name)[rows] = getattr(other, one.name)[rows]
 
 
 Evaluate = Callable[[Array, NDArray[np.intp]], Point]
@@ -82,7 +97,7 @@ def minimise(evaluate: Evaluate, x: Array, *, tol: float, max_passes: int) -> So
         When a problem is left.
     """
     best = Solution(x.copy(), np.full(len(x), np.inf), np.zeros(len(x), np.int64))
-    search = _Search(evaluate, x)
+    search = _Search(evaluate, x, tol)
     search.keep(best)
     for _ in range(1, max_passes):
         if not search.leave((search.now.bound > tol) & (search.idle < _PATIENCE)):
@@ -95,12 +110,12 @@ def minimise(evaluate: Evaluate, x: Array, *, tol: float, max_passes: int) -> So
 class _Search:
     """The problems still searched, and the recent past of each."""
 
-    def __init__(self, evaluate: Evaluate, x: Array) -> None:
-        self._evaluate = evaluate
+    def __init__(self, evaluate: Evaluate, x: Array, tol: float) -> None:
+        self._evaluate, self._tol = evaluate, tol
         self._problem, self._x = np.arange(len(x)), x
         self.now = evaluate(x, self._problem)
         self._mark, self.idle = self.now.value.copy(), np.zeros(len(x), np.int64)
-        self._length = np.ones(len(x))
+        self._length, self._settles = np.ones(len(x)), np.zeros(len(x), np.bool_)
         self._past: list[tuple[Array, Array, Array]] = []  # (s, y, 1 / s'y), newest last
         self._direction = self._descend()
 
@@ -117,10 +132,7 @@ class _Search:
             for name, value in vars(self).items():
                 if isinstance(value, np.ndarray):
                     setattr(self, name, value[wanted])
-            now = self.now
-            self.now = Point(
-                now.value[wanted], now.gradient[wanted], now.bound[wanted], now.diagonal[wanted]
-            )
+            self.now = self.now.take(wanted)
             self._past = [(s[wanted], y[wanted], rho[wanted]) for s, y, rho in self._past]
         return bool(wanted.any())
 
@@ -136,12 +148,15 @@ class _Search:
         self._remember(trial, found, taken)
         self._shorten(~taken, found.value, slope)
         self._x[taken] = trial[taken]
-        now.value[taken], now.gradient[taken] = found.value[taken], found.gradient[taken]
-        now.bound[taken], now.diagonal[taken] = found.bound[taken], found.diagonal[taken]
+        now.put(taken, found)
         fell = now.value < self._mark - noise
         self._mark = np.where(fell, now.value, self._mark)
         self.idle = np.where(fell, 0, self.idle + 1)
-        self._direction = np.where(taken[:, None], self._descend(), self._direction)
+        # Not twice in a row: where rounding keeps the bound up, the search has to go on.
+        settles = taken & (now.nearly <= self._tol) & ~self._settles
+        turned = np.where(settles[:, None], now.settle, self._descend())
+        self._direction = np.where(taken[:, None], turned, self._direction)
+        self._settles = np.where(taken, settles, self._settles)
 
     def _remember(self, trial: Array, found: Point, taken: NDArray[np.bool_]) -> None:
         # A step not taken leaves a pair of zeros, which changes no direction.

@@ -8,8 +8,10 @@ weights it reads, for alpha = 1 / (C sum of weights),
     f(W, b) = weighted mean log-loss + alpha / 2 ||W||^2.
 
 Every answer carries a certificate. At its best b, f is alpha-strongly convex in W, so it is at most
-||dW f||^2 / (2 alpha) above its least value (Boyd and Vandenberghe 2004, section 9.1.2). What is
-left in the intercepts adds (db f)^2 over their curvature, twice its second-order expansion.
+||dW f||^2 / (2 alpha) above its least value (Boyd and Vandenberghe 2004, section 9.1.2). A Newton
+step in b comes before the last look; what it leaves, e, the squared length of the next one, adds e
+for the intercepts, twice its second-order expansion, and at most sqrt(L e) to ||dW f||, L being the
+largest curvature of the loss by W.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from embedcache.cores import usable_cores
+from embedcache.errors import RunError
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
@@ -125,6 +128,8 @@ def fit_sweep(
     """
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     used = [rows[weight[rows] > 0] for rows, _ in problems]
+    if not all(map(len, used)):
+        raise RunError("no training images to fit on; lower --folds or widen --where")
     groups: dict[Any, list[int]] = {}
     for number, rows in enumerate(used):
         # With fewer rows than features the search is made in the rows' own space, set by set.

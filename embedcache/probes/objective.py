@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -56,6 +56,11 @@ class Objective:
         self._logits = self.bases[:, :-1] - self.bases[:, -1:]  # (sets, k - 1, k - 1)
         self._prior = sets.prior
         self._null = -(sets.prior * np.log(sets.prior)).sum(axis=1)
+        # Two bounds of the loss's curvature by W: diag(p) - p p' is at most 1/2, but rows may weigh
+        # more than in `spread`; and no row is longer than the longest.
+        share = sets.class_weight / sets.class_weight.min(axis=1, keepdims=True)
+        self._steepest = float(spread.max(initial=0.0) * share.max())
+        self._longest = max(float(_squares(X[None, rows]).max()) for rows in _chunks(len(X)))
         # scikit-learn gives two classes one vector of weights: of W's two, half the penalty.
         self._penalty = (2.0 if k == 2 else 1.0) / sets.total
         self._sweep = Sweep(X, sets.y, sets.weight, sets.cell, sets.member, sets.class_weight, pool)
@@ -84,19 +89,24 @@ class Objective:
             g = self._inward(found.gradient, own)
             g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
             logits = self._logits[own]
-            bent = np.einsum("pca,pcd,pda->pa", logits, found.curvature, logits, optimize=True)
-            bent = np.maximum(bent, _LEAST_CURVATURE)
+            bent = logits.transpose(0, 2, 1) @ found.curvature @ logits  # (P', k - 1, k - 1)
+            steepness = np.maximum(np.einsum("paa->pa", bent), _LEAST_CURVATURE)
             value = found.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
-            gap = _squares(g[..., :-1]).sum(axis=1) / (2 * a)
-            gap += (np.square(g[..., -1], dtype=np.float64) / bent).sum(axis=1)
             null = self._null[own]
             reference = np.maximum(np.minimum(value, null - value), _FLOOR * null)
-            diagonal = bent[..., None] * self._spread
+            steepest = np.minimum(self._steepest, self._longest * np.einsum("paa->p", bent))
+            slope, settled, left = _squares(g[..., :-1]).sum(axis=1), *_settle(g[..., -1], bent)
+            diagonal = steepness[..., None] * self._spread
             diagonal[..., :-1] += a[:, None, None]
+            settle = np.zeros_like(V)
+            settle[..., -1] = settled
             return Point(
                 value=value,
                 gradient=g.reshape(flat.shape),
-                bound=gap / reference,
+                bound=(left + (np.sqrt(slope) + np.sqrt(steepest * left)) ** 2 / (2 * a))
+                / reference,
+                nearly=(left + slope / (2 * a)) / reference,
+                settle=settle.reshape(flat.shape),
                 diagonal=diagonal.reshape(flat.shape).astype(flat.dtype),
             )
 
@@ -128,6 +138,21 @@ def _squares(V: Array) -> Floats:
     return np.asarray(np.einsum("paj,paj->pa", V, V), np.float64)
 
 
+def _settle(gradient: Array, curvature: Floats) -> tuple[Floats, Floats]:
+    """Return the intercepts' Newton step, shape (P, k - 1), and its squared length, shape (P,)."""
+    n_axes = curvature.shape[1]
+    # Where a class is all but certain everywhere the curvature is all but singular.
+    ridge = np.maximum(1e-12 * np.einsum("paa->p", curvature), _LEAST_CURVATURE)
+    step = np.linalg.solve(
+        curvature + ridge[:, None, None] * np.eye(n_axes), -gradient[..., None].astype(np.float64)
+    )[..., 0]
+    return step, np.abs((step * gradient).sum(axis=1))
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK_ROWS) for start in range(0, n, _CHUNK_ROWS))
+
+
 def _class_basis(prior: Floats) -> Floats:
     """Return B, shape (k, k - 1)."""
     plain = helmert(len(prior)).T
@@ -138,13 +163,12 @@ def _class_basis(prior: Floats) -> Floats:
 def _axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
     """Return the axes of the features' correlations, shape (d, d), and the variance along each."""
 
-    def part(start: int) -> Array:
-        rows = slice(start, start + _CHUNK_ROWS)
+    def part(rows: slice) -> Array:
         share = weight[rows, None].astype(X.dtype)
         return np.asarray(X[rows].T @ (X[rows] * share))
 
     gram = np.zeros((X.shape[1],) * 2)
-    for found in pool.map(part, range(0, len(X), _CHUNK_ROWS)):
+    for found in pool.map(part, _chunks(len(X))):
         gram += found
     spread, axes = eigh(gram / weight.sum(), driver="evd", overwrite_a=True)
     return axes, np.maximum(spread, 0.0)

@@ -52,7 +52,7 @@ class PrototypePath:
 
 def _direction(Z: Floats) -> Floats:
     length = np.linalg.norm(Z, axis=1, keepdims=True)
-    return np.divide(Z, length, out=np.zeros_like(Z), where=length > 0)
+    return np.asarray(np.divide(Z, length, out=np.zeros_like(Z), where=length > 0))
 
 
 def fit_sweep(
@@ -64,6 +64,6 @@ def fit_sweep(
         scaler = Scaler.of(X[rows])
         members = np.eye(n_classes)[y[rows]]
         means = _direction(members.T @ scaler.apply(X[rows]))  # a sum points where its mean does
-        present = members.any(axis=0)
+        present = np.asarray(members.any(axis=0))
         fitted.append(PrototypePath(scaler, means, present, np.asarray(temperatures)))
     return fitted
