@@ -46,7 +46,8 @@ class Objective:
         self._turns = n_sets > 1 or len(features) > features.shape[1]
         if self._turns:
             X, self._shift, self._stretch = sets.X, sets.shift, sets.stretch
-            self.axes, spread = _axes(features, sets.weight, pool)
+            self.axes, spread = _correlation_axes(features, sets.weight, pool)
+            self._single = self.axes.astype(np.float32)
         else:
             self.axes, spread = _row_space(features, sets.weight)
             X = np.column_stack([features @ self.axes, np.ones(len(features))])
@@ -112,12 +113,15 @@ class Objective:
 
         return evaluate
 
+    def _axes(self, dtype: np.dtype[Any]) -> Array:
+        return self.axes if dtype == np.float64 else self._single
+
     def _outward(self, V: Array, sets: NDArray[np.intp]) -> Array:
         """Return the weights by the columns of the sweep's X."""
         logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
         weights = logits @ V
         if self._turns:
-            weights[..., :-1] = weights[..., :-1] @ self.axes.T.astype(V.dtype)
+            weights[..., :-1] = _turned(weights[..., :-1], self._axes(V.dtype).T)
         weights[..., :-1] *= stretch[:, None]
         moved = weights[..., :-1] @ self._shift[sets, :, None].astype(V.dtype)
         weights[..., -1:] -= moved
@@ -130,8 +134,13 @@ class Objective:
         found[..., :-1] -= found[..., -1:] * self._shift[sets, None].astype(dtype)
         found[..., :-1] *= stretch[:, None]
         if self._turns:
-            found[..., :-1] = found[..., :-1] @ self.axes.astype(dtype)
+            found[..., :-1] = _turned(found[..., :-1], self._axes(dtype))
         return np.asarray(logits.transpose(0, 2, 1) @ found)
+
+
+def _turned(V: Array, axes: Array) -> Array:
+    # One product for all problems, not one for each.
+    return np.asarray((V.reshape(-1, V.shape[-1]) @ axes).reshape(V.shape))
 
 
 def _squares(V: Array) -> Floats:
@@ -160,7 +169,7 @@ def _class_basis(prior: Floats) -> Floats:
     return np.asarray(plain @ turn)
 
 
-def _axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
+def _correlation_axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
     """Return the axes of the features' correlations, shape (d, d), and the variance along each."""
 
     def part(rows: slice) -> Array:
