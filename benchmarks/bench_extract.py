@@ -24,10 +24,10 @@ import numpy as np
 from common import print_machine, spread
 from torch.utils.data import DataLoader, Dataset
 
+from embedcache.cores import usable_cores
 from embedcache.digests import DigestCache
 from embedcache.encoders import registry
 from embedcache.encoders.spec import Encoder
-from embedcache.cores import usable_cores
 from embedcache.extract.flow import ImageFile, run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport

@@ -76,10 +76,10 @@ class Problem:
 
     def check(self, path, number, X, *, tol=1e-5, strays=0):
         """Hold one probe of a path to the optimum; of all predictions `strays` may differ."""
-        inverse = np.divide(1.0, path.scale, out=np.zeros_like(path.scale), where=path.scale > 0)
+        inverse = path.scaler.inverse
         coef, intercept = path.coef[number][self.classes], path.intercept[number][self.classes]
         # As a function of StandardScaler's Z, which divides by 1 where nothing varies.
-        assert np.allclose(path.mean, self.scaler.mean_, rtol=1e-9, atol=1e-12)
+        assert np.allclose(path.scaler.mean, self.scaler.mean_, rtol=1e-9, atol=1e-12)
         assert np.allclose(1 / self.scaler.scale_[inverse > 0], inverse[inverse > 0], rtol=1e-6)
         value = self.value(np.column_stack([coef, intercept]))
         optimum = self.value(self.best)
@@ -259,7 +259,7 @@ def test_whole_weights_are_repetitions_and_zero_is_absence():
     (path,) = fit_sweep(X, y, 3, [(everything(y), C_GRID)], sample_weight=weight)
     times = np.repeat(everything(y), weight.astype(int))
     (repeated,) = fit_sweep(X[times], y[times], 3, [(everything(times), C_GRID)])
-    assert np.allclose(path.mean, repeated.mean, atol=1e-12)
+    assert np.allclose(path.scaler.mean, repeated.scaler.mean, atol=1e-12)
     assert np.allclose(path.coef, repeated.coef, atol=1e-6)
     X[weight == 0], y[weight == 0] = 1e6, 2
     (other,) = fit_sweep(X, y, 3, [(everything(y), C_GRID)], sample_weight=weight)
@@ -301,7 +301,7 @@ def test_training_sets_that_share_rows_are_each_fitted_as_if_alone(monkeypatch, 
     for rows, C, path in zip(sets, strengths, together, strict=True):
         (alone,) = fit_sweep(X, y, 3, [(rows, C)])
         assert np.array_equal(path.values, C)
-        assert np.allclose(path.mean, alone.mean, atol=1e-9)
+        assert np.allclose(path.scaler.mean, alone.scaler.mean, atol=1e-9)
         assert np.allclose(path.probability(X), alone.probability(X), atol=3e-3 if single else 1e-4)
         if len(np.unique(y[rows])) > 1:
             for number, one in enumerate(C):
@@ -400,7 +400,7 @@ def test_constant_and_hugely_offset_features_do_no_harm():
     odd = np.concatenate([X, np.full((60, 1), 7.0, np.float32)], axis=1)
     plain, constant = (fit_sweep(one, y, 2, [(everything(y), [1.0])])[0] for one in (X, odd))
     assert np.allclose(plain.probability(X), constant.probability(odd), atol=1e-4)
-    assert constant.scale[-1] == 0
+    assert constant.scaler.scale[-1] == 0
     assert (constant.coef[..., -1] == 0).all()
     odd[:, -1] = 1e9  # what did not vary in training has no say, however far it moves
     assert np.allclose(plain.probability(X), constant.probability(odd), atol=1e-4)
@@ -414,9 +414,9 @@ def test_a_column_constant_in_one_training_set_only_has_no_weight_there():
     X, y = clusters()
     X[:200, 3] = 5.0
     first, both = fit_sweep(X, y, 3, [(np.arange(200), [1.0]), (everything(y), [1.0])])
-    assert first.scale[3] == 0
+    assert first.scaler.scale[3] == 0
     assert (first.coef[..., 3] == 0).all()
-    assert both.scale[3] > 0
+    assert both.scaler.scale[3] > 0
     Problem(X[:200], y[:200], 1.0).check(first, 0, X[:200])
 
 
@@ -441,7 +441,7 @@ def test_embeddings_of_a_large_network():
     strengths = (1e-4, 1e-3, 1e-2)
     (path,) = fit_sweep(X, y, 6, [(everything(y), strengths)])
     assert path.gap.max() <= 1e-5
-    Z = (X - path.mean) / path.scale
+    Z = (X - path.scaler.mean) / path.scaler.scale
     for number, C in enumerate(strengths):
         coef, intercept = path.coef[number], path.intercept[number]
         log_p = log_softmax(Z @ coef.T + intercept, axis=1)

@@ -109,7 +109,8 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         coef, intercept = path.coef[0], path.intercept[0]
         if len(coef) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.mean_, self.scale_ = path.mean, np.where(path.scale > 0, path.scale, 1.0)
+        scale = path.scaler.scale
+        self.mean_, self.scale_ = path.scaler.mean, np.where(scale > 0, scale, 1.0)
         self.coef_, self.intercept_ = coef, intercept
         self.gap_, self.n_iter_ = float(path.gap[0]), int(path.n_passes[0])
         self.C_ = float(path.values[0])

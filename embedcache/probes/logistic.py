@@ -30,6 +30,7 @@ from embedcache.cores import usable_cores
 from embedcache.errors import RunError
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
+from embedcache.probes.scaling import Scaler
 from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
 
 Array = NDArray[np.floating[Any]]
@@ -52,8 +53,8 @@ class LogisticPath:
     ----------
     values
         C, shape (m,).
-    mean, scale
-        Of the training set, shape (d,); scale is 0 for a feature that does not vary.
+    scaler
+        Of the training set.
     coef
         Shape (m, k, d), on standardised features; zero for a class not trained on.
     intercept
@@ -65,8 +66,7 @@ class LogisticPath:
     """
 
     values: Floats
-    mean: Floats = field(repr=False)
-    scale: Floats = field(repr=False)
+    scaler: Scaler = field(repr=False)
     coef: Floats = field(repr=False)
     intercept: Floats = field(repr=False)
     gap: Floats
@@ -74,10 +74,9 @@ class LogisticPath:
 
     def logits(self, X: Array) -> Floats:
         """Return the logits by C, row and class, shape (m, n, k)."""
-        inverse = np.divide(1.0, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
         m, k, d = self.coef.shape
         # Centred first: a large mean would swamp the digits that tell rows apart.
-        flat = (X - self.mean) @ (self.coef * inverse).reshape(m * k, d).T
+        flat = (X - self.scaler.mean) @ (self.coef * self.scaler.inverse).reshape(m * k, d).T
         return np.asarray(flat.reshape(len(X), m, k).transpose(1, 0, 2) + self.intercept[:, None])
 
     def probability(self, X: Array) -> Floats:
@@ -164,10 +163,10 @@ def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> Lo
 
 
 def _constant(sets: TrainingSets, values: Sequence[Floats]) -> Iterator[LogisticPath]:
-    for mean, scale, C in zip(sets.mean, sets.scale, values, strict=True):
+    for scaler, C in zip(sets.scalers, values, strict=True):
         m = len(C)
-        coef, intercept = np.zeros((m, 1, len(mean))), np.zeros((m, 1))
-        yield LogisticPath(C, mean, scale, coef, intercept, np.zeros(m), np.zeros(m, np.int64))
+        coef, intercept = np.zeros((m, 1, len(scaler.mean))), np.zeros((m, 1))
+        yield LogisticPath(C, scaler, coef, intercept, np.zeros(m), np.zeros(m, np.int64))
 
 
 def _solve(
@@ -189,10 +188,9 @@ def _solve(
         weights = objective.bases[number] @ V[own]
         yield LogisticPath(
             values=strengths,
-            mean=sets.mean[number],
-            scale=sets.scale[number],
+            scaler=sets.scalers[number],
             # The search turns features into one another, and leaves traces where nothing varies.
-            coef=(weights[..., :-1] @ objective.axes.T) * (sets.scale[number] > 0),
+            coef=(weights[..., :-1] @ objective.axes.T) * (sets.scalers[number].scale > 0),
             intercept=weights[..., -1],
             gap=gap[own],
             n_passes=n_passes[own],

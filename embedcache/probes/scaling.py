@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import RunError
 
-# Embeddings are float32: what varies by less than this share of its mean is their rounding.
-_NOISE: Final = float(np.finfo(np.float32).eps)
+# What varies by less than this share of its mean is the rounding of the values themselves, or, of
+# float64, that of their mean.
+_NOISE: Final = {"float32": 2.0**-23, "float64": 2.0**-48}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Scaler:
     Parameters
     ----------
     mean, scale
-        Shape (dim,); scale is 0 for a feature that does not vary beyond float32 rounding.
+        Shape (dim,); scale is 0 for a feature that does not vary beyond rounding.
     """
 
     mean: NDArray[np.float64] = field(repr=False)
@@ -49,9 +50,16 @@ class Scaler:
         share = weights / weights.sum()
         mean = share @ X
         # Two passes: at an offset, the mean of squares less the square of the mean is noise.
-        scale = np.sqrt(share @ np.square(X - mean))
-        scale[scale <= _NOISE * np.abs(mean)] = 0.0
-        return cls(mean, scale)
+        return cls.from_moments(mean, share @ np.square(X - mean), X.dtype)
+
+    @classmethod
+    def from_moments(
+        cls, mean: NDArray[np.float64], variance: NDArray[np.float64], dtype: np.dtype[Any]
+    ) -> Scaler:
+        """Return the scaler of a known mean and variance; `dtype` is that of the rows."""
+        scale = np.sqrt(variance)
+        noise = _NOISE.get(dtype.name, _NOISE["float64"])
+        return cls(mean, np.where(scale > noise * np.abs(mean), scale, 0.0))
 
     def apply(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return X standardised, shape (n, dim); 0 where scale is 0."""

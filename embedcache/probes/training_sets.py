@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedcache.probes.scaling import Scaler
 
 Array = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -43,10 +45,10 @@ class TrainingSets:
         Sum of weights of each set before that division, shape (sets,).
     prior
         Weighted share of each class in each set, shape (sets, k).
-    mean, scale
-        Of each set's rows as they were given, shape (sets, d); scale is 0 where nothing varies.
+    scalers
+        Of each set's rows as they were given.
     shift, stretch
-        The same of the columns of `X`; `stretch` is 1 / scale, or 0; shape (sets, d).
+        Mean and 1 / scale of each set in the columns of `X`, shape (sets, d).
     """
 
     X: Array
@@ -57,8 +59,7 @@ class TrainingSets:
     class_weight: Floats
     total: Floats
     prior: Floats
-    mean: Floats
-    scale: Floats
+    scalers: tuple[Scaler, ...]
     shift: Floats
     stretch: Floats
 
@@ -95,20 +96,20 @@ def training_sets(
     order = np.lexsort((code, cell))
     rows, code, cell = used[order], code[order], cell[order]
     moments = _Moments.of(X, rows, weight[rows], cell)
-    found = [moments.over(held[moments.cell]) for held in member]
-    mean, scale = (np.stack(column) for column in zip(*found, strict=True))
-    middle, spread = moments.over(np.ones(len(moments.cell), np.bool_))
+    scalers = [moments.over(held[moments.cell]) for held in member]
+    middle = moments.over(np.ones(len(moments.cell), np.bool_))
     if not standardise:
-        scale, spread = np.sign(scale), np.sign(spread)
+        *scalers, middle = (replace(one, scale=np.sign(one.scale)) for one in (*scalers, middle))
+    shift = np.stack([(one.mean - middle.mean) * middle.inverse for one in scalers])
+    stretch = np.stack([one.inverse * middle.scale for one in scalers])
     mass = np.zeros((member.shape[1], len(classes)))
     np.add.at(mass, (cell, code), weight[rows])
     by_class = member @ mass  # (sets, k)
     factor = np.stack([_factors(one, classes, class_weight) for one in by_class])
     total = (by_class * factor).sum(axis=1)
-    inverse, stretch = _inverse(spread), _inverse(scale) * spread
     exact = len(rows) * X.shape[1] < _SMALL_CELLS or stretch.max() > _MOST_STRETCH
     return TrainingSets(
-        X=_standardised(X, rows, middle, inverse, np.float64 if exact else np.float32),
+        X=_standardised(X, rows, middle, np.float64 if exact else np.float32),
         y=code,
         weight=weight[rows],
         cell=cell,
@@ -116,9 +117,8 @@ def training_sets(
         class_weight=factor / total[:, None],
         total=total,
         prior=by_class * factor / total[:, None],
-        mean=mean,
-        scale=scale,
-        shift=(mean - middle) * inverse,
+        scalers=tuple(scalers),
+        shift=shift,
         stretch=stretch,
     )
 
@@ -132,17 +132,13 @@ def _factors(mass: Floats, classes: NDArray[np.int64], class_weight: ClassWeight
     return np.array([class_weight.get(code, 1.0) for code in classes.tolist()])
 
 
-def _inverse(scale: Floats) -> Floats:
-    return np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-
-
 def _standardised(
-    X: Array, rows: NDArray[np.intp], mean: Floats, inverse: Floats, dtype: type[np.floating[Any]]
+    X: Array, rows: NDArray[np.intp], scaler: Scaler, dtype: type[np.floating[Any]]
 ) -> Array:
     out = np.ones((len(rows), X.shape[1] + 1), dtype)
     for first in range(0, len(rows), _CHUNK_ROWS):
         chunk = slice(first, first + _CHUNK_ROWS)
-        out[chunk, :-1] = (X[rows[chunk]] - mean) * inverse
+        out[chunk, :-1] = scaler.apply(X[rows[chunk]])
     return out
 
 
@@ -154,10 +150,10 @@ class _Moments:
     """
 
     cell: NDArray[np.int64]  # (chunks,)
-    n_rows: NDArray[np.int64]
     weight: Floats
     mean: Floats  # (chunks, d)
     squares: Floats  # (chunks, d)
+    dtype: np.dtype[Any]  # of the rows
 
     @classmethod
     def of(
@@ -170,16 +166,13 @@ class _Moments:
             block, share = X[rows[start:stop]].astype(np.float64), weight[start:stop]
             mean = share @ block / share.sum()
             block -= mean
-            parts.append((share.sum(), mean, share @ (block * block), stop - start))
-        total, means, squares, n_rows = map(np.array, zip(*parts, strict=True))
-        return cls(cell[starts], n_rows, total, means, squares)
+            parts.append((share.sum(), mean, share @ (block * block)))
+        total, means, squares = map(np.array, zip(*parts, strict=True))
+        return cls(cell[starts], total, means, squares, X.dtype)
 
-    def over(self, held: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """Return mean and scale over some chunks; the scale is 0 where only rounding varies."""
-        weight, means, n = self.weight[held], self.mean[held], self.n_rows[held].sum()
+    def over(self, held: NDArray[np.bool_]) -> Scaler:
+        """Return the scaler of some chunks."""
+        weight, means = self.weight[held], self.mean[held]
         mean = weight @ means / weight.sum()
         spread = self.squares[held].sum(axis=0) + weight @ (means - mean) ** 2
-        variance = spread / weight.sum()
-        rounding = n * np.finfo(np.float64).eps
-        varies = variance > rounding * variance + (rounding * mean) ** 2
-        return mean, np.sqrt(np.where(varies, variance, 0.0))
+        return Scaler.from_moments(mean, spread / weight.sum(), self.dtype)
