@@ -115,6 +115,8 @@ def _with_intervals(
     n_patients: int,
 ) -> Iterator[_Row]:
     for (metric, label), value in once.items():
+        if math.isnan(value[0]):
+            continue  # as the specificity where there is one class only
         yield metric, label, float(value[0]), *interval(draws[metric, label], n_patients)
 
 

@@ -44,7 +44,12 @@ def evaluate_task(
     if isinstance(answers, Measurements):
         return evaluate_regression(answers.truth, answers.value, answers.patient_id, **about)
     return evaluate_multilabel(
-        answers.truth, answers.probability, answers.names, answers.patient_id, **about
+        answers.truth,
+        answers.probability,
+        answers.names,
+        answers.patient_id,
+        fold=answers.fold,
+        **about,
     )
 
 
@@ -100,6 +105,7 @@ def evaluate_multilabel(
     *,
     cohort: str,
     role: Role,
+    fold: NDArray[np.int64] | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> list[Estimate]:
@@ -119,12 +125,15 @@ def evaluate_multilabel(
         The labels.
     patient_id
         One an image.
+    fold
+        That tested each image, shape (n,); None: one for all.
     cohort, role, n_resamples, seed
         See `evaluate_regression`.
     """
     patient = np.unique(patient_id, return_inverse=True)[1]
+    fold = np.zeros(len(patient), np.int64) if fold is None else fold
     labels = {
-        name: _yes_or_no(has, yes, patient)
+        name: _yes_or_no(has, yes, patient, fold)
         for name, has, yes in zip(names, truth.T, probability.T, strict=True)
         if has.any()
     }
@@ -192,7 +201,9 @@ def _variance(n: Floats, total: Floats, squares: Floats) -> Floats:
 # Several labels
 
 
-def _yes_or_no(truth: NDArray[np.bool_], yes: Floats, patient: NDArray[np.intp]) -> Units:
+def _yes_or_no(
+    truth: NDArray[np.bool_], yes: Floats, patient: NDArray[np.intp], fold: NDArray[np.int64]
+) -> Units:
     """Return one label as a question of two classes."""
     return Units(
         classes=("no", "yes"),
@@ -201,6 +212,7 @@ def _yes_or_no(truth: NDArray[np.bool_], yes: Floats, patient: NDArray[np.intp])
         predicted=(yes >= CALLED_FROM).astype(np.int64),
         probability=np.column_stack([1 - yes, yes]),
         own=np.array([0, 1]),
+        fold=fold,
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -91,6 +91,8 @@ def assign_folds(
         )
     if len(classes) < 2:
         raise RunError(f"one class only ({classes[0]!r}); a probe needs two or more")
+    if len(classes) == len(label):
+        raise RunError("every image has a class of its own; there is nothing to learn from them")
     # Sorted, so that the order of rows in a manifest cannot change the folds.
     rows = sorted(zip(patient_id, label, strict=True))
     groups, y = (np.array(column) for column in zip(*rows, strict=True))
@@ -132,6 +134,12 @@ def fold_notes(patient_id: Sequence[str], label: Sequence[str], n_folds: int) ->
                 "weighs more than the others"
             )
     return tuple(notes)
+
+
+def fold_gaps(n_folds: int, n_used: int) -> Iterator[str]:
+    """Say how many folds of a table hold none of the images asked about."""
+    if n_used < n_folds:
+        yield f"{n_folds - n_used} of {n_folds} folds hold none of the images; {n_used} are used"
 
 
 def read_folds(file: Path) -> FoldTable:

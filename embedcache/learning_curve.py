@@ -59,7 +59,8 @@ def learning_curve(
     """Return the curve of logistic probes, in-domain, predictions pooled over folds.
 
     C is chosen by the default rule with the other folds as inner folds where every class has five
-    patients or more, on the first draw of each fold and size; else it is 0.01.
+    patients or more, and always where all patients train; on the first draw of each fold and size.
+    Else it is 0.01.
 
     Parameters
     ----------
@@ -84,8 +85,13 @@ def learning_curve(
     names, patient = np.unique(train.patient_id, return_inverse=True)
     fold = folds.of(train.patient_id)
     fold_of = folds.of(names.tolist())
-    available = [int((fold_of != outer).sum()) for outer in range(folds.n_folds)]
+    numbers = np.unique(fold).tolist()
+    available = [int((fold_of != outer).sum()) for outer in numbers]
     wanted = sizes or [1 << power for power in range(int(np.log2(min(available))) + 1)]
+    if max(wanted) > min(available):
+        raise RunError(
+            f"{max(wanted)} patients asked for; a fold leaves {min(available)} to train on"
+        )
     steps = [size for size in sorted(set(wanted)) if size < min(available)]
     orders = [
         np.random.default_rng([seed, draw]).permutation(len(names)) for draw in range(n_draws)
@@ -94,12 +100,12 @@ def learning_curve(
     points, done = [], 0
     for size in [*steps, None]:
         drawn = orders if size else orders[:1]
-        for outer in range(folds.n_folds):
+        for outer in numbers:
             for draw, order in enumerate(drawn):
                 chosen = order[fold_of[order] != outer][:size]
-                learner.learn(outer, draw, np.isin(patient, chosen))
+                learner.learn(outer, draw, np.isin(patient, chosen), choose=size is None)
             done += 1
-            on_step(done, (len(steps) + 1) * folds.n_folds)
+            on_step(done, (len(steps) + 1) * len(numbers))
         points.append(learner.point(size or int(np.median(available)), len(drawn)))
     return points
 
@@ -117,21 +123,21 @@ class _Learner:
         self._n_images: list[int] = []
         self._C = _FEW_C
 
-    def learn(self, outer: int, draw: int, used: NDArray[np.bool_]) -> None:
+    def learn(self, outer: int, draw: int, used: NDArray[np.bool_], *, choose: bool) -> None:
         """Train on some images, predict those of the outer fold."""
         if draw == 0:
-            self._C = self._strength(np.flatnonzero(used))
+            self._C = self._strength(np.flatnonzero(used), choose=choose)
         (path,) = self._fit(self._X, self._y, self._k, [(np.flatnonzero(used), [self._C])])
         tested = np.flatnonzero(self._fold == outer)
         predicted = self._predicted.setdefault(draw, np.zeros(len(self._y), np.int64))
         predicted[tested] = path.probability(self._X[tested])[0].argmax(axis=1)
         self._n_images.append(int(used.sum()))
 
-    def _strength(self, rows: NDArray[np.intp]) -> float:
+    def _strength(self, rows: NDArray[np.intp], *, choose: bool) -> float:
         y, fold = self._y[rows], self._fold[rows]
         pairs = np.unique(np.column_stack([y, self._patient[rows]]), axis=0)
         per_class = np.bincount(pairs[:, 0], minlength=self._k)
-        if per_class.min() < _TO_CHOOSE or len(np.unique(fold)) < 2:
+        if not choose and (per_class.min() < _TO_CHOOSE or len(np.unique(fold)) < 2):
             return _FEW_C
         return choose_by_folds(self._choose, self._X[rows], y, self._k, fold, C_GRID).value
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -15,15 +16,17 @@ from numpy.typing import NDArray
 
 from embedcache.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.errors import RunError
-from embedcache.folds import FoldTable
-from embedcache.probes.choice import held_out
+from embedcache.folds import FoldTable, fold_gaps
+from embedcache.probes.choice import certificates, fitters, gap_notes, held_out
 from embedcache.probes.families import PROBES
 from embedcache.probes.multilabel import fit_multilabel, label_matrix, separate_labels
+from embedcache.probes.protocols import PROTOCOLS
 from embedcache.probes.ridge import ALPHA_GRID, fit_ridge_regression
 from embedcache.probes.seam import Embeddings, Floats, Problems
 from embedcache.probes.selection import pick
 from embedcache.runs import CALLED_FROM, LabelSets, Measurements, Role
 
+_Fit = Callable[[Problems], Sequence[Any]]
 _STRATA: Final = 5  # of a target, so that each fold has low and high ones
 
 
@@ -41,7 +44,8 @@ def strata(task: str, label: Sequence[str]) -> list[str]:
     Of a number its fifth of the range of ranks; of several labels the rarest that an image has.
     """
     if task == "regression":
-        ranks = np.argsort(np.argsort(targets(label), kind="stable"), kind="stable")
+        values = targets(label)
+        ranks = np.searchsorted(np.sort(values), values)  # equal values share one
         return [f"fifth {rank * _STRATA // len(label) + 1}" for rank in ranks.tolist()]
     sets = separate_labels(label)
     counts = {name: sum(name in own for own in sets) for own in sets for name in own}
@@ -83,17 +87,22 @@ def fit_regression(
         As `fit_probe`; a label that is no number.
     """
     truth = targets(train.label)
+    if np.ptp(truth) == 0:
+        raise RunError(f"every training label is {train.label[0]}; there is nothing to learn")
 
     def error(rows: NDArray[np.intp], said: Floats) -> Floats:
-        # The share of variance explained, so that a tie means the same whatever the unit.
+        # R2, so that a tie means the same whatever the unit.
         return np.asarray(1 - ((said[..., 0] - truth[rows]) ** 2).mean(axis=1) / truth.var())
+
+    def fit(problems: Problems) -> Sequence[Any]:
+        return fit_ridge_regression(train.X, truth[:, None], problems)
 
     answers, choices = _nested(
         train,
         folds,
         external,
         ("alpha", ALPHA_GRID),
-        fit=lambda problems: fit_ridge_regression(train.X, truth[:, None], problems),
+        fits=(fit, fit),
         predict=lambda path, X: np.asarray(path.predict(X)),
         score=error,
     )
@@ -134,6 +143,7 @@ def fit_label_sets(
     if not names:
         raise RunError("no training image has a label; every cell is '-'")
     Y, family = label_matrix(sets, names), PROBES[probe]
+    choose, fit = fitters(probe, PROTOCOLS["default"])
 
     def score(rows: NDArray[np.intp], said: Floats) -> Floats:
         called = said >= CALLED_FROM
@@ -149,7 +159,10 @@ def fit_label_sets(
         folds,
         external,
         (family.setting, family.grid),
-        fit=lambda problems: fit_multilabel(family.fit_sweep, train.X, Y, problems),
+        fits=(
+            partial(fit_multilabel, choose, train.X, Y),
+            partial(fit_multilabel, fit, train.X, Y),
+        ),
         predict=lambda path, X: np.asarray(path.probability(X)),
         score=score,
     )
@@ -178,36 +191,47 @@ def _nested(
     external: Sequence[LabelledEmbeddings],
     setting: tuple[str, Sequence[float]],
     *,
-    fit: Callable[[Problems], Sequence[Any]],
+    fits: tuple[_Fit, _Fit],
     predict: Callable[[Any, Embeddings], Floats],
     score: Callable[[NDArray[np.intp], Floats], Floats],
 ) -> tuple[list[tuple[LabelledEmbeddings, Floats, dict[str, Any]]], dict[str, Any]]:
-    """Return each cohort with what was predicted and what `Predictions` asks of it, and choices."""
+    """Return each cohort with what was predicted and what `Predictions` asks of it, and choices.
+
+    `fits` are what fits to choose with, and to predict with.
+    """
     check_cohorts(train, external)
     name, grid = setting
-    fold = folds.of(train.patient_id)
-    if folds.n_folds < 3:
+    number = folds.of(train.patient_id)
+    numbers, fold = np.unique(number, return_inverse=True)
+    if len(numbers) < 3:
         raise RunError(
-            f"{folds.n_folds} folds leave none to choose {name} on; pass --folds 3 or more"
+            f"{len(numbers)} folds leave none to choose {name} on; pass --folds 3 or more"
         )
     chosen, scores = [], []
-    for rows, said in held_out(fit, lambda path, at: predict(path, train.X[at]), fold, grid):
+    for rows, said in held_out(fits[0], lambda path, at: predict(path, train.X[at]), fold, grid):
         by_value = score(rows, said)
         best = pick(by_value)
         chosen.append(float(grid[best]))
         scores.append(float(by_value[best]))
     final = float(np.exp(np.median(np.log(chosen))))
-    parts = [(np.flatnonzero(fold != number), [value]) for number, value in enumerate(chosen)]
-    *paths, last = fit([*parts, (np.arange(len(train)), [final])])
+    parts = [(np.flatnonzero(fold != place), [value]) for place, value in enumerate(chosen)]
+    *paths, last = fits[1]([*parts, (np.arange(len(train)), [final])])
     first = predict(last, train.X[:1])[0]
-    inside = np.empty((len(train), first.shape[1]))
-    for number, path in enumerate(paths):
-        inside[fold == number] = predict(path, train.X[fold == number])[0]
-    answers = [(train, inside, _about(train, "in-domain", fold))]
+    inside = np.full((len(train), first.shape[1]), np.nan)
+    for place, path in enumerate(paths):
+        inside[fold == place] = predict(path, train.X[fold == place])[0]
+    answers = [(train, inside, _about(train, "in-domain", number))]
     for cohort in external:
         about = _about(cohort, "external", np.full(len(cohort), -1))
         answers.append((cohort, predict(last, cohort.X)[0], about))
-    return answers, {name: chosen, f"final_{name}": final, "inner_score": scores, "notes": []}
+    gaps = [gap for path in (*paths, last) for gap in certificates(path)]
+    return answers, {
+        name: chosen,
+        f"final_{name}": final,
+        "inner_score": scores,
+        "gap": gaps,
+        "notes": [*fold_gaps(folds.n_folds, len(numbers)), *gap_notes(gaps)],
+    }
 
 
 def _about(rows: LabelledEmbeddings, role: Role, fold: NDArray[np.int64]) -> dict[str, Any]:

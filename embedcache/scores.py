@@ -50,6 +50,8 @@ class Units:
         Of every class of the model, shape (n, k).
     own
         Column of `probability` of each of `classes`, shape (c,).
+    fold
+        That tested each unit, shape (n,); one number where external.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +60,7 @@ class Units:
     predicted: NDArray[np.int64] = field(repr=False)
     probability: Floats = field(repr=False)
     own: NDArray[np.int64] = field(repr=False)
+    fold: NDArray[np.int64] = field(repr=False)
 
     @property
     def n_patients(self) -> int:
@@ -90,9 +93,13 @@ def units_of(predictions: Predictions, *, level: Level = "image", masked: bool =
     classes, truth = predictions.classes, predictions.codes()
     probability = predictions.masked_probability(masked=masked)
     patient = np.unique(predictions.patient_id, return_inverse=True)[1]
+    fold = predictions.fold
     if level == "patient":
         cells = patient * len(classes) + truth
-        cells, unit, n_images = np.unique(cells, return_inverse=True, return_counts=True)
+        cells, first, unit, n_images = np.unique(
+            cells, return_index=True, return_inverse=True, return_counts=True
+        )
+        fold = fold[first]
         sums = np.zeros((len(cells), len(classes)))
         np.add.at(sums, unit, probability)
         probability = sums / n_images[:, None]
@@ -107,6 +114,7 @@ def units_of(predictions: Predictions, *, level: Level = "image", masked: bool =
         predicted=place[probability.argmax(axis=1)],
         probability=probability,
         own=own,
+        fold=fold,
     )
 
 
@@ -280,14 +288,27 @@ def check_metric(metric: str, classes: tuple[str, ...]) -> None:
 def auroc(units: Units, number: int, weights: Weights) -> Floats:
     """Return the AUROC of one class against the rest, shape (resamples,), ties counting a half.
 
-    With A[p, q] the pairs that images of the class of patient p win against other images of patient
-    q, it is w' A w over the number of pairs. Only patients that have the class have a row in A, and
-    A is made some columns at a time; counts below 2^24 are exact in float32.
+    Images of different folds are no pairs: they were scored by different probes (Forman and Scholz
+    2010). With A[p, q] the pairs that images of the class of patient p win against other images of
+    patient q, it is w' A w over the number of pairs. Only patients that have the class have a row
+    in A, and A is made some columns at a time; counts below 2^24 are exact in float32.
     """
-    is_in = units.truth == number
+    won, n_pairs = np.zeros((2, len(weights)))
+    for fold in np.unique(units.fold):
+        fold_won, fold_pairs = _contests(units, number, weights, units.fold == fold)
+        won += fold_won
+        n_pairs += fold_pairs
+    return _ratio(won, n_pairs, n_pairs > 0)
+
+
+def _contests(
+    units: Units, number: int, weights: Weights, tested: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Return pairs won and all pairs of some units, shape (resamples,) each."""
+    is_in, is_out = tested & (units.truth == number), tested & (units.truth != number)
     score = units.probability[:, units.own[number]]
     order = np.flatnonzero(is_in)[np.argsort(score[is_in], kind="stable")]
-    ladder, rest = score[order], np.flatnonzero(~is_in)
+    ladder, rest = score[order], np.flatnonzero(is_out)
     holders, holder = np.unique(units.patient[order], return_inverse=True)
     drawn = weights[:, holders]
     won = np.zeros(len(weights))
@@ -298,9 +319,12 @@ def auroc(units: Units, number: int, weights: Weights) -> Floats:
         np.add.at(pairs, holder, _below(ladder, score[here], units.patient[here] - first, width))
         products = (drawn @ pairs) * weights[:, first : first + width]
         won += products.sum(axis=1, dtype=np.float64)
-    sides = units.by_patient(np.ones(len(is_in)), is_in.astype(np.int64), 2)
-    n_pairs = np.prod(_draw(weights, sides), axis=1)
-    return _ratio(won, n_pairs, n_pairs > 0)
+    sides = [
+        units.by_patient(side.astype(np.float64), np.zeros_like(units.fold), 1)
+        for side in (is_in, is_out)
+    ]
+    n_pairs = np.prod([_draw(weights, side)[:, 0] for side in sides], axis=0)
+    return won, n_pairs
 
 
 def _below(ladder: Floats, score: Floats, owner: NDArray[np.intp], width: int) -> Floats:

@@ -46,7 +46,7 @@ HOMES = {
     "filelock": ("embedcache.store",),
     "duckdb": ("embedcache.catalog",),
     "sklearn": ("embedcache.folds", "embedcache.probe", "embedcache.probes"),
-    "threadpoolctl": ("embedcache.probes",),
+    "threadpoolctl": ("embedcache.cores", "embedcache.probes"),
     "scipy": ("embedcache.datasets", "embedcache.probes", "embedcache.scores"),
     "PIL": (
         "embedcache.images",

@@ -410,3 +410,23 @@ def test_a_probability_of_zero_costs_as_much_as_scikit_learn_says():
     certain = replace(one, probability=np.eye(4)[(one.codes() + 1) % 4])
     expected = log_loss(one.label, certain.probability)
     assert scores(certain)["all", "log_loss", ""].value == pytest.approx(expected)
+
+
+def test_the_auroc_holds_no_image_against_one_of_another_fold():
+    one = predictions(30, classes="ab", labels="ab", sharp=1.0)
+    patient = np.array([int(name[1:]) for name in one.patient_id])
+    tested = replace(one, role="in-domain", fold=patient % 3)
+    # Probabilities of one fold on another scale than those of the others: no ranking changes.
+    p = np.where(tested.fold == 0, one.probability[:, 1] / 10, one.probability[:, 1])
+    shifted = replace(tested, probability=np.column_stack([1 - p, p]))
+    truth = np.array([name == "b" for name in one.label])
+    pairs = [
+        (p[i] > p[j]) + 0.5 * (p[i] == p[j])
+        for i in np.flatnonzero(truth)
+        for j in np.flatnonzero(~truth)
+        if tested.fold[i] == tested.fold[j]
+    ]
+    a, b = (scores(which)["all", "auroc", "b"] for which in (tested, shifted))
+    assert (a.value, a.low) == pytest.approx((b.value, b.low))
+    assert scores(shifted)["all", "auroc", "b"].value == pytest.approx(np.mean(pairs))
+    assert roc_auc_score(truth, p) < np.mean(pairs) - 0.02

@@ -308,20 +308,32 @@ def test_controls_say_what_a_probe_has_to_beat(project, command):
     assert alone["controls"] == []
 
 
-def test_a_probe_of_noise_is_said_not_to_beat_its_controls(project, command):
+def add_column(folder, name, values):
+    """Give the manifest another column, one value a row."""
+    file = folder / "data_manifest.csv"
+    header, *lines = file.read_text().splitlines()
+    rows = [f"{line},{value}" for line, value in zip(lines, values(lines), strict=True)]
+    file.write_text("\n".join([f"{header},{name}", *rows]) + "\n")
+
+
+def test_a_probe_of_noise_is_said_not_to_beat_its_controls(project, command, tmp_path):
+    add_column(
+        tmp_path, "noise", lambda lines: np.random.default_rng(1).choice([*"ab"], len(lines))
+    )
     project.extract("pixels")
-    outcomes = project.probe("pixels")
-    others = project.controls(outcomes)
-    (own,), (majority, *_) = outcomes, others
-    noise = replace(
-        own,
-        estimates=tuple(replace(one, value=0.2, low=0.1, high=0.3) for one in own.estimates),
-    )
-    score = controls.headline(majority).value
-    assert next(controls.not_beaten([noise], others)) == (
-        f"'pixels', 0.200 [0.100, 0.300], does not clear the control 'majority', {score:.3f}"
-    )
-    assert not list(controls.not_beaten(outcomes, others))
+    said = command("probe", "-m", "pixels", "--label", "noise", "--external", "abroad")
+    assert said.code == 0, said.err
+    assert "'pixels' does not clear the control 'majority': " in said.out
+    assert "does not clear" not in command("probe", "-m", "pixels").out
+
+
+def test_random_encoders_are_controls_and_no_contenders(project, command):
+    project.extract(["pixels", "random:timm:test_resnet"])
+    said = command("probe", "-m", "all")
+    assert said.code == 0, said.err
+    (row,) = [line for line in said.out.splitlines() if line.startswith("random:")]
+    assert "best" not in row
+    assert "shuffled labels (pixels)" in said.out
 
 
 def test_shuffled_labels_keep_counts_and_leave_their_images():
@@ -333,7 +345,7 @@ def test_shuffled_labels_keep_counts_and_leave_their_images():
     assert "".join(train.label[:3]) in "".join(label)
 
 
-def test_metadata_is_device_and_size(project):
+def test_metadata_is_device_and_size_where_every_file_is_here(project, tmp_path):
     project.extract("pixels")
     from embedcache.pipeline.cohorts import CohortOptions
     from embedcache.pipeline.probing import ask
@@ -341,8 +353,94 @@ def test_metadata_is_device_and_size(project):
     question = ask(project.workspace, CohortOptions(), ProbeOptions())
     features = controls._metadata(question)
     devices = len(set(question.cohorts.column("device", question.cohorts.train)))
-    assert features.shape == (question.cohorts.images.table.num_rows, devices + 3)
+    n_images = question.cohorts.images.table.num_rows
+    assert features.shape == (n_images, devices + 1 + 3)  # one size
     assert np.isfinite(features).all()
+    next((tmp_path / "images").rglob("*.png")).unlink()
+    question = ask(project.workspace, CohortOptions(), ProbeOptions())
+    assert controls._metadata(question).shape == (n_images, devices)
+
+
+def folds_with_a_gap(train):
+    table = folds_of(train)
+    return replace(
+        table, n_folds=6, patients={who: f + (f > 1) for who, f in table.patients.items()}
+    )
+
+
+def test_a_fold_without_images_is_noted_and_changes_nothing():
+    train, away = embeddings(), embeddings(8, seed=5, cohort="away")
+    plain, gap = (
+        fit_probe(train, table, [away]) for table in (folds_of(train), folds_with_a_gap(train))
+    )
+    for one, other in zip(plain.predictions, gap.predictions, strict=True):
+        assert np.array_equal(one.probability, other.probability)
+    assert set(gap.predictions[0].fold) == {0, 1, 3, 4, 5}
+    assert "1 of 6 folds hold none of the images; 5 are used" in gap.choices["notes"]
+    points = [learning_curve(train, table, [4], n_draws=1) for table in
+              (folds_of(train), folds_with_a_gap(train))]  # fmt: skip
+    assert points[0] == points[1]
+    numbers = replace(train, label=tuple(str(float(row[0])) for row in train.X))
+    (one,), (other,) = (
+        fit_regression(numbers, table).predictions
+        for table in (folds_of(train), folds_with_a_gap(train))
+    )
+    assert np.array_equal(one.value, other.value)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_no_row_order_moves_what_others_choose(name):
+    train = embeddings(16)
+    order = np.random.default_rng(1).permutation(len(train))
+    settings = ProbeSettings(protocol=name, grid=PROTOCOLS[name].grid[20:70:8])
+    table = folds_of(train)
+    a = fit_probe(train, table, settings=settings)
+    b = fit_probe(train.take(order), table, settings=settings)
+    assert a.choices["C"] == b.choices["C"]
+    assert np.allclose(a.predictions[0].probability[order], b.predictions[0].probability, atol=1e-3)
+
+
+def test_equal_numbers_share_a_stratum():
+    values = [str(value) for value in np.random.default_rng(0).integers(4, size=60)]
+    order = np.random.default_rng(1).permutation(60)
+    one = strata("regression", values)
+    other = strata("regression", [values[i] for i in order])
+    assert [one[i] for i in order] == other
+
+
+def test_options_that_a_task_does_not_have_are_refused(tasks, command):
+    for extra in (["--protocol", "clip"], ["--rule", "one-se"], ["--external-by", "folds"]):
+        said = command(
+            "probe", "-m", "pixels", "--task", "multilabel", "--label", "findings", *extra
+        )
+        assert said.code == 1
+        assert "--task multilabel has the default protocol, rule and refit" in said.err
+    said = command("probe", "-m", "pixels", "--task", "regression", "--label", "age",
+                   "--probe", "knn")  # fmt: skip
+    assert "and ridge for a probe" in said.err
+
+
+def test_a_number_that_never_varies_is_refused():
+    train = embeddings()
+    with pytest.raises(RunError, match="every training label is 3; there is nothing to learn"):
+        fit_regression(replace(train, label=("3",) * len(train)), folds_of(train))
+
+
+def test_two_fingerprints_of_one_name_are_told_apart(project, command):
+    project.extract("pixels")
+    project.extract("pixels", precision="bf16")
+    said = command("probe", "-m", "all", "--no-controls")
+    assert said.code == 0, said.err
+    assert sum(line.startswith("pixels@") for line in said.out.splitlines()) == 2
+
+
+def test_curves_are_no_contenders(project, command):
+    project.extract("pixels")
+    project.probe("pixels")
+    (curve,) = project.learning_curves("pixels", sizes=[2], n_draws=1)
+    assert command("compare").code == 0
+    said = command("compare", curve.run.run_id)
+    assert "is a learning curve; expected a probe or zeroshot" in said.err
 
 
 # The official split
@@ -371,6 +469,22 @@ def test_the_official_split_trains_on_train_and_tests_on_test(project, command, 
         ("train", "in-domain")
     }
     assert {r["split"] for r in rows if r["cohort"] == "home, test split"} == {"test"}
+
+
+def test_the_official_test_is_predicted_by_the_mean_of_the_folds():
+    train, away = embeddings(), embeddings(8, seed=5, cohort="away")
+    official = fit_probe(train, folds_of(train), [away], ProbeSettings(protocol="fetalclip"))
+    mean = fit_probe(
+        train,
+        folds_of(train),
+        [away],
+        ProbeSettings(external="folds", grid=(official.choices["final_C"],)),
+    )
+    assert np.allclose(
+        official.predictions[1].probability, mean.predictions[1].probability, atol=1e-6
+    )
+    assert official.predictions[0].temperature is None
+    assert any("they are optimistic" in note for note in official.choices["notes"])
 
 
 def test_a_split_that_is_none_is_named(project, tmp_path):

@@ -68,6 +68,14 @@ _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
     help="Probe majority, metadata and shuffled labels too.",
 )
 @options.option(
+    "--threads",
+    type=options.auto_or_number,
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Threads to fit with; auto is one a core.",
+)
+@options.option(
     "--patients",
     type=options.patients,
     metavar="auto|N,N,...",
@@ -94,6 +102,7 @@ def probe(
     rule: Any,
     external_by: Any,
     controls: bool,
+    threads: int | None,
     patients: tuple[int, ...] | None,
     draws: int,
     external: tuple[str, ...],
@@ -112,19 +121,21 @@ def probe(
     encoder are paired, their p corrected by Holm for all pairs.
     """
     import embedcache
-    from embedcache.pipeline.controls import not_beaten
+    from embedcache.pipeline.controls import contenders, not_beaten
     from embedcache.pipeline.probing import ProbeOptions
     from embedcache.probe import ProbeSettings
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     if patients is not None:
-        if (cohorts["task"], family, protocol) != ("classification", "logistic", "default"):
+        asked_for = (cohorts["task"], family, protocol, rule, external_by)
+        if asked_for != ("classification", "logistic", "default", "tie", "refit"):
             raise click.UsageError("--patients goes with logistic probes by the default protocol")
         with steps_bar(progress_mode, len(project.probe_models(models)), quiet=quiet) as step:
             curves = project.learning_curves(
                 models,
                 sizes=patients or None,
                 n_draws=draws,
+                n_threads=threads,
                 on_run=lambda outcome: step(outcome.run.encoder),
                 seed=seed,
                 external=external or None,
@@ -144,6 +155,7 @@ def probe(
                 probe=family, protocol=protocol, rule=rule, external=external_by, seed=seed
             ),
             n_resamples=resamples,
+            n_threads=threads,
         ),
     }
     n_encoders = len(project.probe_models(models))
@@ -159,13 +171,15 @@ def probe(
             if controls
             else []
         )
-    runs = [outcome.run.run_id for outcome in outcomes]
+    runs = [outcome.run.run_id for outcome in contenders(outcomes)]
     compared = (
         project.compare(runs=tuple(runs), n_resamples=resamples, seed=seed)
         if cohorts["task"] == "classification"
         else None
     )
-    warnings = list(not_beaten(outcomes, others))
+    warnings = list(not_beaten(project.workspace, outcomes, others))
+    for note in compared.notes if compared else ():
+        say(f"note: {note}", quiet=quiet)
     if as_json:
         print_json(
             {
@@ -189,6 +203,7 @@ def print_outcomes(
     verbose: bool = False,
 ) -> None:
     """Print a table of the headline score, what stands behind it, and where the runs lie."""
+    from embedcache.pipeline.probing import run_names
     from embedcache.runs import HEADLINES, is_headline
 
     columns = _columns(outcomes[0])
@@ -201,14 +216,14 @@ def print_outcomes(
         "seconds",
     ]
     rows = []
-    for outcome in outcomes:
+    for outcome, name in zip(outcomes, run_names(outcomes), strict=True):
         scores = {_key(one): one for one in outcome.estimates if is_headline(outcome.run, one)}
         cells = [_interval(scores[key]) if key in scores else "-" for _, key in columns]
         cost = "cached" if outcome.was_cached else f"{outcome.run.seconds:.1f}"
         results = outcome.run.results
         rows.append(
             [
-                outcome.run.encoder,
+                name,
                 *cells,
                 *(behind.get(outcome.run.run_id, ("-", "-")) if behind else ()),
                 *(_number(results.get(f"final_{name}")) for name in _settings(outcomes)),
@@ -233,14 +248,19 @@ def print_outcomes(
 def print_curves(curves: Sequence[RunOutcome]) -> None:
     """Print the score by number of training patients, an encoder a column."""
     header = ["patients", *(curve.run.encoder for curve in curves)]
-    rows = [
-        [int(one[0].label), *map(_interval, one)]
-        for one in zip(*(curve.estimates for curve in curves), strict=True)
-    ]
+    points = zip(*(curve.run.results["points"] for curve in curves), strict=True)
+    rows = [[one[0]["n_patients"], *(_range(point["macro_f1"]) for point in one)] for one in points]
     title = "macro F1, mean [least, most] over draws of training patients"
     click.echo(f"{title}\n{text_table(header, rows)}")
     for curve in curves:
         click.echo(f"run: {short_path(curve.folder)}")
+
+
+def _range(scores: Sequence[float]) -> str:
+    mean = sum(scores) / len(scores)
+    return (
+        f"{mean:.3f} [{min(scores):.3f}, {max(scores):.3f}]" if len(scores) > 1 else f"{mean:.3f}"
+    )
 
 
 def _settings(outcomes: Sequence[RunOutcome]) -> list[str]:

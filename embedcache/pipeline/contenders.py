@@ -14,6 +14,8 @@ from embedcache.runs import Predictions
 from embedcache.workspace import Workspace
 
 _TASK: Final = "classification"
+# Runs with a class for each image that are models, not controls.
+_KINDS: Final = frozenset({"probe", "zeroshot", "finetune"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def _candidates(
 ) -> list[dict[str, Any]]:
     """Return the records of the runs that were asked for: as named, or the newest first."""
     records = {one.name: run_files.read_run(one) for one in run_files.run_folders(workspace.runs)}
-    real = [one for one in records.values() if one["kind"] != "control" and _task(one) == _TASK]
+    real = [one for one in records.values() if one["kind"] in _KINDS and _task(one) == _TASK]
     if not real and not runs:
         raise RunError(f"{workspace.store} holds no runs to compare; run `embedcache probe -m all`")
     for run_id in runs or ():
@@ -98,6 +100,8 @@ def _candidates(
             )
         if _task(records[run_id]) != _TASK:
             raise RunError(f"run '{run_id}' is of {_task(records[run_id])}; expected {_TASK}")
+        if records[run_id]["kind"] == "curve":
+            raise RunError(f"run '{run_id}' is a learning curve; expected a probe or zeroshot")
     if runs:
         return [records[run_id] for run_id in dict.fromkeys(runs)]
     newest = sorted(real, key=lambda one: (one["created"], one["run_id"]))[::-1]
@@ -129,8 +133,9 @@ def _regime(record: Mapping[str, Any]) -> str:
     settings = record["settings"].get("probe")
     if record["kind"] != "probe" or settings is None:
         return str(record["kind"])
-    family, protocol = settings["probe"], settings["protocol"]
-    return family if protocol == "default" else f"{family}, {protocol}"
+    usual = {"protocol": "default", "rule": "tie", "external": "refit", "grid": None, "seed": 0}
+    asked = [f"{key} {settings[key]}" for key in usual if settings.get(key, usual[key]) != usual[key]]
+    return ", ".join([settings["probe"], *asked])
 
 
 def _load(workspace: Workspace, record: Mapping[str, Any]) -> Contender:

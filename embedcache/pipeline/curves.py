@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 from embedcache.catalog import run_files
+from embedcache.cores import at_most
 from embedcache.durable import utc_now
+from embedcache.embeddings import LabelledEmbeddings
 from embedcache.learning_curve import N_DRAWS, CurvePoint, learning_curve
 from embedcache.pipeline import state
 from embedcache.pipeline.cohorts import CohortOptions
@@ -38,10 +41,13 @@ class CurveOptions:
         Numbers of patients; None: 1, 2, 4, ...
     n_draws
         Orders of the patients.
+    n_threads
+        As for `ProbeOptions`.
     """
 
     sizes: tuple[int, ...] | None = None
     n_draws: int = N_DRAWS
+    n_threads: int | None = None
 
 
 def learning_curves(
@@ -54,10 +60,10 @@ def learning_curves(
 ) -> list[RunOutcome]:
     """Return a run for each model, with an estimate for each number of patients.
 
-    The estimate's `metric` is 'macro_f1_by_patients', its `label` the number; value, low and high
-    are the mean, least and most over draws.
+    The estimate's `metric` is 'macro_f1_by_patients', its `label` the number of training patients,
+    its value the mean over draws; those are in the record.
     """
-    question = ask(workspace, cohort_options, ProbeOptions())
+    question = ask(workspace, replace(cohort_options, external=()), ProbeOptions())
     outcomes = []
     for name in probe_models(workspace, models):
         outcome = _curve(question, state.find_store(workspace, name), options)
@@ -87,13 +93,14 @@ def _curve(question: Question, store: EmbeddingStore, options: CurveOptions) -> 
     folder = question.workspace.runs / run_id
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, train.n_failed)
-    points = learning_curve(
-        train,
-        question.folds,
-        options.sizes,
-        n_draws=options.n_draws,
-        seed=question.cohort_options.seed,
-    )
+    with at_most(options.n_threads):
+        points = learning_curve(
+            train,
+            question.folds,
+            options.sizes,
+            n_draws=options.n_draws,
+            seed=question.cohort_options.seed,
+        )
     run = Run(
         run_id=run_id,
         kind="curve",
@@ -110,22 +117,22 @@ def _curve(question: Question, store: EmbeddingStore, options: CurveOptions) -> 
         created=utc_now(),
         seconds=round(time.perf_counter() - start, 3),
     )
-    estimates = [_estimate(question.cohorts.train_cohort, point, len(train)) for point in points]
+    estimates = [_estimate(train, point) for point in points]
     run_files.write_run(question.workspace.runs, run, [], estimates)
     return RunOutcome(run, tuple(estimates), train.n_failed, was_cached=False, folder=folder)
 
 
-def _estimate(cohort: str, point: CurvePoint, n_images: int) -> Estimate:
+def _estimate(train: LabelledEmbeddings, point: CurvePoint) -> Estimate:
     return Estimate(
-        cohort=cohort,
+        cohort=train.cohort[0],
         role="in-domain",
         scoring="all",
         level="image",
         metric="macro_f1_by_patients",
         label=str(point.n_patients),
         value=sum(point.macro_f1) / len(point.macro_f1),
-        low=min(point.macro_f1),
-        high=max(point.macro_f1),
-        n_patients=point.n_patients,
-        n_images=n_images,
+        low=math.nan,
+        high=math.nan,
+        n_patients=train.n_patients,
+        n_images=len(train),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 import pyarrow as pa
 
 from embedcache.catalog import run_files
+from embedcache.cores import at_most
 from embedcache.durable import canonical_json, find_table, publish_table, read_table, utc_now
 from embedcache.embeddings import LabelledEmbeddings
 from embedcache.errors import RunError
@@ -56,10 +57,13 @@ class ProbeOptions:
         Which probe, by which protocol.
     n_resamples
         Of the patient bootstrap.
+    n_threads
+        None: one a core. It is in no record, for it decides nothing.
     """
 
     settings: ProbeSettings = field(default_factory=ProbeSettings)
     n_resamples: int = 10_000
+    n_threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +99,30 @@ def find_folds(workspace: Workspace, cohorts: Cohorts, options: CohortOptions) -
         label = strata(options.task, label)
     if isinstance(options.folds, Path):
         table = read_folds(options.folds)
+        table = replace(table, notes=fold_notes(patient_id, label, table.n_folds))
     else:
         folds_id = folds_identity(patient_id, label, options.folds, options.seed)
         stored = find_table(workspace.folds, folds_id)
         if stored is not None:
             rows = read_table(stored).to_pydict()
-            return FoldTable(
+            table = FoldTable(
                 folds_id=folds_id,
                 n_folds=options.folds,
                 seed=options.seed,
                 patients=dict(zip(rows["patient_id"], rows["fold"], strict=True)),
                 notes=fold_notes(patient_id, label, options.folds),
             )
+            return _noted(table, options)
         table = assign_folds(patient_id, label, n_folds=options.folds, seed=options.seed)
     workspace.create_store()
     rows = {"patient_id": list(table.patients), "fold": list(table.patients.values())}
     publish_table(workspace.folds, table.folds_id, pa.table(rows))
-    return table
+    return _noted(table, options)
+
+
+def _noted(table: FoldTable, options: CohortOptions) -> FoldTable:
+    """Return a table without notes on classes where these are but strata."""
+    return table if options.task == "classification" else replace(table, notes=())
 
 
 def folds(workspace: Workspace, options: CohortOptions) -> tuple[FoldTable, list[FoldSize]]:
@@ -122,6 +133,15 @@ def folds(workspace: Workspace, options: CohortOptions) -> tuple[FoldTable, list
     state.renew_catalog(workspace, images)
     label = [cohorts.labels[number] for number in cohorts.train]
     return table, fold_sizes(table, cohorts.column("patient_id", cohorts.train), label)
+
+
+def run_names(outcomes: Sequence[RunOutcome]) -> list[str]:
+    """Return the encoder of each run, with its fingerprint where another one has that name."""
+    names = [outcome.run.encoder for outcome in outcomes]
+    return [
+        name if names.count(name) == 1 else f"{name}@{outcome.run.fingerprint[:12]}"
+        for name, outcome in zip(names, outcomes, strict=True)
+    ]
 
 
 def probe_models(workspace: Workspace, models: Sequence[str]) -> list[str]:
@@ -203,12 +223,33 @@ class Question:
 def ask(workspace: Workspace, cohort_options: CohortOptions, options: ProbeOptions) -> Question:
     """Return a question, its folds and manifest stored."""
     images = state.load_images(workspace)
+    options = replace(options, settings=settings_of(options.settings, cohort_options.task))
     cohorts = choose_cohorts(images, cohort_options)
     if PROTOCOLS[options.settings.protocol].official_split:
         cohorts = official_split(cohorts)
     table = find_folds(workspace, cohorts, cohort_options)
     snapshot = state.save_snapshot(workspace, images)
     return Question(workspace, cohorts, table, snapshot, cohort_options, options)
+
+
+def settings_of(settings: ProbeSettings, task: str) -> ProbeSettings:
+    """Return what is in fact done for a task.
+
+    Raises
+    ------
+    RunError
+        Something was asked for that the task has no choice of.
+    """
+    if task == "classification":
+        return settings
+    plain = ProbeSettings(probe=settings.probe, seed=settings.seed)
+    if settings != plain or (task == "regression" and plain.probe not in {"logistic", "ridge"}):
+        raise RunError(
+            f"--task {task} has the default protocol, rule and refit"
+            + (", and ridge for a probe" if task == "regression" else "")
+            + "; leave out the options that ask for others"
+        )
+    return replace(plain, probe="ridge") if task == "regression" else plain
 
 
 def _probe_one(question: Question, store: EmbeddingStore) -> RunOutcome:
@@ -269,7 +310,8 @@ def answer(
     folder = question.workspace.runs / run_id
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, n_skipped)
-    result, estimates = _fit(question, train, external)
+    with at_most(options.n_threads):
+        result, estimates = _fit(question, train, external)
     notes = [*cohorts.notes, *folds.notes, *result.choices.pop("notes")]
     if n_skipped:
         notes.append(f"{n_skipped} images without an embedding left out: they could not be read")

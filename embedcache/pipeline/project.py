@@ -252,6 +252,7 @@ class Project:
         *,
         sizes: Sequence[int] | None = None,
         n_draws: int = 10,
+        n_threads: int | None = None,
         on_run: Callable[[RunOutcome], None] = lambda _: None,
         **options: Any,
     ) -> list[RunOutcome]:
@@ -265,6 +266,8 @@ class Project:
             Numbers of patients; all of them come last in any case.
         n_draws
             Orders in which patients are taken; the same for all models.
+        n_threads
+            As for `ProbeOptions`.
         on_run, options
             As for `probe`.
         """
@@ -274,7 +277,7 @@ class Project:
             self.workspace,
             _names(models),
             CohortOptions(**options),
-            CurveOptions(None if sizes is None else tuple(sizes), n_draws),
+            CurveOptions(None if sizes is None else tuple(sizes), n_draws, n_threads),
             on_run=on_run,
         )
 

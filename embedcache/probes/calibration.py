@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-# Of log T. Perfectly separated images would send T to 0.
-_BOUNDS: Final = (-4.0, 4.0)
+# Of log T: without a bound, images that are all right would send T to 0.
+_BOUNDS: Final = (-7.0, 7.0)
+# A vote may give a class nothing at all; that is sure, but not infinitely sure.
+_LEAST: Final = 1e-12
 
 
 def fit_temperature(probability: NDArray[np.float64], y: NDArray[np.int64]) -> float:
@@ -21,16 +23,17 @@ def fit_temperature(probability: NDArray[np.float64], y: NDArray[np.int64]) -> f
     probability
         Of images that the probe was not trained on, shape (n, k).
     y
-        Class of each, shape (n,). An image of a class that the probe does not know says nothing.
+        Class of each, shape (n,). A class to which no image has any probability was not known to
+        the probe, and its images say nothing.
 
     References
     ----------
     Guo et al. 2017, arXiv 1706.04599, section 4.2.
     """
-    known = probability[np.arange(len(y)), y] > 0
+    known = np.asarray((probability > 0).any(axis=0))[y]
     if not known.any():
         return 1.0
-    log_p = np.log(np.maximum(probability[known], np.finfo(np.float64).tiny))
+    log_p = np.log(np.maximum(probability[known], _LEAST))
     own = np.arange(len(log_p)), y[known]
 
     def loss(log_t: float) -> float:

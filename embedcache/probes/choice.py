@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from embedcache.probes import logistic
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
+from embedcache.probes.multilabel import MultiLabelPath
 from embedcache.probes.protocols import Protocol
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, Floats, Path, Problems
 from embedcache.probes.selection import Rule, macro_f1, pick
 
 # Relative gaps to the optimum. A refit is held to more than a fit that helps to choose C, which
@@ -50,6 +51,22 @@ def fitters(probe: str, protocol: Protocol) -> tuple[FitSweep, FitSweep]:
         return PROBES[probe].fit_sweep, PROBES[probe].fit_sweep
     fit = partial(logistic.fit_sweep, standardise=protocol.standardise)
     return partial(fit, tol=CHOICE_TOL), partial(fit, tol=FIT_TOL)
+
+
+def certificates(path: Path | MultiLabelPath) -> Iterator[float]:
+    """Yield the certificate of each logistic probe on a path of one value."""
+    for one in path.paths if isinstance(path, MultiLabelPath) else (path,):
+        if isinstance(one, logistic.LogisticPath):
+            yield float(one.gap[0])
+
+
+def gap_notes(gaps: Sequence[float]) -> Iterator[str]:
+    """Say it where a probe that predicts was not certified to `FIT_TOL`."""
+    if gaps and max(gaps) > FIT_TOL:
+        yield (
+            f"a probe is certified to {max(gaps):.1e} of its optimum only, not to {FIT_TOL:g}; "
+            "smaller C are easier"
+        )
 
 
 def held_out(

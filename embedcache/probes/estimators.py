@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from embedcache.probes.choice import CHOICE_TOL
 from embedcache.probes.logistic import C_GRID, TOL, LogisticPath, fit_sweep
 from embedcache.probes.seam import Floats, Problems
 from embedcache.probes.selection import Rule, macro_f1, pick
@@ -24,7 +25,6 @@ Codes = NDArray[np.int64]
 
 _DTYPES: Final = (np.float64, np.float32)  # others become the first
 # Certificates of 1e-3 to 1e-5 lead to the same C; the refit is what is used.
-_SELECTION_TOL: Final = 1e-4
 
 
 class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -276,7 +276,7 @@ class LinearProbeCV(_LinearClassifier):
             _check_positive("C", C)
         folds, everything = self._folds(codes, groups), np.arange(len(codes))
         sweep = [(np.setdiff1d(everything, held_out), self.Cs_.tolist()) for held_out in folds]
-        best = self._choose(rows, codes, folds, self._fit(rows, codes, sweep, _SELECTION_TOL))
+        best = self._choose(rows, codes, folds, self._fit(rows, codes, sweep, CHOICE_TOL))
         chosen = [(everything, [float(self.Cs_[best])])]
         self._take(*self._fit(rows, codes, chosen, self.tol))
         return self

@@ -127,6 +127,8 @@ def fit_sweep(
     """
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     used = [rows[weight[rows] > 0] for rows, _ in problems]
+    if not all(len(C) and np.all(np.diff(C) > 0) for _, C in problems):
+        raise ValueError("the values of C of a problem are none, or do not ascend")
     if not all(map(len, used)):
         raise RunError("no training images to fit on; lower --folds or widen --where")
     groups: dict[Any, list[int]] = {}

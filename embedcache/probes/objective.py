@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh, helmert, svd
+from scipy.linalg import block_diag, eigh, helmert, svd
 
 from embedcache.probes.lbfgs import Point
 from embedcache.probes.sweep import Sweep
@@ -47,7 +47,8 @@ class Objective:
         if self._turns:
             X, self._shift, self._stretch = sets.X, sets.shift, sets.stretch
             self.axes, spread = _correlation_axes(features, sets.weight, pool)
-            self._single = self.axes.astype(np.float32)
+            turn = np.asarray(block_diag(self.axes, 1.0))  # the intercept stays as it is
+            self._turn = {np.dtype(kind): turn.astype(kind) for kind in ("float32", "float64")}
         else:
             self.axes, spread = _row_space(features, sets.weight)
             X = np.column_stack([features @ self.axes, np.ones(len(features))])
@@ -95,7 +96,7 @@ class Objective:
             value = found.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
             null = self._null[own]
             reference = np.maximum(np.minimum(value, null - value), _FLOOR * null)
-            steepest = np.minimum(self._steepest, self._longest * np.einsum("paa->p", bent))
+            steepest = np.minimum(self._steepest, self._longest * steepness.sum(axis=1))
             slope, settled, left = _squares(g[..., :-1]).sum(axis=1), *_settle(g[..., -1], bent)
             diagonal = steepness[..., None] * self._spread
             diagonal[..., :-1] += a[:, None, None]
@@ -113,15 +114,12 @@ class Objective:
 
         return evaluate
 
-    def _axes(self, dtype: np.dtype[Any]) -> Array:
-        return self.axes if dtype == np.float64 else self._single
-
     def _outward(self, V: Array, sets: NDArray[np.intp]) -> Array:
         """Return the weights by the columns of the sweep's X."""
         logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
-        weights = logits @ V
+        weights: Array = logits @ V
         if self._turns:
-            weights[..., :-1] = _turned(weights[..., :-1], self._axes(V.dtype).T)
+            weights = _turned(weights, self._turn[V.dtype].T)
         weights[..., :-1] *= stretch[:, None]
         moved = weights[..., :-1] @ self._shift[sets, :, None].astype(V.dtype)
         weights[..., -1:] -= moved
@@ -134,7 +132,7 @@ class Objective:
         found[..., :-1] -= found[..., -1:] * self._shift[sets, None].astype(dtype)
         found[..., :-1] *= stretch[:, None]
         if self._turns:
-            found[..., :-1] = _turned(found[..., :-1], self._axes(dtype))
+            found = _turned(found, self._turn[dtype])
         return np.asarray(logits.transpose(0, 2, 1) @ found)
 
 
