@@ -134,7 +134,8 @@ def _regime(record: Mapping[str, Any]) -> str:
     if record["kind"] != "probe" or settings is None:
         return str(record["kind"])
     usual = {"protocol": "default", "rule": "tie", "external": "refit", "grid": None, "seed": 0}
-    asked = [f"{key} {settings[key]}" for key in usual if settings.get(key, usual[key]) != usual[key]]
+    given = {key: settings.get(key, value) for key, value in usual.items()}
+    asked = [f"{key} {value}" for key, value in given.items() if value != usual[key]]
     return ", ".join([settings["probe"], *asked])
 
 
