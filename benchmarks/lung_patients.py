@@ -50,7 +50,7 @@ def main() -> None:
             row["patient_id"] = row["image_id"]
         write_manifest(work / "frames.csv", rows)
         frames = embedcache.open(manifest=work / "frames.csv", **places)
-        show("FRAMES at random: wrong", frames, MODELS[::2])
+        show("FRAMES at random: wrong", frames, MODELS)
 
 
 def show(title: str, project: embedcache.Project, models: list[str], **options: list[str]) -> None:
@@ -68,6 +68,14 @@ def show(title: str, project: embedcache.Project, models: list[str], **options: 
                     f"{estimate.n_patients} patients, {estimate.n_images} images"
                 )
     print(f"  {len(runs)} probes, {time.perf_counter() - start:.0f} s")
+    compared = project.compare(runs=tuple(run.run.run_id for run in runs))
+    for cohort in compared.cohorts:
+        for standing in cohort.comparison.standings[1:]:
+            pair = cohort.comparison.behind_best(standing.name)
+            print(
+                f"  {pair.worse:28} {cohort.cohort:12} behind {pair.better}: {pair.difference:.3f} "
+                f"[{pair.low:.3f}, {pair.high:.3f}], corrected p {pair.p_corrected:.3f}"
+            )
 
 
 if __name__ == "__main__":

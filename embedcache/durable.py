@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,11 +126,16 @@ def publish(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step; for derived files, where the last writer wins."""
+    """Put `data` at `path` in one step; for derived files, where the last writer wins.
+
+    A file that was there keeps its permissions.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _write_temporary(path.parent, data)
         with _unlinked_on_error(temporary):
+            if path.exists():
+                shutil.copymode(path, temporary)
             temporary.replace(path)
     except OSError as error:
         raise write_error(path, error) from error

@@ -88,3 +88,12 @@ def test_ids_sort_by_time_and_differ():
     ids = [durable.new_id() for _ in range(100)]
     assert len(set(ids)) == 100
     assert [one[:21] for one in ids] == sorted(one[:21] for one in ids)
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    file = tmp_path / "data_manifest.csv"
+    durable.replace(file, b"old")
+    file.chmod(0o640)
+    durable.replace(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert file.stat().st_mode & 0o777 == 0o640
