@@ -75,6 +75,62 @@ def test_no_probe_at_any_level_predicts_a_patient_that_it_was_fitted_on(seed, n_
         assert not trained & predicted
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    images=st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=8, max_size=60),
+    n_folds=st.integers(3, 6),
+    seed=st.integers(0, 99),
+)
+def test_no_split_of_any_manifest_has_a_patient_on_both_sides(images, n_folds, seed):
+    """What every task goes through: outer folds, inner folds, and who predicts whom."""
+    patient = [f"P{number}" for number, _ in images]
+    label = [name for _, name in images]
+    try:
+        table = assign_folds(patient, label, n_folds=n_folds, seed=seed)
+    except RunError:
+        return  # too few patients or classes
+    fold, who = table.of(patient), np.array(patient)
+
+    def predict(trained, rows):
+        assert not set(who[trained]) & set(who[rows])
+        return np.zeros((1, len(rows), 1))
+
+    trained_on = []
+
+    def fit(problems):
+        trained_on.extend(rows for rows, _ in problems)
+        return [rows for rows, _ in problems]
+
+    for outer, (rows, _) in zip(
+        np.unique(fold), choice.held_out(fit, predict, fold, [1.0]), strict=True
+    ):
+        assert sorted(rows) == np.flatnonzero(fold != outer).tolist()
+        assert not set(who[rows]) & set(who[fold == outer])
+    for rows in trained_on:
+        assert len(set(fold[rows])) == len(set(fold)) - 2
+
+
+@pytest.mark.parametrize("groups", ["abcdefgh", "aabbccdd"])
+def test_the_estimator_holds_out_whole_groups(monkeypatch, groups):
+    from embedcache.probes import estimators
+
+    train = embeddings(24)
+    own = np.array([groups[i % 8] for i in range(len(train))])
+    seen = []
+    real = estimators.fit_sweep
+
+    def fit(X, y, n_classes, problems, **options):
+        seen.extend(rows for rows, _ in problems)
+        return real(X, y, n_classes, problems, **options)
+
+    monkeypatch.setattr(estimators, "fit_sweep", fit)
+    estimators.LinearProbeCV(Cs=[0.01, 1.0]).fit(train.X, np.array(train.label), groups=own)
+    inner = [rows for rows in seen if len(rows) < len(train)]
+    assert inner
+    for rows in inner:
+        assert not set(own[rows]) & set(np.delete(own, rows))
+
+
 def test_the_watch_of_the_test_above_sees_a_leak(monkeypatch):
     train = embeddings(12)
     seen = watch(monkeypatch, train)
