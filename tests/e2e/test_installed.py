@@ -155,7 +155,8 @@ def test_the_installed_command_goes_from_a_folder_of_images_to_sql(way, request,
     probed = said("probe", "-m", "pixels", "--folds", "3", "--resamples", "100")
     assert "scans: 6 patients, 12 images, tested out of fold" in probed
     query = (
-        "SELECT predicted, count(*) AS n FROM predictions WHERE correct GROUP BY ALL ORDER BY ALL"
+        "SELECT predicted, count(*) AS n FROM predictions JOIN runs USING (run_id) "
+        "WHERE correct AND kind = 'probe' GROUP BY ALL ORDER BY ALL"
     )
     rows = list(csv.DictReader(said("sql", query, "--format", "csv").splitlines()))
     assert rows == [{"predicted": "abdomen", "n": "6"}, {"predicted": "brain", "n": "6"}]
