@@ -323,13 +323,20 @@ def test_probes_of_one_encoder_are_told_apart_and_controls_wait_to_be_named(thre
     for own, (family, protocol) in enumerate([("knn", "default"), ("logistic", "dinov2")], 4):
         settings = {"probe": family, "protocol": protocol}
         three(f"probe-{family}", "good", *two_cohorts(2.0, own), probe=settings)
+    by_folds = {"probe": "logistic", "rule": "one-se", "external": "folds", "seed": 3}
+    three("probe-folds", "good", *two_cohorts(2.0, 6), probe=by_folds)
     home, abroad = two_cohorts(2.0, 7)
     shuffled = replace(home, label=home.label[::-1])
     three("control-good", "good", shuffled, abroad, kind="control", created="2026-01-01")
     answer = command("compare", "-m", "good", "--resamples", "100")
     assert answer.err == ""
-    names = [line.rpartition(": ")[0] for line in answer.out.splitlines()[-3:]]
-    assert names == ["good (knn)", "good (logistic, dinov2)", "good (probe)"]
+    names = [line.rpartition(": ")[0] for line in answer.out.splitlines()[-4:]]
+    assert names == [
+        "good (knn)",
+        "good (logistic, dinov2)",
+        "good (logistic, one-se, external by folds, seed 3)",
+        "good (probe)",
+    ]
     named = command("compare", "control-good", "--resamples", "100")
     assert "good: control-good" in named.out
 

@@ -135,7 +135,12 @@ def _regime(record: Mapping[str, Any]) -> str:
         return str(record["kind"])
     usual = {"protocol": "default", "rule": "tie", "external": "refit", "grid": None, "seed": 0}
     given = {key: settings.get(key, value) for key, value in usual.items()}
-    asked = [f"{key} {value}" for key, value in given.items() if value != usual[key]]
+    words = {"protocol": "{}", "rule": "{}", "external": "external by {}"}
+    asked = [
+        words.get(key, key + " {}").format(value)
+        for key, value in given.items()
+        if value != usual[key]
+    ]
     return ", ".join([settings["probe"], *asked])
 
 
