@@ -121,79 +121,47 @@ def probe(
     encoder are paired, their p corrected by Holm for all pairs.
     """
     import embedcache
-    from embedcache.pipeline.controls import contenders, not_beaten
     from embedcache.pipeline.probing import ProbeOptions
     from embedcache.probe import ProbeSettings
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
+    asked: dict[str, Any] = {**cohorts, "seed": seed, "external": external or None}
+    n_steps = len(project.probe_models(models))
     if patients is not None:
         asked_for = (cohorts["task"], family, protocol, rule, external_by)
         if asked_for != ("classification", "logistic", "default", "tie", "refit"):
             raise click.UsageError("--patients goes with logistic probes by the default protocol")
-        with steps_bar(progress_mode, len(project.probe_models(models)), quiet=quiet) as step:
+        with steps_bar(progress_mode, n_steps, quiet=quiet) as step:
             curves = project.learning_curves(
                 models,
                 sizes=patients or None,
                 n_draws=draws,
                 n_threads=threads,
                 on_run=lambda outcome: step(outcome.run.encoder),
-                seed=seed,
-                external=external or None,
-                **cohorts,
+                **asked,
             )
-        if as_json:
-            print_json(curves)
-        else:
-            print_curves(curves)
+        print_curves(curves, as_json=as_json)
         return 3 if any(curve.n_skipped for curve in curves) else 0
-    asked: dict[str, Any] = {
-        **cohorts,
-        "seed": seed,
-        "external": external or None,
-        "probe_options": ProbeOptions(
-            settings=ProbeSettings(
-                probe=family, protocol=protocol, rule=rule, external=external_by, seed=seed
-            ),
-            n_resamples=resamples,
-            n_threads=threads,
-        ),
-    }
-    n_encoders = len(project.probe_models(models))
-    with steps_bar(progress_mode, n_encoders + 3 * controls, quiet=quiet) as step:
-        outcomes = project.probe(
+    settings = ProbeSettings(
+        probe=family, protocol=protocol, rule=rule, external=external_by, seed=seed
+    )
+    with steps_bar(progress_mode, n_steps + 3 * controls, quiet=quiet) as step:
+        report = project.sweep(
             models,
+            probe_options=ProbeOptions(settings=settings, n_resamples=resamples, n_threads=threads),
+            with_controls=controls,
             on_message=lambda text: say(f"note: {text}", quiet=quiet),
             on_run=lambda outcome: step(outcome.run.encoder),
             **asked,
         )
-        others = (
-            project.controls(outcomes, on_run=lambda outcome: step(outcome.run.encoder), **asked)
-            if controls
-            else []
-        )
-    runs = [outcome.run.run_id for outcome in contenders(outcomes)]
-    compared = (
-        project.compare(runs=tuple(runs), n_resamples=resamples, seed=seed)
-        if cohorts["task"] == "classification"
-        else None
-    )
-    warnings = list(not_beaten(project.workspace, outcomes, others))
-    for note in compared.notes if compared else ():
-        say(f"note: {note}", quiet=quiet)
     if as_json:
-        print_json(
-            {
-                "runs": outcomes,
-                "controls": others,
-                "comparison": compared,
-                "not_beaten": warnings,
-            }
-        )
+        print_json(report)
     else:
-        print_outcomes([*outcomes, *others], compared=compared, verbose=verbose)
-        for text in warnings:
+        runs = [*report.runs, *report.controls]
+        print_outcomes(runs, compared=report.comparison, verbose=verbose)
+        for text in report.not_beaten:
             click.echo(text)
-    return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
+    return 3 if any(outcome.n_skipped for outcome in report.runs) else 0
 
 
 def print_outcomes(
@@ -245,8 +213,11 @@ def print_outcomes(
         click.echo(f"run: {short_path(outcome.folder)}")
 
 
-def print_curves(curves: Sequence[RunOutcome]) -> None:
+def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
     """Print the score by number of training patients, an encoder a column."""
+    if as_json:
+        print_json(curves)
+        return
     header = ["patients", *(curve.run.encoder for curve in curves)]
     points = zip(*(curve.run.results["points"] for curve in curves), strict=True)
     rows = [[one[0]["n_patients"], *(_range(point["macro_f1"]) for point in one)] for one in points]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embedcache.folds import FoldSize, FoldTable
     from embedcache.pipeline.comparing import CompareReport
     from embedcache.pipeline.probing import ProbeOptions, RunOutcome
+    from embedcache.pipeline.sweep import SweepReport
     from embedcache.pipeline.upkeep import GcReport, Status
     from embedcache.pipeline.verify import VerifyReport
 
@@ -216,35 +217,36 @@ class Project:
 
         return probing.probe_models(self.workspace, _names(models))
 
-    def controls(
+    def sweep(
         self,
-        outcomes: Sequence[RunOutcome],
+        models: Sequence[str] | str,
         *,
         probe_options: ProbeOptions | None = None,
+        with_controls: bool = True,
+        on_message: Callable[[str], None] = lambda _: None,
         on_run: Callable[[RunOutcome], None] = lambda _: None,
         **options: Any,
-    ) -> list[RunOutcome]:
-        """Probe what an encoder has to beat: the majority, metadata, and shuffled labels.
+    ) -> SweepReport:
+        """Probe models as `probe` does, with what they have to beat, and compare them.
 
         Parameters
         ----------
-        outcomes
-            The encoders' probes; the best one lends its embeddings to the shuffled labels.
-        probe_options, on_run, options
-            As for `probe`, with the same values.
+        models, probe_options, on_message, on_run, options
+            As for `probe`.
+        with_controls
+            Whether the majority, metadata and shuffled labels are probed too.
         """
-        from embedcache.pipeline import controls, probing
+        from embedcache.pipeline import probing, sweep
 
-        found = []
-        for outcome in controls.controls(
+        return sweep.sweep(
             self.workspace,
-            outcomes,
+            _names(models),
             CohortOptions(**options),
             probe_options or probing.ProbeOptions(),
-        ):
-            on_run(outcome)
-            found.append(outcome)
-        return found
+            with_controls=with_controls,
+            on_message=on_message,
+            on_run=on_run,
+        )
 
     def learning_curves(
         self,
