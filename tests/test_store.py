@@ -405,3 +405,19 @@ def test_a_store_that_cannot_be_locked_is_a_clear_error(store, monkeypatch):
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(StoreWriteError, match=r"LOCK: Read-only file system"), store.lock():
         pass
+
+
+def test_a_leftover_that_another_sweep_takes_first_is_no_error(store, monkeypatch):
+    leftover = store.folder / "commit" / ".tmp-0123456789abcdef"
+    leftover.write_bytes(b"cut short")
+    real = Path.stat
+
+    def vanishing(self, **options):
+        if self == leftover:
+            leftover.unlink(missing_ok=True)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    care.sweep(store.folder, grace_s=-1)
+    assert not leftover.exists()
+    assert len(store.read(keys(0, 5))) == 5

@@ -209,18 +209,19 @@ def sweep(folder: Path, *, grace_s: float = GRACE_S) -> int:
     """
     files = layout.record_files(folder)
     for record_id in _void_for(files, grace_s):
-        files.pop(record_id).unlink()
+        files.pop(record_id).unlink(missing_ok=True)
     if (folder / "commit").is_dir():
         fsync(folder / "commit")
     freed = 0
     for path in (folder / "seg").glob("*.zarr"):
         if path.stem not in files and _is_old(path, grace_s):
-            freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            shutil.rmtree(path)
+            with contextlib.suppress(FileNotFoundError):  # of another sweep's making
+                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                shutil.rmtree(path)
     for leftover in (folder / "commit").glob(f"{TEMPORARY}*"):
         segment_is_gone = not (folder / "seg" / f"{leftover.name[len(TEMPORARY) :]}.zarr").exists()
         if segment_is_gone and _is_old(leftover, grace_s):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
     return freed
 
 
@@ -235,4 +236,7 @@ def _void_for(files: dict[str, Path], grace_s: float) -> list[str]:
 
 
 def _is_old(path: Path, grace_s: float) -> bool:
-    return time.time() - path.stat().st_mtime > grace_s
+    try:
+        return time.time() - path.stat().st_mtime > grace_s
+    except FileNotFoundError:
+        return False  # published or swept by another process since it was listed
