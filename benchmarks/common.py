@@ -6,6 +6,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from embedcache.cores import usable_cores
 
@@ -14,7 +15,7 @@ def print_machine(*packages: str) -> None:
     """Print processor, cores and versions."""
     name = platform.processor() or platform.machine()
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
             models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         name = models[0] if models else name
     except OSError:

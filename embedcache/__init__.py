@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embedcache.encoders.registry import load_encoder as load_encoder
     from embedcache.errors import EmbedcacheError as EmbedcacheError
     from embedcache.pipeline.project import Project as Project
-    from embedcache.pipeline.project import open_project as open  # noqa: A004
+    from embedcache.pipeline.project import open_project as open  # noqa: A004 - embedcache.open
 
 __version__ = "0.1.0"
 __all__ = [

@@ -222,7 +222,7 @@ def image_paths(manifest: Manifest, data_root: Path) -> list[str]:
     paths = []
     for image_id, path in zip(manifest.column("image_id"), manifest.column("path"), strict=True):
         if path[0] == "/" or ".." in path:
-            joined = os.path.normpath(os.path.join(root, path))  # noqa: PTH118
+            joined = os.path.normpath(os.path.join(root, path))  # noqa: PTH118 - as above
             if not joined.startswith(root.rstrip("/") + "/"):
                 raise ManifestError(
                     f"{manifest.file}: path '{path}' of image '{image_id}' is outside {root}; "

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Final
 
 from embedcache.errors import DeviceError
@@ -50,7 +51,7 @@ def free_memory_gb(device: str) -> float:
 
 def _free_ram() -> int:
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
             facts = dict(line.split(":") for line in lines)
         return int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):

@@ -105,7 +105,7 @@ def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int)
 
 
 def _read(path: str, digests: DigestCache) -> tuple[bytes, str]:
-    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - one for each image
         stamp = stamp_of(os.fstat(stream.fileno()))
         data = stream.read()
     key = sha256(data)

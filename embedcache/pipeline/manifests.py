@@ -84,7 +84,7 @@ def write_rows(
     missing = tuple(
         row["image_id"]
         for row in new
-        if not os.path.isfile(f"{base}/{split_frame(row['path'])[0]}")  # noqa: PTH113
+        if not os.path.isfile(f"{base}/{split_frame(row['path'])[0]}")  # noqa: PTH113 - 12,850 of them
     )
     if missing and not allow_missing:
         raise ManifestError(
