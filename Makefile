@@ -10,10 +10,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/embedcache quickstart
 
 test: lint
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under=90
+	$(BIN)/pytest -n 2 --dist worksteal --cov=embedcache --cov=embedcache_cli --cov-fail-under=90
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not slow"

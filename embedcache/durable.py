@@ -14,10 +14,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import google_crc32c
 import pyarrow as pa
@@ -67,14 +67,14 @@ def fsync_tree(root: Path) -> None:
     fsync(root.parent)
 
 
-def _write_temporary(folder: Path, data: bytes) -> Path:
+def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Path:
     temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError:
+    except BaseException:  # an interruption too
         temporary.unlink(missing_ok=True)
         raise
     return temporary
@@ -102,7 +102,7 @@ def publish(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _write_temporary(path.parent, data)
+        temporary = _write_temporary(path.parent, lambda stream: stream.write(data))
         try:
             os.link(temporary, path)
         except OSError as error:
@@ -130,9 +130,20 @@ def replace(path: Path, data: bytes) -> None:
 
     A file that was there keeps its permissions.
     """
+    replace_by(path, lambda stream: stream.write(data))
+
+
+def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Put what `write` puts into a stream at `path` in one step; see `replace`.
+
+    Raises
+    ------
+    StoreWriteError
+        The file system refused; what was at `path` is there still.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _write_temporary(path.parent, data)
+        temporary = _write_temporary(path.parent, write)
         with _unlinked_on_error(temporary):
             if path.exists():
                 shutil.copymode(path, temporary)

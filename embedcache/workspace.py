@@ -60,6 +60,26 @@ class Workspace:
         return self.store / "runs"
 
     @property
+    def pixels(self) -> Path:
+        """Images at training size, one folder a way of fitting them: derived, deletable."""
+        return self.store / "pixels"
+
+    @property
+    def training(self) -> Path:
+        """State of fine-tuning under way, one folder a run, until the run is published."""
+        return self.store / "training"
+
+    @property
+    def weights(self) -> Path:
+        """Fine-tuned weights that were kept, one folder a run."""
+        return self.store / "weights"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard's event files, one folder a run: derived, deletable."""
+        return self.store / "logs"
+
+    @property
     def catalog(self) -> Path:
         """The DuckDB index: derived, deletable."""
         return self.store / "catalog.duckdb"

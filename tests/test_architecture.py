@@ -25,6 +25,7 @@ FLOORS = (
         "embedcache.probe_tasks",
         "embedcache.learning_curve",
         "embedcache.compare",
+        "embedcache.finetune",
     ),
     ("embedcache.probes", "embedcache.datasets", "embedcache.export", "embedcache.scores"),
     ("embedcache.encoders", "embedcache.store"),
@@ -34,12 +35,15 @@ FLOORS = (
     ("embedcache.errors", "embedcache.cores"),
 )
 HOMES = {
-    "torch": ("embedcache.encoders",),
-    "timm": ("embedcache.encoders",),
+    "torch": ("embedcache.encoders", "embedcache.finetune"),
+    "torchvision": ("embedcache.finetune",),
+    "timm": ("embedcache.encoders", "embedcache.finetune"),
+    "lightning_fabric": ("embedcache.finetune",),
+    "peft": ("embedcache.finetune",),
     "open_clip": ("embedcache.encoders",),
     "pydicom": ("embedcache.images",),
     "yaml": ("embedcache.datasets",),
-    "safetensors": ("embedcache.encoders", "embedcache.export"),
+    "safetensors": ("embedcache.encoders", "embedcache.export", "embedcache.finetune"),
     "huggingface_hub": ("embedcache.encoders",),
     "zarr": ("embedcache.store",),
     "numcodecs": ("embedcache.store",),
@@ -72,6 +76,8 @@ LATE = (
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.images",
+    "embedcache.finetune.regimes",
+    "embedcache.finetune.train",
 )
 
 

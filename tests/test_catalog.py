@@ -186,6 +186,6 @@ def test_a_predicate_selects_images_and_cannot_do_anything_else(project):
 
 def test_index_tables_have_their_documented_columns(probed):
     tables = index_tables(state.sources(probed.workspace))
-    assert tables["runs"].column_names[:4] == ["run_id", "kind", "encoder", "fingerprint"]
+    assert tables["runs"].column_names[:4] == ["run_id", "kind", "regime", "encoder"]
     assert tables["folds"].column_names == ["folds_id", "patient_id", "fold"]
     assert tables["embedding_rows"].column_names[-2:] == ["segment", "row"]

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,6 +24,7 @@ from embedcache.datasets.phantom import phantom_rows
 from embedcache.encoders import registry
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.extract.report import PassReport
+from embedcache.finetune.recipe import read_recipe
 from embedcache.manifest import REQUIRED, write_manifest
 from embedcache.pipeline import state
 from embedcache.pipeline.comparing import CompareReport
@@ -479,3 +480,10 @@ def test_the_changelog_speaks_of_this_version_and_every_verb():
     assert f"## [{embedcache.__version__}]" in text
     for verb in VERBS:
         assert f"`{verb}`" in text, verb
+
+
+def test_the_table_of_the_recipe_is_the_recipe():
+    (table,) = tables(sections(page("docs/finetune.md"))["recipe"])
+    stated = {key: default for key, default, _ in table}
+    real = {key: str(value) for key, value in asdict(read_recipe()).items()}
+    assert {key: value.lower() for key, value in real.items()} == stated

@@ -27,6 +27,7 @@ VERBS: Final = {
     "export": "embedcache_cli.export:export",
     "folds": "embedcache_cli.folds:folds",
     "probe": "embedcache_cli.probe:probe",
+    "finetune": "embedcache_cli.finetune:finetune",
     "zeroshot": "embedcache_cli.zeroshot:zeroshot",
     "compare": "embedcache_cli.compare:compare",
     "sql": "embedcache_cli.sql:sql",

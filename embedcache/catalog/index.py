@@ -70,6 +70,7 @@ RUNS: Final = pa.schema(
     [
         ("run_id", pa.string()),
         ("kind", pa.string()),
+        ("regime", pa.string()),
         ("encoder", pa.string()),
         ("fingerprint", pa.string()),
         ("train_cohort", pa.string()),
@@ -190,6 +191,7 @@ def _fold_rows(folder: Path) -> pa.Table:
 def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: run[name] for name in ("run_id", "kind", "encoder", "fingerprint")},
+        "regime": run["settings"].get("regime", run["kind"]),
         "train_cohort": run["settings"].get("train_cohort"),
         "label_column": run["settings"].get("label"),
         "folds_id": run["data"].get("folds_id"),

@@ -9,9 +9,10 @@ the published checkpoint names its tensors.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
 import torch
+from timm.models import checkpoint_seq
 from torch import nn
 from torch.nn import functional
 
@@ -105,14 +106,15 @@ class Block(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
+        self.drop_path = nn.Identity()  # fine-tuning may put stochastic depth here
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (n, height, width, dim) for the same."""
         packed = self.qkv(self.norm1(tokens)).chunk(3, dim=-1)  # queries, keys, values
         shares = zip(*(part.chunk(len(self.attns), dim=-1) for part in packed), strict=True)
         mixed = [attend(*share) for attend, share in zip(self.attns, shares, strict=True)]
-        tokens = tokens + self.proj(torch.cat(mixed, dim=-1))
-        out: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path(self.proj(torch.cat(mixed, dim=-1)))
+        out: torch.Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
         return out
 
 
@@ -140,6 +142,7 @@ class MofoEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_checkpointed = False
         stem: list[nn.Module] = []
         for n_in, stride in ((3, 2), (_STEM_WIDTH, 1)):
             stem += [
@@ -161,8 +164,24 @@ class MofoEncoder(nn.Module):
         tokens = self.stage0_conv_embed(images).permute(0, 2, 3, 1)
         for number in range(len(DEPTHS)):
             tokens = self.get_submodule(f"merge{number}")(tokens)
-            tokens = self.get_submodule(f"stage{number + 1}")(tokens)
+            stage = cast(nn.Sequential, self.get_submodule(f"stage{number + 1}"))
+            tokens = checkpoint_seq(stage, tokens) if self.is_checkpointed else stage(tokens)
         return torch.as_tensor(tokens.mean((1, 2)))
+
+    def group_matcher(self, *, coarse: bool) -> dict[str, Any]:
+        """Return which tensors are of one layer, as timm's networks do.
+
+        A merge belongs to the block before it, as a downsampling layer does there.
+        """
+        blocks = r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)"
+        return {
+            "stem": r"^stage0_conv_embed|^merge0",
+            "blocks": [(blocks, None), (r"^merge(\d+)", (99999,))],
+        }
+
+    def set_grad_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.is_checkpointed = True
 
 
 def load(found: Identified, device: str) -> TorchEncoder:

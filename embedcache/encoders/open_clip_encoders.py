@@ -56,6 +56,24 @@ class ImageTower(nn.Module):
         # Captioning models return their tokens as well.
         return cast(torch.Tensor, rows[0] if isinstance(rows, tuple) else rows)
 
+    def group_matcher(self, *, coarse: bool) -> dict[str, Any]:  # noqa: ARG002 - timm's form
+        """Return which tensors are of one layer, as timm's networks do."""
+        return {
+            "stem": r"^visual\.(?:conv1|class_embedding|positional_embedding|ln_pre)",
+            "blocks": [
+                (r"^visual\.transformer\.resblocks\.(\d+)", None),
+                (r"^visual\.(?:ln_post|proj)", (99999,)),
+            ],
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the tensors that weight decay is not for."""
+        return {"visual.class_embedding", "visual.positional_embedding"}
+
+    def set_grad_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.visual.set_grad_checkpointing()
+
 
 class TextTower:
     """The half of a CLIP model that reads.

@@ -50,7 +50,7 @@ class Preprocess:
         For 'crop': share of the resized shorter side that is kept.
     normalise
         'channel': x / 255, minus `mean`, over `std`, by channel. 'image': (x - mean of this
-        picture) / its standard deviation x 255.
+        picture) / its standard deviation x 255. 'none': x, from 0 to 255.
     mean, std
         One number a channel; their length is the number of channels. One channel is the mean of
         red, green and blue.
@@ -61,7 +61,7 @@ class Preprocess:
     fit: Fit
     resample: Resample
     crop_pct: float = 1.0
-    normalise: Literal["channel", "image"] = "channel"
+    normalise: Literal["channel", "image", "none"] = "channel"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -85,6 +85,10 @@ class Preprocess:
                 f"'crop' needs a square input, this one is {self.height} x {self.width}"
             )
         return replace(self, fit=cast(Fit, fit))
+
+    def unnormalised(self) -> Preprocess:
+        """Return the same fit without its arithmetic: three channels, from 0 to 255."""
+        return replace(self, normalise="none", mean=(0.0,) * 3, std=(1.0,) * 3)
 
     def document(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -122,6 +126,8 @@ class Preprocess:
         if len(self.mean) == 1:
             planes = [planes[0] if pixels.ndim == 2 else pixels.mean(axis=2)]
         out = np.empty(self.shape, dtype=np.float32)
+        if self.normalise == "none":
+            return np.stack(planes, out=out)
         for channel, plane in enumerate(planes):
             np.divide(plane, np.float32(255), out=out[channel])
             out[channel] -= np.float32(self.mean[channel])

@@ -183,6 +183,28 @@ def identify(
     spec = find_spec(name, known)
     if preprocess is not None:
         spec = replace(spec, preprocess=spec.preprocess.refitted(preprocess))
+    return identify_spec(
+        spec,
+        digests=digests,
+        known=known,
+        weights=weights,
+        precision=precision,
+        offline=offline,
+        fetch=fetch,
+    )
+
+
+def identify_spec(
+    spec: EncoderSpec,
+    *,
+    digests: DigestCache,
+    known: Iterable[Mapping[str, Any]] = (),
+    weights: Path | None = None,
+    precision: Precision = "fp32",
+    offline: bool = False,
+    fetch: bool = True,
+) -> Identified:
+    """Find the weights of an encoder whose facts are known; everything else as for `identify`."""
     try:
         file = find_weights(spec, given=weights, offline=offline, fetch=fetch)
     except EncoderWeightsError:

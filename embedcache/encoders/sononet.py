@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from timm.models import checkpoint
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
@@ -48,6 +49,7 @@ class SonoNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_checkpointed = False
         blocks, n_in = [], 1
         for widths in WIDTHS:
             layers = []
@@ -65,8 +67,16 @@ class SonoNet(nn.Module):
         for number, block in enumerate(self.features):
             if number:
                 images = nn.functional.max_pool2d(images, 2)
-            images = block(images)
+            images = checkpoint(block, images) if self.is_checkpointed else block(images)
         return images
+
+    def group_matcher(self, *, coarse: bool) -> dict[str, str]:
+        """Return which tensors are of one layer, as timm's networks do."""
+        return {"blocks": r"^features\.(\d+)" if coarse else r"^features\.(\d+)\.(\d+)"}
+
+    def set_grad_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.is_checkpointed = True
 
     def classify(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of `CLASSES`, shape (n, 14)."""

@@ -30,10 +30,10 @@ class WeightsSource:
     ----------
     kind
         'hub': a file on the Hugging Face hub; 'package': a file inside an installed distribution;
-        'user': a file the user downloads and registers; 'random': drawn from `seed`; 'none': there
-        are none.
+        'user': a file the user downloads and registers; 'run': kept by a fine-tuning run;
+        'random': drawn from `seed`; 'none': there are none.
     location
-        Hub repository, import name of the package, or the page that publishes the file.
+        Hub repository, import name of the package, the page that publishes the file, or the run.
     file
         File name there; for 'hub', '' means the library's default.
     licence
@@ -44,7 +44,7 @@ class WeightsSource:
         Of random weights.
     """
 
-    kind: Literal["hub", "package", "user", "random", "none"]
+    kind: Literal["hub", "package", "user", "run", "random", "none"]
     location: str = ""
     file: str = ""
     licence: str = "not stated"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from embedcache.encoders.checkpoints import load_strictly, read_state_dict
 from embedcache.encoders.devices import check_device
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity
 from embedcache.errors import DeviceError, EncoderWeightsError
@@ -200,7 +201,11 @@ def load_torch(
     found, device
         As a loader is given them.
     """
-    if found.weights_file is not None:
+    if found.weights_file is not None and found.spec.weights.kind == "run":
+        # Fine-tuned: the tensors are the network's own, whatever layout the first ones came in.
+        module = build(found.spec, None)
+        load_strictly(module, read_state_dict(found.weights_file), found.weights_file)
+    elif found.weights_file is not None:
         module = build(found.spec, found.weights_file)
     elif found.spec.weights.kind != "random":
         raise EncoderWeightsError(f"'{found.spec.name}' was identified without its weights")

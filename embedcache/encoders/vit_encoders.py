@@ -81,6 +81,21 @@ class MapMean(nn.Module):
         tokens: torch.Tensor = self.network.forward_features(images)  # (n, 768, 64, 64)
         return tokens.mean((2, 3))
 
+    def group_matcher(self, *, coarse: bool) -> dict[str, Any]:  # noqa: ARG002 - timm's form
+        """Return which tensors are of one layer, as timm's networks do."""
+        return {
+            "stem": r"^network\.(?:pos_embed|patch_embed)",
+            "blocks": r"^network\.blocks\.(\d+)",
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the tensors that weight decay is not for."""
+        return {f"network.{name}" for name in self.network.no_weight_decay()}
+
+    def set_grad_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.network.set_grad_checkpointing()
+
 
 def build_ultrasam(spec: EncoderSpec, file: Path | None) -> nn.Module:
     """Return SAM's ViT-B/16 with the weights of `file`, or as initialised.

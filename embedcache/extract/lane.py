@@ -21,6 +21,7 @@ from embedcache.store.embedding_store import EmbeddingStore
 # loses at most this many images, or this many seconds.
 COMMIT_ROWS: Final = 256
 COMMIT_SECONDS: Final = 20.0
+_COMMIT_BYTES: Final = 64 << 20  # of rows that wait in memory; whole pictures get there first
 NOT_FINITE: Final = "the encoder returned NaN or infinity"
 
 
@@ -191,7 +192,8 @@ class Lane:
         if len(self._in_flight) > 1:  # one batch computes while the next is filled
             self._collect()
         late = time.monotonic() - self._committed_at > COMMIT_SECONDS
-        if len(self._done_keys) >= COMMIT_ROWS or late:
+        n_bytes = 4 * self.job.spec.dim * len(self._done_keys)
+        if len(self._done_keys) >= COMMIT_ROWS or n_bytes >= _COMMIT_BYTES or late:
             self._commit()
 
     def _collect(self) -> None:

@@ -130,6 +130,8 @@ def _method(record: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _regime(record: Mapping[str, Any]) -> str:
     """Return what was done with the embeddings: the kind of probe, or of run."""
+    if record["kind"] == "finetune":
+        return str(record["settings"]["regime"])
     settings = record["settings"].get("probe")
     if record["kind"] != "probe" or settings is None:
         return str(record["kind"])

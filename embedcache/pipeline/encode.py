@@ -23,6 +23,7 @@ from embedcache.extract.flow import ImageFile, run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport, Progress, merge_reports
 from embedcache.pipeline import state
+from embedcache.pipeline.finetuned import PREFIX, kept_encoders
 from embedcache.store.care import sweep
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import Workspace
@@ -141,7 +142,10 @@ def identify_models(
     precision: Precision = "fp32" if options.precision == "auto" else options.precision
     known = state.encoder_documents(workspace)
     found = [
-        registry.identify(
+        one
+        for name in names
+        for one in _identify(
+            workspace,
             name,
             digests=digests,
             known=known,
@@ -151,9 +155,20 @@ def identify_models(
             offline=options.offline,
             fetch=fetch,
         )
-        for name in names
     ]
     return list({one.presumed_fingerprint: one for one in reversed(found)}.values())[::-1]
+
+
+def _identify(
+    workspace: Workspace, name: str, *, preprocess: str | None, **settings: Any
+) -> list[Identified]:
+    """Find an encoder, or those that a fine-tuning run has kept."""
+    if not name.startswith(PREFIX):
+        return [registry.identify(name, preprocess=preprocess, **settings)]
+    kept = kept_encoders(workspace, name)
+    if settings["weights"] is not None or preprocess not in {None, kept[0][0].preprocess.fit}:
+        raise RunError(f"'{name}' has its own weights and preprocessing; leave out the options")
+    return [registry.identify_spec(spec, **{**settings, "weights": file}) for spec, file in kept]
 
 
 def identify_store(
@@ -171,7 +186,8 @@ def identify_store(
     EncoderWeightsError
         The weights here are other ones.
     """
-    found = registry.identify(
+    [found] = _identify(
+        workspace,
         store.name,
         digests=digests,
         known=state.encoder_documents(workspace),

@@ -36,6 +36,7 @@ from embedcache.pipeline.cohorts import (
     load_embeddings,
     official_split,
 )
+from embedcache.pipeline.finetuned import check_not_trained_on
 from embedcache.probe import ProbeResult, ProbeSettings, fit_probe
 from embedcache.probe_tasks import TaskResult, fit_label_sets, fit_regression, strata
 from embedcache.probes.choice import CHOICE_TOL, FIT_TOL
@@ -257,9 +258,17 @@ def _probe_one(question: Question, store: EmbeddingStore) -> RunOutcome:
 
 
 def load_rows(question: Question, store: EmbeddingStore) -> list[LabelledEmbeddings]:
-    """Return an encoder's rows of the training cohort, then of each external one."""
+    """Return an encoder's rows of the training cohort, then of each external one.
+
+    Raises
+    ------
+    LeakageError
+        The encoder was fine-tuned on one of their patients.
+    """
     cohorts = question.cohorts
     parts = {cohorts.train_cohort: cohorts.train, **cohorts.external}
+    everyone = cohorts.column("patient_id", [n for some in parts.values() for n in some])
+    check_not_trained_on(question.workspace, store, everyone)
     return [
         load_embeddings(store, cohorts.images, cohorts.labels, numbers, cohort=name)
         for name, numbers in parts.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedcache.embeddings import LabelledEmbeddings
     from embedcache.folds import FoldSize, FoldTable
     from embedcache.pipeline.comparing import CompareReport
+    from embedcache.pipeline.finetuning import Told
     from embedcache.pipeline.probing import ProbeOptions, RunOutcome
     from embedcache.pipeline.sweep import SweepReport
     from embedcache.pipeline.upkeep import GcReport, Status
@@ -281,6 +282,51 @@ class Project:
             CohortOptions(**options),
             CurveOptions(None if sizes is None else tuple(sizes), n_draws, n_threads),
             on_run=on_run,
+        )
+
+    def finetune(
+        self,
+        models: Sequence[str] | str,
+        *,
+        recipe: Path | str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        cohort_options: Mapping[str, Any] | None = None,
+        told: Told | None = None,
+        **options: Any,
+    ) -> list[RunOutcome]:
+        """Train encoder and head on each fold, and store predictions and scores as probes do.
+
+        Parameters
+        ----------
+        models
+            Names of encoders.
+        recipe, changes
+            A TOML file of recipe keys, and single keys; see `finetune/recipe.toml`.
+        cohort_options
+            The fields of `CohortOptions`.
+        told
+            Whom to tell of progress.
+        options
+            The other fields of `FinetuneOptions`: regime, device, n_devices, save, weights,
+            preprocess, encoder_file, offline, workers, n_resamples.
+
+        Raises
+        ------
+        LeakageError
+            A training patient stands in an external cohort.
+        RunError
+            A recipe key or regime that is none, or a loss that is no number.
+        """
+        from embedcache.finetune.recipe import read_recipe
+        from embedcache.pipeline.finetuning import FinetuneOptions, Told, finetune
+
+        found = read_recipe(None if recipe is None else Path(recipe), changes)
+        return finetune(
+            self.workspace,
+            _names(models),
+            CohortOptions(**(cohort_options or {})),
+            FinetuneOptions(recipe=found, **options),
+            told or Told(),
         )
 
     def zeroshot(

@@ -10,6 +10,7 @@ from pathlib import Path
 from embedcache.catalog.run_files import run_folders
 from embedcache.durable import TEMPORARY, read_table
 from embedcache.pipeline import state
+from embedcache.pipeline.pixels import pixel_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import Workspace
@@ -124,7 +125,7 @@ class GcReport:
     n_rows
         Rows of images that no manifest wants.
     freed_bytes
-        Bytes of segments deleted; 0 in a dry run.
+        Bytes deleted: segments, and what training left; 0 in a dry run.
     """
 
     n_rows: int
@@ -137,7 +138,7 @@ def collect_garbage(
     """Drop rows that no manifest wants, and files that nothing needs any more.
 
     Wanted is what the manifest names now, and whatever any other manifest that worked with this
-    store named last.
+    store named last. Pictures at training size go whole, unless a training has yet to end.
 
     Parameters
     ----------
@@ -163,5 +164,20 @@ def collect_garbage(
     if not dry_run:
         for folder in workspace.runs.glob(f"{TEMPORARY}*"):
             shutil.rmtree(folder)
+        freed += sum(map(_removed, _training_leftovers(workspace)))
         state.renew_catalog(workspace, images)
     return GcReport(n_rows, freed)
+
+
+def _training_leftovers(workspace: Workspace) -> list[Path]:
+    """Return the states of trainings whose run is published; without others, the pictures too."""
+    states = [path for path in workspace.training.glob("*") if path.is_dir()]
+    done = [path for path in states if (workspace.runs / path.name).exists()]
+    return done + (pixel_folders(workspace) if len(done) == len(states) else [])
+
+
+def _removed(folder: Path) -> int:
+    """Remove a folder and return how many bytes it held."""
+    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(folder)
+    return n_bytes

@@ -27,6 +27,8 @@ from embedcache.extract.report import PassReport, Progress
 from embedcache.pipeline import state
 from embedcache.pipeline.cohorts import CohortOptions, choose_cohorts
 from embedcache.pipeline.encode import ExtractOptions, encode_images, identify_store
+from embedcache.pipeline.finetuned import check_encoders
+from embedcache.pipeline.pixels import pixel_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.workspace import FORMAT_VERSION, Workspace
@@ -100,6 +102,9 @@ def verify(workspace: Workspace) -> VerifyReport:
         n_rows += care.count_rows(folder)
     findings += _check_tables(workspace)
     findings += [Finding(path, problem) for path, problem in check_runs(workspace.runs)]
+    findings += [Finding(path, problem) for path, problem in check_encoders(workspace)]
+    for folder in pixel_folders(workspace):
+        findings += [Finding(one.path, one.problem) for one in care.check_store(folder)]
     findings += _check_references(workspace)
     findings += _check_derived(workspace)
     return VerifyReport(len(folders), n_rows, tuple(findings))
@@ -181,8 +186,8 @@ def repair(
 ) -> VerifyReport:
     """Mend what `verify` finds: lost rows are encoded again, and nothing else is.
 
-    Fold tables and remembered manifests are made again. A damaged run is removed: the same probe
-    makes it again.
+    Fold tables and remembered manifests are made again. What is damaged of a run, of kept weights
+    or of pictures at training size is removed: the same command makes it again.
     """
     report = verify(workspace)
     if not report.findings:
@@ -202,7 +207,7 @@ def repair(
         before[name] = care.known_keys(folder) if known else _wanted(workspace)
         n_saved = care.mend_store(folder)
         on_message(f"{name}: {n_saved} rows of damaged segments saved")
-    notes += _mend_tables(workspace)
+    notes += [*_mend_tables(workspace), *_drop_damaged(workspace)]
     passes = []
     for name in damaged:
         try:
@@ -232,7 +237,7 @@ def _mend_tables(workspace: Workspace) -> Iterator[str]:
     """Make fold tables and remembered manifests again; drop runs that cannot be read."""
     for folder in sorted({path.parent for path, _ in check_runs(workspace.runs)}):
         shutil.rmtree(folder)
-        yield f"run {folder.name} removed; make it again with the same `embedcache probe`"
+        yield f"run {folder.name} removed; make it again with the same command"
     for finding in list(_check_tables(workspace)):
         finding.path.unlink()
     images = state.load_images(workspace)
@@ -242,6 +247,17 @@ def _mend_tables(workspace: Workspace) -> Iterator[str]:
             _assign_again(workspace, images, run["settings"])
     for finding in _check_references(workspace):
         yield f"{finding.path} cannot be made again: the manifest or the folds have changed since"
+
+
+def _drop_damaged(workspace: Workspace) -> Iterator[str]:
+    """Drop damaged pictures at training size, which can be made again, and damaged weights."""
+    for folder in pixel_folders(workspace):
+        if any(care.check_store(folder)):
+            shutil.rmtree(folder)
+            yield f"{folder} removed; the next `embedcache finetune` makes it again"
+    for folder in sorted({path.parent for path, _ in check_encoders(workspace)}):
+        shutil.rmtree(folder)
+        yield f"{folder} removed; make it again with the same `embedcache finetune --save`"
 
 
 def _assign_again(workspace: Workspace, images: state.Images, settings: dict[str, Any]) -> None:

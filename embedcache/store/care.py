@@ -173,7 +173,7 @@ def mend_store(folder: Path) -> int:
     return len(keys)
 
 
-def _blocks(rows: segment.FloatArray) -> Iterator[segment.FloatArray]:
+def _blocks(rows: segment.Rows) -> Iterator[segment.Rows]:
     step = segment.chunk_rows_for(len(rows))
     return (rows[i : i + step] for i in range(0, len(rows), step))
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +27,8 @@ from embedcache.durable import (
 from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
-
-FloatArray = NDArray[np.float32]
+from embedcache.store.locks import locked
+from embedcache.store.segment import Rows
 
 
 class EmbeddingStore:
@@ -44,8 +43,8 @@ class EmbeddingStore:
     ----------
     document
         What `encoder.json` says: name, fingerprint, identity, spec, versions, created.
-    dim
-        Length of a row.
+    dim, dtype
+        Length of a row, and its type: 'float32', or 'uint8' where rows are pictures.
     records
         The live records, in the order in which a double row is decided.
     failures
@@ -56,6 +55,7 @@ class EmbeddingStore:
         self.folder = folder
         self.document = read_document(folder / layout.DOCUMENT)
         self.dim = int(self.document["identity"]["dim"])
+        self.dtype = np.dtype(self.document["identity"].get("dtype", "float32"))
         self.refresh()
 
     @classmethod
@@ -146,7 +146,7 @@ class EmbeddingStore:
         number = bisect_right(self._starts, place) - 1
         return self.records[number].id, place - self._starts[number]
 
-    def read(self, keys: Sequence[str]) -> FloatArray:
+    def read(self, keys: Sequence[str]) -> Rows:
         """Return the rows of images that are held, every byte of them checked.
 
         Parameters
@@ -156,7 +156,7 @@ class EmbeddingStore:
 
         Returns
         -------
-        Shape (len(keys), dim), float32, in the order of `keys`.
+        Shape (len(keys), dim), of type `dtype`, in the order of `keys`.
 
         Raises
         ------
@@ -173,11 +173,11 @@ class EmbeddingStore:
             self.refresh()
             return self._read(keys)
 
-    def _read(self, keys: Sequence[str]) -> FloatArray:
+    def _read(self, keys: Sequence[str]) -> Rows:
         missing = [key for key in keys if key not in self._rows]
         if missing:
             raise LookupError(f"{len(missing)} images are not held, first {missing[0]}")
-        out = np.empty((len(keys), self.dim), np.float32)
+        out = np.empty((len(keys), self.dim), self.dtype)
         places = np.fromiter(map(self._rows.__getitem__, keys), np.int64, len(keys))
         order = np.argsort(places, kind="stable")
         numbers = np.searchsorted(self._starts, places[order], side="right") - 1
@@ -190,7 +190,7 @@ class EmbeddingStore:
     def append(
         self,
         keys: Sequence[str],
-        rows: FloatArray,
+        rows: Rows,
         *,
         failures: Mapping[str, str] | None = None,
         context: Mapping[str, Any] | None = None,
@@ -202,7 +202,7 @@ class EmbeddingStore:
         keys
             SHA-256 of each image.
         rows
-            Shape (len(keys), dim), float32, finite.
+            Shape (len(keys), dim), float32, finite; stored as `dtype`.
         failures
             Images that could not be encoded, and why.
         context
@@ -220,7 +220,8 @@ class EmbeddingStore:
                 f"rows of shape {rows.shape}, expected {(len(keys), self.dim)}, all finite"
             )
         step = segment.chunk_rows_for(len(rows))
-        blocks = (rows[i : i + step] for i in range(0, len(rows), step))
+        stored = rows.astype(self.dtype, copy=False)
+        blocks = (stored[i : i + step] for i in range(0, len(rows), step))
         self._commit(keys, blocks, failures or {}, context or {})
 
     def rewrite(self, keys: Sequence[str], *, context: Mapping[str, Any] | None = None) -> None:
@@ -240,7 +241,7 @@ class EmbeddingStore:
     def _commit(
         self,
         keys: Sequence[str],
-        blocks: Iterable[FloatArray],
+        blocks: Iterable[Rows],
         failures: Mapping[str, str],
         context: Mapping[str, Any],
         *,
@@ -272,26 +273,16 @@ class EmbeddingStore:
         on_wait
             Called once if another process holds it, before waiting for that.
         """
-        lock = filelock.FileLock(self.folder / layout.LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            on_wait()
-            lock.acquire()
-        except OSError as error:
-            raise write_error(self.folder / layout.LOCK, error) from error
-        try:
+        with locked(self.folder / layout.LOCK, on_wait):
             self.refresh()
             yield
-        finally:
-            lock.release()
 
 
 def commit(
     folder: Path,
     document: Mapping[str, Any],
     keys: Sequence[str],
-    blocks: Iterable[FloatArray],
+    blocks: Iterable[Rows],
     *,
     failures: Mapping[str, str],
     context: Mapping[str, Any],
@@ -312,9 +303,10 @@ def commit(
         See `Record`.
     """
     record_id, dim = new_id(), int(document["identity"]["dim"])
+    dtype = str(document["identity"].get("dtype", "float32"))
     sums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
 
-    def summed() -> Iterator[FloatArray]:
+    def summed() -> Iterator[Rows]:
         for block in blocks:
             sums.append(segment.row_sums(block))
             yield block
@@ -323,7 +315,7 @@ def commit(
     try:
         intent.parent.mkdir(exist_ok=True)
         intent.touch()
-        files = segment.write_segment(path, len(keys), dim, summed())
+        files = segment.write_segment(path, len(keys), dim, summed(), dtype=dtype)
         record = Record(
             id=record_id,
             keys=tuple(keys),

@@ -94,6 +94,11 @@ class Record:
     context: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def dtype(self) -> str:
+        """Type of the rows."""
+        return str(self.context.get("encoder", {}).get("identity", {}).get("dtype", "float32"))
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the segment on disk."""
         return sum(file.size for file in self.files)

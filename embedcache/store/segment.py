@@ -1,4 +1,4 @@
-"""One immutable Zarr v3 array of float32 rows: written through zarr, read straight from its chunks.
+"""One immutable Zarr v3 array of rows: written through zarr, read straight from its chunks.
 
 A chunk is `chunk_rows` rows, little-endian, followed by their CRC-32C; that is all there is to
 Zarr's `bytes` and `crc32c` codecs. Reading such a file into the result is ten times cheaper than
@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,14 @@ from embedcache.durable import crc32c, fsync_tree, write_error
 from embedcache.errors import StoreCorruptError
 from embedcache.store.layout import FileSum, Record, segment_path
 
-FloatArray = NDArray[np.float32]
+Rows = NDArray[Any]  # float32, or uint8 where rows are pictures
+# Types of rows, with what a chunk that is not there reads as through zarr: NaN, which can never
+# pass for a value. Bytes have no such thing; there size and existence, as recorded, must do.
+DTYPES: Final = {"float32": ("<f4", float("nan")), "uint8": ("|u1", 0)}
 MOST_CHUNK_ROWS: Final = 1024
 _SUM_BYTES: Final = 4
+# A longer row is cheaper read alone than with its chunk, however many are wanted.
+_LONG_ROW: Final = 1 << 15
 _CHUNKS: Final = "c/"
 _REPAIR: Final = "run `embedcache verify --repair`"
 
@@ -36,7 +41,7 @@ def chunk_rows_for(n_rows: int) -> int:
 
 
 def write_segment(
-    folder: Path, n_rows: int, dim: int, blocks: Iterable[FloatArray]
+    folder: Path, n_rows: int, dim: int, blocks: Iterable[Rows], *, dtype: str = "float32"
 ) -> tuple[FileSum, ...]:
     """Write an array, flush it to the disk, and return its files' checksums as read back.
 
@@ -48,6 +53,8 @@ def write_segment(
         Its shape.
     blocks
         The rows, `chunk_rows_for(n_rows)` at a time.
+    dtype
+        One of `DTYPES`.
 
     Raises
     ------
@@ -58,14 +65,14 @@ def write_segment(
     from zarr.codecs import Crc32cCodec
 
     rows = chunk_rows_for(n_rows)
+    code, fill_value = DTYPES[dtype]
     try:
         array = zarr.create_array(
             store=folder,
             shape=(n_rows, dim),
             chunks=(rows, dim),
-            dtype="<f4",
-            # NaN, so that a chunk that goes missing behind our back can never pass for zeros.
-            fill_value=float("nan"),
+            dtype=code,
+            fill_value=fill_value,
             filters=None,
             compressors=[Crc32cCodec()],
         )
@@ -88,9 +95,9 @@ def _sums(folder: Path) -> tuple[FileSum, ...]:
     return tuple(sums)
 
 
-def row_sums(rows: FloatArray) -> NDArray[np.uint32]:
+def row_sums(rows: Rows) -> NDArray[np.uint32]:
     """Return the CRC-32C of each row's bytes, shape (n,)."""
-    octets = np.ascontiguousarray(rows, dtype="<f4").view(np.uint8)
+    octets = np.ascontiguousarray(rows).view(np.uint8)
     return np.fromiter((crc32c(row) for row in octets), dtype=np.uint32, count=len(rows))
 
 
@@ -134,7 +141,7 @@ def check_sizes(folder: Path, record: Record) -> None:
 
 
 def read_rows(
-    folder: Path, record: Record, rows: NDArray[np.int64], out: FloatArray, at: NDArray[np.int64]
+    folder: Path, record: Record, rows: NDArray[np.int64], out: Rows, at: NDArray[np.int64]
 ) -> None:
     """Copy rows of a segment into an array, checked.
 
@@ -147,7 +154,7 @@ def read_rows(
     rows
         Rows wanted, ascending, shape (k,).
     out
-        Shape (n, dim), float32, C-contiguous.
+        Shape (n, dim), of the segment's type, C-contiguous.
     at
         Where in `out` each goes, shape (k,).
 
@@ -162,7 +169,8 @@ def read_rows(
         where, target = rows[first:last] - chunk * record.chunk_rows, at[first:last]
         # One row costs a seek and a checksum call, a whole chunk is read at memory speed: the two
         # meet at about one row in sixteen.
-        if 16 * len(where) < record.chunk_rows:
+        is_long = record.dim * out.itemsize > _LONG_ROW
+        if is_long or 16 * len(where) < record.chunk_rows:
             _read_single_rows(folder, record, int(chunk), where, out, target)
         else:
             _read_chunk(folder, record, int(chunk), where, out, target)
@@ -178,14 +186,14 @@ def _read_chunk(
     record: Record,
     chunk: int,
     where: NDArray[np.int64],
-    out: FloatArray,
+    out: Rows,
     target: NDArray[np.int64],
 ) -> None:
     file, rows = _chunk_file(record, chunk), record.chunk_rows
     start, n_rows = int(target[0]), len(where)
     # All of a chunk, in order, to one place: the usual full read, straight into the result.
     direct = n_rows == rows and bool(np.all(np.diff([where, target]) == 1))
-    values = out[start : start + rows] if direct else np.empty((rows, record.dim), np.float32)
+    values = out[start : start + rows] if direct else np.empty((rows, record.dim), out.dtype)
     octets = values.reshape(-1).view(np.uint8)
     path = segment_path(folder, record.id) / file.path
     with _opened(path) as stream:
@@ -205,7 +213,7 @@ def _read_single_rows(
     record: Record,
     chunk: int,
     where: NDArray[np.int64],
-    out: FloatArray,
+    out: Rows,
     target: NDArray[np.int64],
 ) -> None:
     path = segment_path(folder, record.id) / _chunk_file(record, chunk).path
@@ -230,9 +238,9 @@ def _opened(path: Path) -> io.FileIO:
         raise StoreCorruptError(f"{path} is missing; {_REPAIR}") from None
 
 
-def salvage(folder: Path, record: Record) -> tuple[NDArray[np.int64], FloatArray]:
+def salvage(folder: Path, record: Record) -> tuple[NDArray[np.int64], Rows]:
     """Return the rows of a damaged segment that match their own checksum, and their numbers."""
-    good, rows = [], np.empty((len(record.keys), record.dim), np.float32)
+    good, rows = [], np.empty((len(record.keys), record.dim), record.dtype)
     for number in range(len(record.keys)):
         one, place = np.array([number]), np.array([number])
         chunk = number // record.chunk_rows

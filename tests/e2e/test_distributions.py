@@ -64,7 +64,7 @@ def own_files() -> set[str]:
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES.items()
         for path in folder.rglob("*")
-        if path.suffix in {".py", ".sql", ".yaml"} or path.name == "py.typed"
+        if path.suffix in {".py", ".sql", ".toml", ".yaml"} or path.name == "py.typed"
     }
 
 
@@ -102,4 +102,4 @@ def test_the_sdist_holds_what_builds_the_wheel_and_no_data(built):
     }
     assert code == own_files()
     kinds = {name.suffix for name in inside if len(name.parts) > 1}
-    assert kinds <= {".py", ".sql", ".yaml", ".typed", ".md", ""}, kinds
+    assert kinds <= {".py", ".sql", ".toml", ".yaml", ".typed", ".md", ""}, kinds

@@ -1,0 +1,186 @@
+"""`embedcache finetune`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedcache_cli import options
+from embedcache_cli.output import bytes_text, print_json, progress, say, seconds_text
+from embedcache_cli.probe import print_outcomes
+
+if TYPE_CHECKING:
+    from embedcache.finetune.jobs import Epoch, Step
+    from embedcache.pipeline.probing import RunOutcome
+
+
+@click.command(short_help="Train encoder and head on the same folds, into the same tables.")
+@options.model
+@options.project
+@options.option(
+    "--regime",
+    default="finetune",
+    show_default=True,
+    metavar="REGIME",
+    help="finetune, lora, head-only, lp-ft, or partial:N for the last N layers.",
+)
+@options.option("--config", type=options.FILE, help="TOML file of recipe keys.")
+@options.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One recipe key; repeat for several.",
+)
+@options.option("--show-config", is_flag=True, help="Print the recipe with its sources and stop.")
+@options.option("--epochs", type=click.IntRange(min=1), help="The recipe's `epochs`.")
+@options.option("--save", is_flag=True, help="Keep the encoders, for `extract -m run:RUN_ID`.")
+@options.cohorts
+@options.encoding
+@options.option(
+    "--devices",
+    "n_devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many of the device, one process each.",
+)
+@options.preprocess
+@options.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="The recipe's `precision`; auto is mixed on a CUDA GPU, fp32 elsewhere.",
+)
+@options.resamples
+@options.progress
+@options.talk
+def finetune(
+    models: tuple[str, ...],
+    manifest: Path | None,
+    store: Path | None,
+    data_root: Path | None,
+    config: Path | None,
+    changes: tuple[str, ...],
+    show_config: bool,
+    label: str,
+    train_cohort: str | None,
+    external: tuple[str, ...],
+    where: str | None,
+    class_map: str | None,
+    folds: int | Path,
+    seed: int,
+    resamples: int,
+    progress_mode: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **settings: Any,
+) -> int:
+    """Train encoder and head on each fold's patients, and test them as probes are tested.
+
+    Some of a fold's training patients choose the epoch. A run that was interrupted goes on where it
+    was. Exit code 3 says that images were left out because they could not be read.
+    """
+    import embedcache
+    from embedcache.finetune.recipe import parse_changes, read_recipe, recipe_text
+
+    if show_config:
+        click.echo(recipe_text(), nl=False)
+        return 0
+    named = {key: settings.pop(key) for key in ("epochs", "batch_size", "precision")}
+    keys = {**parse_changes(changes), **{k: v for k, v in named.items() if v is not None}}
+    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
+    with _talk(progress_mode, read_recipe(config, keys).epochs, quiet=quiet) as told:
+        outcomes = project.finetune(
+            models,
+            recipe=config,
+            changes=keys,
+            cohort_options={
+                "label": label,
+                "train_cohort": train_cohort,
+                "external": external or None,
+                "where": where,
+                "class_map": class_map,
+                "folds": folds,
+                "seed": seed,
+            },
+            told=told,
+            n_resamples=resamples,
+            **settings,
+        )
+    if as_json:
+        print_json(outcomes)
+    else:
+        print_outcomes(outcomes, verbose=verbose)
+        for outcome in outcomes:
+            say(_cost_line(outcome), quiet=quiet)
+    return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
+
+
+def _cost_line(outcome: RunOutcome) -> str:
+    cost = outcome.run.results["cost"]
+    epochs = [one for fold in outcome.run.results["epochs"] for one in fold]
+    spent = sum(one["seconds"] for one in epochs)
+    share = sum(one["compute_share"] * one["seconds"] for one in epochs) / spent
+    regime = outcome.run.settings["regime"]
+    return (
+        f"{outcome.run.encoder} ({regime}): {len(cost)} folds, "
+        f"{seconds_text(sum(one['seconds'] for one in cost))} on {cost[0]['devices']} x "
+        f"{cost[0]['device']}, {share:.0%} of it forward and backward; "
+        f"{cost[0]['parameters_trained']:,} of {cost[0]['parameters']:,} parameters trained, "
+        f"at most {bytes_text(max(one['peak_memory_bytes'] for one in cost))}"
+    )
+
+
+def _epoch_line(one: Epoch) -> str:
+    return (
+        f"fold {one.fold} epoch {one.epoch}: loss {one.loss:.3f}, validation macro F1 "
+        f"{one.macro_f1:.3f}{' *' if one.is_best else ''}, lr {one.lr:.2g}, "
+        f"{one.images_per_s:.1f} images/s, {one.compute_share:.0%} forward and backward"
+    )
+
+
+@contextmanager
+def _talk(mode: str, n_epochs: int, *, quiet: bool) -> Iterator[Any]:
+    """Yield whom to tell: a bar a fold in a terminal, a line an epoch, or JSON lines."""
+    from embedcache.pipeline.finetuning import Told
+
+    def message(text: str) -> None:
+        say(f"note: {text}", quiet=quiet)
+
+    def line(one: Epoch) -> None:
+        as_json = json.dumps({**asdict(one), "n_epochs": n_epochs})
+        say(as_json if mode == "jsonl" else _epoch_line(one), quiet=quiet or mode == "off")
+
+    with progress(mode, quiet=quiet) as decoded, _bars(mode, quiet=quiet) as step:
+        yield Told(on_message=message, on_progress=decoded, on_step=step, on_epoch=line)
+
+
+@contextmanager
+def _bars(mode: str, *, quiet: bool) -> Iterator[Any]:
+    """Yield a function that draws a bar for each fold, where there is a terminal."""
+    import sys
+
+    if not (mode == "bar" or (mode == "auto" and sys.stderr.isatty() and not quiet)):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("ETA"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[int, Any] = {}
+
+        def show(one: Step) -> None:
+            if one.fold not in tasks:
+                tasks[one.fold] = bars.add_task("", total=one.n_total)
+            text = f"fold {one.fold}, epoch {one.epoch}"
+            bars.update(tasks[one.fold], completed=one.n_done, description=text)
+
+        yield show

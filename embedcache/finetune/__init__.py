@@ -1,0 +1,1 @@
+"""Training that moves the encoder: recipe, regimes, batches, epochs, and their survival."""

@@ -1,0 +1,154 @@
+"""From stored pictures to batches: which images when, and each changed in its own way.
+
+Nothing here has a state that could be lost: the order of an epoch and the change of a picture are
+functions of seed, fold, epoch and image. A training that goes on after a kill, on another number
+of processes or workers, sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from embedcache.store.embedding_store import EmbeddingStore
+
+Numbers = NDArray[np.int64]
+Batch = tuple[torch.Tensor, torch.Tensor]  # numbers, and their pictures
+UNCHANGED: Final = -1  # in the place of an epoch
+
+
+class Pictures(Dataset[torch.Tensor]):
+    """Stored pictures by epoch and number.
+
+    Parameters
+    ----------
+    store
+        Of pictures at the size of training.
+    keys
+        SHA-256 of each.
+    size
+        Height and width.
+    change
+        What training does to a picture, uint8, shape (channels, height, width); draws from torch's
+        generator.
+    seed
+        Of the changes; with epoch and number it decides each.
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        keys: Sequence[str],
+        size: tuple[int, int],
+        change: Callable[[torch.Tensor], torch.Tensor],
+        seed: tuple[int, ...],
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._size = size
+        self._change = change
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitems__(self, wanted: Sequence[tuple[int, int]]) -> Batch:
+        """Return pictures, uint8, shape (n, 1 or 3, height, width): 1 where all are grey.
+
+        Parameters
+        ----------
+        wanted
+            Epoch and number of each; as it is stored where the epoch is `UNCHANGED`.
+        """
+        rows = self._store.read([self._keys[number] for _, number in wanted])
+        pictures = torch.from_numpy(rows.reshape(-1, 3, *self._size))
+        if all(torch.equal(pictures[:, 0], pictures[:, channel]) for channel in (1, 2)):
+            pictures = pictures[:, :1]  # a third of the work
+        pictures = torch.stack([*map(self._changed, pictures, wanted)])
+        return torch.tensor([number for _, number in wanted]), pictures
+
+    def _changed(self, picture: torch.Tensor, one: tuple[int, int]) -> torch.Tensor:
+        if one[0] == UNCHANGED:
+            return picture
+        before = torch.get_rng_state()
+        seed = np.random.SeedSequence([*self._seed, *one]).generate_state(1, np.uint64)
+        torch.default_generator.manual_seed(int(seed[0] >> 1))
+        try:
+            return self._change(picture)
+        finally:
+            torch.set_rng_state(before)
+
+
+def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list[Numbers]:
+    """Return the images of each step: all of them, once, shuffled, in batches of nearly one size.
+
+    So none is left out, and no step rests on a few images that were left over.
+    """
+    order = np.random.default_rng(seed).permutation(n_images)
+    return np.array_split(order, -(-n_images // batch_size))
+
+
+def in_parts(numbers: Numbers, n_parts: int) -> list[list[int]]:
+    """Return numbers in so many parts of nearly one size, or fewer where there are not enough."""
+    return [part.tolist() for part in np.array_split(numbers, n_parts) if len(part)]
+
+
+class Reader:
+    """Reads and changes pictures ahead, in processes that live as long as the reader.
+
+    Parameters
+    ----------
+    pictures
+        What to read from.
+    workers
+        Number of processes; 0: this one, when a batch is asked for.
+    device
+        Where batches will go.
+    """
+
+    def __init__(self, pictures: Pictures, *, workers: int, device: torch.device) -> None:
+        self._turn = _Turn()
+        self._loader: DataLoader[Batch] = DataLoader(
+            cast(Dataset[Batch], pictures),
+            batch_sampler=self._turn,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals,
+            pin_memory=device.type == "cuda",
+        )
+
+    def read(self, parts: Sequence[list[int]], *, epoch: int = UNCHANGED) -> Iterator[Batch]:
+        """Yield a batch for each part, in order; one turn has to end before the next."""
+        self._turn.parts = [[(epoch, number) for number in part] for part in parts]
+        return iter(self._loader)
+
+
+class _Turn(Sampler[list[tuple[int, int]]]):
+    """What is to be read now."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals(worker: int) -> None:
+    """Let the training itself answer to what is sent to the whole group; it ends its workers."""
+    del worker
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
