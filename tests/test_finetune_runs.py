@@ -29,6 +29,7 @@ from embedcache.errors import (
     MissingEmbeddingsError,
     MissingExtraError,
     RunError,
+    StoreCorruptError,
 )
 from embedcache.finetune.train import train_fold
 from embedcache.pipeline.finetuning import Told
@@ -219,7 +220,7 @@ def test_the_encoder_that_is_kept_is_the_one_that_predicted(tuned, tmp_path):
     run_id = run_of(project, "finetune").name
     project.extract(f"run:{run_id}:2")
     document = json.loads((project.workspace.weights / run_id / "encoders.json").read_text())
-    (name, _) = document["files"][2]
+    name = document["encoders"][2]["file"]
     found = registry.identify("tiny-vit", digests=embedcache.digests.DigestCache())
     module = registry.load(found, device="cpu").module
     from safetensors.torch import load_file
@@ -247,6 +248,52 @@ def test_a_kept_encoder_is_never_asked_about_patients_it_was_trained_on(tuned, t
     assert outcome.run.encoder == name
 
 
+def test_a_kept_encoder_is_not_trained_further_on_what_would_test_it(tuned, tmp_path):
+    project = copied(tuned, tmp_path)
+    run_id = run_of(project, "finetune").name
+    with pytest.raises(LeakageError, match=r"'run:finetune-tiny-vit-\w+:0' was trained on patient"):
+        project.finetune(f"run:{run_id}:0", changes=QUICK, **SETTINGS)
+    abroad = {"train_cohort": "abroad", "external": (), "folds": 2}
+    [again] = project.finetune(
+        f"run:{run_id}:0", changes=QUICK, cohort_options=abroad, save=True, **SETTINGS
+    )
+    # What the first training saw, the second one's encoder has seen.
+    name = f"run:{again.run.run_id}:1"
+    project.extract(name)
+    with pytest.raises(LeakageError, match="was trained on patient 'home-"):
+        project.probe(name, where="cohort = 'home'")
+
+
+def test_kept_encoders_are_named_by_the_fold_that_they_leave_out(tmp_path):
+    write_cohort(tmp_path, size=16)
+    rows = [f"home-{number:03d},{1 + number % 3}" for number in range(12)]
+    rows += ["nobody,0"]  # a fold that none of the images is in
+    (tmp_path / "folds.csv").write_text("\n".join(["patient_id,fold", *rows]) + "\n")
+    project = embedcache.open(tmp_path)
+    asked = {"folds": tmp_path / "folds.csv"}
+    [outcome] = project.finetune(
+        "tiny-vit", changes=QUICK, cohort_options=asked, save=True, **SETTINGS
+    )
+    run_id = outcome.run.run_id
+    document = json.loads((project.workspace.weights / run_id / "encoders.json").read_text())
+    assert [one["fold"] for one in document["encoders"]] == [1, 2, 3]
+    for one in document["encoders"]:
+        left_out = {f"home-{number:03d}" for number in range(12) if 1 + number % 3 == one["fold"]}
+        assert not left_out & set(one["trained_on"])
+        assert len(left_out) + len(one["trained_on"]) == 12
+    with pytest.raises(EncoderWeightsError, match="has no fold '0'; expected one of 1, 2, 3"):
+        project.extract(f"run:{run_id}:0")
+
+
+def test_where_nobody_can_tell_what_it_was_trained_on_an_encoder_is_refused(tuned, tmp_path):
+    project = copied(tuned, tmp_path)
+    run_id = run_of(project, "finetune").name
+    project.extract(f"run:{run_id}:1")
+    shutil.rmtree(project.workspace.weights)
+    with pytest.raises(StoreCorruptError, match=r"encoders.json is missing"):
+        project.probe(f"run:{run_id}:1", train_cohort="abroad", external=(), folds=3)
+
+
 def test_weights_that_were_not_kept_are_made_again(tuned, tmp_path):
     project = copied(tuned, tmp_path)
     run_id = run_of(project, "finetune").name
@@ -265,7 +312,7 @@ def test_runs_and_folds_that_are_not_there_are_named(tuned):
     run_id = run_of(project, "finetune").name
     with pytest.raises(EncoderWeightsError, match="no run 'nonsense' in"):
         project.extract("run:nonsense")
-    with pytest.raises(EncoderWeightsError, match="has no fold '9'; expected 0 to 4"):
+    with pytest.raises(EncoderWeightsError, match="has no fold '9'; expected one of 0, 1, 2, 3, 4"):
         project.extract(f"run:{run_id}:9")
     with pytest.raises(RunError, match="has its own weights and preprocessing"):
         project.extract(f"run:{run_id}:0", preprocess="pad-square")

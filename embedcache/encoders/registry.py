@@ -265,6 +265,11 @@ def load_text(found: Identified, *, device: str = "auto") -> TextEncoder:
         It has none, or its embeddings are not in the space that the text half writes to.
     """
     module = importlib.import_module(found.spec.loader.partition(":")[0])
+    if found.spec.weights.kind == "run":
+        raise EncoderError(
+            f"'{found.spec.name}' was fine-tuned away from its texts; zero-shot "
+            "needs the encoder it started from"
+        )
     if not hasattr(module, "load_text") or found.spec.output != "projected":
         raise EncoderError(
             f"'{found.spec.name}' has no text half; zero-shot needs fetalclip or an "

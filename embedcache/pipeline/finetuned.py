@@ -4,46 +4,74 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from embedcache.catalog import run_files
 from embedcache.digests import DigestCache
-from embedcache.durable import find_table, fsync_tree, read_document, read_table, seal_document
+from embedcache.durable import fsync_tree, read_document, seal_document
 from embedcache.durable import replace as renew
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
-from embedcache.errors import EncoderWeightsError, LeakageError
-from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.errors import EncoderWeightsError, LeakageError, StoreCorruptError
 from embedcache.workspace import Workspace
 
 PREFIX: Final = "run:"
 _DOCUMENT: Final = "encoders.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One fold's encoder: its weights, and whose pictures moved or chose them."""
+
+    fold: int
+    file: Path
+    patients: tuple[str, ...]
+
+
 def keep_encoders(
-    workspace: Workspace, run_id: str, base: EncoderSpec, trained: Sequence[Path]
+    workspace: Workspace, run_id: str, base: EncoderSpec, trained: Sequence[Trained]
 ) -> None:
-    """Keep the weights of a run's encoders, one a fold.
+    """Keep the weights of a run's encoders.
 
     Parameters
     ----------
     base
-        The encoder that training started from.
+        The encoder that training started from; what that was trained on, these were too.
     trained
-        A safetensors file a fold; copied.
+        Their files are copied.
     """
     folder = workspace.weights / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    digests = DigestCache()
-    names = []
-    for number, path in enumerate(trained):
-        target = folder / f"fold-{number}.safetensors"
-        shutil.copyfile(path, target)
-        names.append([target.name, digests.file_digest(target)])
-    document = {"run_id": run_id, "spec": base.document(), "files": names}
+    digests, before = DigestCache(), seen_by(workspace, base)
+    kept = []
+    for one in trained:
+        target = folder / f"fold-{one.fold}.safetensors"
+        shutil.copyfile(one.file, target)
+        digest, seen = digests.file_digest(target), sorted(before | set(one.patients))
+        kept.append({"fold": one.fold, "file": target.name, "sha256": digest, "trained_on": seen})
+    fsync_tree(folder)
+    document = {"run_id": run_id, "spec": base.document(), "encoders": kept}
     renew(folder / _DOCUMENT, seal_document(document))  # last: what it names is there
     fsync_tree(folder)
+
+
+def seen_by(workspace: Workspace, spec: EncoderSpec) -> frozenset[str]:
+    """Return the patients that an encoder was fine-tuned on here; none of a published one.
+
+    Raises
+    ------
+    StoreCorruptError
+        What was written of it is missing or damaged, so nobody can tell.
+    """
+    if spec.weights.kind != "run":
+        return frozenset()
+    document = read_document(workspace.weights / spec.weights.location / _DOCUMENT)
+    return frozenset(
+        patient
+        for one in document["encoders"]
+        if one["file"] == spec.weights.file
+        for patient in one["trained_on"]
+    )
 
 
 def has_encoders(workspace: Workspace, run_id: str) -> bool:
@@ -70,20 +98,19 @@ def kept_encoders(workspace: Workspace, name: str) -> list[tuple[EncoderSpec, Pa
             f"run '{run_id}' kept no weights; run the same `embedcache finetune` again with --save"
         )
     document = read_document(folder / _DOCUMENT)
-    files = [str(file) for file, _ in document["files"]]
-    if fold and fold not in map(str, range(len(files))):
+    files = {str(one["fold"]): str(one["file"]) for one in document["encoders"]}
+    if fold and fold not in files:
         raise EncoderWeightsError(
-            f"run '{run_id}' has no fold '{fold}'; expected 0 to {len(files) - 1}"
+            f"run '{run_id}' has no fold '{fold}'; expected one of {', '.join(files)}"
         )
     base = EncoderSpec.from_document(document["spec"])
-    numbers = [int(fold)] if fold else range(len(files))
     return [
         (_of_fold(base, run_id, number, files[number]), folder / files[number])
-        for number in numbers
+        for number in ([fold] if fold else files)
     ]
 
 
-def _of_fold(base: EncoderSpec, run_id: str, number: int, file: str) -> EncoderSpec:
+def _of_fold(base: EncoderSpec, run_id: str, number: str, file: str) -> EncoderSpec:
     weights = WeightsSource(
         kind="run",
         location=run_id,
@@ -101,29 +128,23 @@ def _of_fold(base: EncoderSpec, run_id: str, number: int, file: str) -> EncoderS
 
 
 def check_not_trained_on(
-    workspace: Workspace, store: EmbeddingStore, patient_id: Sequence[str]
+    workspace: Workspace, spec: EncoderSpec, patient_id: Sequence[str]
 ) -> None:
     """Check that a fine-tuned encoder is asked about patients that it has not seen.
 
     Raises
     ------
     LeakageError
-        It was trained on one of them.
+        It was trained on one of them, or the encoder was that its training started from.
+    StoreCorruptError
+        Nobody can tell any more.
     """
-    spec = EncoderSpec.from_document(store.document["spec"])
-    if spec.weights.kind != "run":
-        return
-    run = run_files.read_run(workspace.runs / spec.weights.location)
-    table = find_table(workspace.folds, run["data"]["folds_id"])
-    number = int(store.name.rpartition(":")[2])
-    rows = read_table(table).to_pydict() if table else {"patient_id": [], "fold": []}
-    seen = {p for p, fold in zip(rows["patient_id"], rows["fold"], strict=True) if fold != number}
-    shared = sorted(seen & set(patient_id))
+    shared = sorted(seen_by(workspace, spec) & set(patient_id))
     if shared:
         raise LeakageError(
-            f"'{store.name}' was trained on patient '{shared[0]}' ({len(shared)} patients are); "
-            f"ask about patients of its fold {number} or of another cohort, with --train-cohort, "
-            "--external or --where"
+            f"'{spec.name}' was trained on patient '{shared[0]}' ({len(shared)} patients are); ask "
+            "about patients of its own fold or of another cohort, with --train-cohort, --external "
+            "or --where"
         )
 
 
@@ -131,9 +152,14 @@ def check_encoders(workspace: Workspace) -> Iterator[tuple[Path, str]]:
     """Yield each kept file that is damaged or missing, and what is wrong with it."""
     digests = DigestCache()
     for document in sorted(workspace.weights.glob(f"*/{_DOCUMENT}")):
-        for name, digest in read_document(document)["files"]:
-            path = document.parent / str(name)
+        try:
+            kept = read_document(document)["encoders"]
+        except StoreCorruptError:
+            yield document, "does not match its checksum"
+            continue
+        for one in kept:
+            path = document.parent / str(one["file"])
             if not path.exists():
                 yield path, "is missing"
-            elif digests.file_digest(path) != digest:
+            elif digests.file_digest(path) != one["sha256"]:
                 yield path, "does not match its checksum"

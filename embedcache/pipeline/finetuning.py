@@ -31,7 +31,12 @@ from embedcache.finetune.splits import Split, split_fold
 from embedcache.pipeline import state
 from embedcache.pipeline.cohorts import CohortOptions
 from embedcache.pipeline.encode import ExtractOptions, identify_models
-from embedcache.pipeline.finetuned import has_encoders, keep_encoders
+from embedcache.pipeline.finetuned import (
+    Trained,
+    check_not_trained_on,
+    has_encoders,
+    keep_encoders,
+)
 from embedcache.pipeline.pixels import hold_pixels
 from embedcache.pipeline.probing import (
     DECISIVE,
@@ -203,6 +208,8 @@ class _Finetuning:
         start = time.perf_counter()
         self.store, self.parts, n_skipped = self._pictures()
         check_cohorts(self.parts[0], self.parts[1:])
+        everyone = [patient for part in self.parts for patient in part.patient_id]
+        check_not_trained_on(self.workspace, self.found.spec, everyone)
         self.classes = tuple(sorted(set(self.parts[0].label)))
         settings, data, versions = self._decisive()
         decisive = [self.found.fingerprint, settings, data, versions]
@@ -455,8 +462,17 @@ class _Finetuning:
         from embedcache.finetune.jobs import ENCODER
 
         if self.options.save:
-            files = [training / f"fold-{one.fold}" / ENCODER for one in results]
-            keep_encoders(self.workspace, run.run_id, self.found.spec, files)
+            train = self.parts[0]
+            fold = self.question.folds.of(train.patient_id)
+            trained = [
+                Trained(
+                    one.fold,
+                    training / f"fold-{one.fold}" / ENCODER,
+                    tuple(np.unique(np.array(train.patient_id)[fold != one.fold]).tolist()),
+                )
+                for one in results
+            ]
+            keep_encoders(self.workspace, run.run_id, self.found.spec, trained)
         draws = {"n_resamples": self.options.n_resamples, "seed": run.settings["seed"]}
         run_files.write_run(self.workspace.runs, run, predictions, evaluate(predictions, **draws))
 

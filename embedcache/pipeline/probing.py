@@ -16,6 +16,7 @@ from embedcache.catalog import run_files
 from embedcache.cores import at_most
 from embedcache.durable import canonical_json, find_table, publish_table, read_table, utc_now
 from embedcache.embeddings import LabelledEmbeddings
+from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import RunError
 from embedcache.evaluate import evaluate
 from embedcache.evaluate_tasks import evaluate_task
@@ -268,7 +269,8 @@ def load_rows(question: Question, store: EmbeddingStore) -> list[LabelledEmbeddi
     cohorts = question.cohorts
     parts = {cohorts.train_cohort: cohorts.train, **cohorts.external}
     everyone = cohorts.column("patient_id", [n for some in parts.values() for n in some])
-    check_not_trained_on(question.workspace, store, everyone)
+    spec = EncoderSpec.from_document(store.document["spec"])
+    check_not_trained_on(question.workspace, spec, everyone)
     return [
         load_embeddings(store, cohorts.images, cohorts.labels, numbers, cohort=name)
         for name, numbers in parts.items()
