@@ -11,6 +11,7 @@ import pytest
 from embedcache_cli.main import run
 
 import embedcache
+from embedcache.encoders import plugins
 from embedcache.pipeline.project import Project
 from embedcache.testing import write_cohort
 
@@ -33,6 +34,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
             monkeypatch.delenv(name)
     monkeypatch.setenv("EMBEDCACHE_WEIGHTS_HOME", str(tmp_path_factory.mktemp("weights")))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+    monkeypatch.setattr(plugins, "_from_files", {})
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from embedcache.digests import DigestCache
 from embedcache.encoders import registry
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.errors import EncoderError, LeakageError, RunError
+from embedcache.errors import DeviceError, EncoderError, LeakageError, RunError
 from embedcache.finetune import batches
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.devices import on_devices
+from embedcache.finetune.devices import on_devices, settle_for_less
 from embedcache.finetune.jobs import FoldJob, Part, finished
 from embedcache.finetune.model import (
     Classifier,
@@ -419,6 +419,46 @@ def test_a_picture_changes_alike_whoever_loads_it_and_beside_whom(stored):
             assert torch.equal(loaded, together[[2, 1]])
 
 
+def test_a_grey_picture_changes_alike_beside_one_in_colour(tmp_path):
+    write_cohort(tmp_path, n_patients=4, n_images=1, size=16)
+    for path in sorted((tmp_path / "images").glob("*.png"))[::2]:
+        grey = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([grey, grey // 2, grey // 3], axis=2)).save(path)
+    workspace = embedcache.open(tmp_path).workspace
+    workspace.create_store()
+    images = state.load_images(workspace)
+    store, _ = hold_pixels(workspace, registry.find_spec("tiny-vit").preprocess, images.files)
+    pictures = batches.Pictures(store, images.keys, (16, 16), augmentation(recipe()), (0,))
+    _, together = pictures.__getitems__([(0, number) for number in range(len(images.keys))])
+    assert together.shape[1] == 3
+    for number, one in enumerate(together):
+        _, alone = pictures.__getitems__([(0, number)])
+        assert torch.equal(alone[0].expand(3, -1, -1), one)
+
+
+def test_workers_leave_the_draws_of_drop_path_alone(stored, tmp_path):
+    settings = {"epochs": 2, "lr": 1e-3, "drop_path": 0.5}
+    losses = []
+    for workers in (0, 1):
+        one = job(stored, "tiny-vit", "finetune", tmp_path / str(workers), **settings)
+        losses.append([epoch.loss for epoch in trained(replace(one, workers=workers)).epochs])
+    assert losses[0] == losses[1]
+
+
+def test_a_network_that_cannot_be_repeated_to_the_bit_is_trained_all_the_same(caplog):
+    def passes():
+        raise RuntimeError("x_backward does not have a deterministic implementation. Turn it off")
+
+    try:
+        settle_for_less(passes)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert "x_backward does not have a deterministic implementation" in caplog.text
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    with pytest.raises(ZeroDivisionError):
+        settle_for_less(lambda: 1 / 0)
+
+
 def test_augmentation_keeps_shape_type_and_top():
     torch.manual_seed(0)
     picture = torch.zeros(1, 32, 32, dtype=torch.uint8)
@@ -463,11 +503,17 @@ def job(stored, name: str, regime: str, folder: Path, **changes: object) -> Fold
     )
 
 
-def trained(one: FoldJob, **callbacks):
-    precision = one.recipe.precision
+def trained(one: FoldJob, *, n_devices: int = 1, theirs: FoldJob | None = None, **callbacks):
+    """Train a fold; `theirs` is what the other processes do, where it is something else."""
     with on_devices(
-        train_folds, ([one],), device="cpu", n_devices=1, precision=precision
+        train_folds,
+        ([theirs or one],),
+        device="cpu",
+        n_devices=n_devices,
+        precision=one.recipe.precision,
+        encoder_file=Path(tiny_encoders.__file__),
     ) as fabric:
+        assert fabric.world_size == n_devices
         return train_fold(fabric, one, **callbacks)
 
 
@@ -526,21 +572,23 @@ def test_two_processes_learn_what_one_does(stored, tmp_path):
             drop_path=0.0,
             accumulate=2,
         )
-        with on_devices(
-            train_folds,
-            ([one],),
-            device="cpu",
-            n_devices=n_devices,
-            precision="fp32",
-            encoder_file=Path(tiny_encoders.__file__),
-        ) as fabric:
-            assert fabric.world_size == n_devices
-            found[n_devices] = train_fold(fabric, one)
+        # Each process has readers of its own, as on GPUs.
+        found[n_devices] = trained(replace(one, workers=n_devices - 1), n_devices=n_devices)
     for key in ("loss", "validation_loss", "macro_f1", "lr"):
         values = [[getattr(e, key) for e in found[n].epochs] for n in (1, 2)]
         assert np.allclose(*values, rtol=1e-4), key
     assert np.allclose(found[1].probability[0], found[2].probability[0], atol=1e-4)
     assert found[2].cost["devices"] == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_told_in_one_line(stored, tmp_path):
+    one = job(stored, "tiny-vit", "finetune", tmp_path, epochs=1, batch_size=1)
+    with pytest.raises(RunError, match="batches of 1 images cannot be shared by 2 devices"):
+        trained(one, n_devices=2)
+    missing = replace(one, pixels=tmp_path / "nowhere")
+    with pytest.raises(DeviceError, match="process 1 of 2 ended with exit code 1"):
+        trained(one, n_devices=2, theirs=missing)  # waits for the other, which has gone
 
 
 class Stop(BaseException):

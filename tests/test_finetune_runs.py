@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from embedcache.errors import (
 from embedcache.finetune.train import train_fold
 from embedcache.pipeline.finetuning import Told
 from embedcache.pipeline.pixels import pixel_folders
+from embedcache.store.locks import marked
 from embedcache.testing import write_cohort
 
 FILE = Path(tiny_encoders.__file__)
@@ -42,7 +44,8 @@ SETTINGS = {"encoder_file": FILE, "n_resamples": 100}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _tiny_encoders_on_one_thread():
+    register_file(FILE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -307,6 +310,19 @@ def test_weights_that_were_not_kept_are_made_again(tuned, tmp_path):
     assert {path.name: path.read_bytes() for path in kept.glob("*.safetensors")} == before
 
 
+def test_weights_of_another_training_are_not_kept_as_those_of_the_run(tuned, tmp_path, monkeypatch):
+    project = copied(tuned, tmp_path)
+    shutil.rmtree(project.workspace.weights)
+
+    def elsewhere(fabric, job, *callbacks):  # stands for another device
+        return train_fold(fabric, replace(job, seed=5), *callbacks)
+
+    monkeypatch.setattr("embedcache.finetune.train.train_fold", elsewhere)
+    with pytest.raises(RunError, match="predicts other values than were published"):
+        project.finetune("tiny-vit", changes=QUICK, save=True, **SETTINGS)
+    assert not list(project.workspace.weights.glob("*/encoders.json"))
+
+
 def test_runs_and_folds_that_are_not_there_are_named(tuned):
     project = embedcache.open(tuned)
     run_id = run_of(project, "finetune").name
@@ -346,6 +362,10 @@ def test_gc_drops_pictures_unless_a_training_has_yet_to_end(tuned, tmp_path):
     assert pictures.exists()
     assert not left.exists()
     shutil.rmtree(under_way)
+    with marked(project.workspace.training):
+        project.gc()
+        assert pictures.exists()
+    (project.workspace.training / ".active-killed").touch()  # nobody holds it
     assert project.gc().freed_bytes > 0
     assert not pictures.exists()
 
@@ -355,7 +375,7 @@ def test_gc_drops_pictures_unless_a_training_has_yet_to_end(tuned, tmp_path):
 
 def test_errors_name_what_is_wrong_before_anything_is_decoded(tuned, monkeypatch):
     project = embedcache.open(tuned)
-    monkeypatch.setattr("embedcache.pipeline.finetuning.hold_pixels", None)
+    monkeypatch.setattr("embedcache.pipeline.fold_jobs.hold_pixels", None)
 
     def fails(kind: type[Exception], match: str, model: str = "tiny-vit", **options: object):
         with pytest.raises(kind, match=match):

@@ -12,7 +12,6 @@ from PIL import Image
 
 import embedcache
 from embedcache.digests import DigestCache
-from embedcache.encoders import plugins
 from embedcache.encoders.plugins import find_plugin, installed, plugin_names, register_file
 from embedcache.encoders.registry import find_spec, identify, registered
 from embedcache.errors import EncoderError, UnknownEncoderError
@@ -45,12 +44,10 @@ def load(found, device):
 
 @pytest.fixture(autouse=True)
 def _no_plugins_before_and_after():
-    before, modules = dict(plugins._from_files), set(sys.modules)
+    modules = set(sys.modules)
     installed.cache_clear()
     yield
     installed.cache_clear()
-    plugins._from_files.clear()
-    plugins._from_files.update(before)
     for name in set(sys.modules) - modules:
         if name.startswith(("acme", "embedcache_encoder_file_")):
             del sys.modules[name]

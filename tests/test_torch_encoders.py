@@ -234,9 +234,14 @@ def test_half_precision_is_another_fingerprint_and_nearly_the_same_row():
 
 def test_exact_float32_is_restored_after_each_batch():
     encoder = load(identify("random:timm:resnet18", digests=DigestCache()), device="cpu")
+    cudnn = []
+    encoder.module.register_forward_hook(
+        lambda *_: cudnn.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+    )
     torch.set_float32_matmul_precision("high")
     try:
         encoder.encode(np.zeros((1, 3, 224, 224), np.float32))
+        assert cudnn == [(True, False)]
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -68,12 +68,14 @@ class Pictures(Dataset[torch.Tensor]):
         """
         rows = self._store.read([self._keys[number] for _, number in wanted])
         pictures = torch.from_numpy(rows.reshape(-1, 3, *self._size))
-        if all(torch.equal(pictures[:, 0], pictures[:, channel]) for channel in (1, 2)):
-            pictures = pictures[:, :1]  # a third of the work
-        pictures = torch.stack([*map(self._changed, pictures, wanted)])
-        return torch.tensor([number for _, number in wanted]), pictures
+        made = [*map(self._changed, pictures, wanted)]
+        if len({len(picture) for picture in made}) > 1:  # grey ones beside some in colour
+            made = [picture.expand(3, -1, -1) for picture in made]
+        return torch.tensor([number for _, number in wanted]), torch.stack(made)
 
     def _changed(self, picture: torch.Tensor, one: tuple[int, int]) -> torch.Tensor:
+        if torch.equal(picture[0], picture[1]) and torch.equal(picture[0], picture[2]):
+            picture = picture[:1]  # a third of the work
         if one[0] == UNCHANGED:
             return picture
         before = torch.get_rng_state()
@@ -117,6 +119,7 @@ class Reader:
         self._loader: DataLoader[Batch] = DataLoader(
             cast(Dataset[Batch], pictures),
             batch_sampler=self._turn,
+            generator=torch.Generator(),  # or it would draw from the one that dropout draws from
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_as_it_is,

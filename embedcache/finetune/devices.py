@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
+import os
 import platform
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -32,6 +36,8 @@ except ImportError:
     ) from None
 
 Chosen = Literal["fp32", "bf16", "fp16"]
+_FAREWELL_S: Final = 10  # a process that fails closes its connections before it has ended
+_log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MIXED: Final = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -132,10 +138,8 @@ def on_devices(
     port = find_free_network_port() if n_devices > 1 else 0
     context = multiprocessing.get_context("spawn")
     settings = (device, precision, n_devices, port)
-    others = [
-        context.Process(
-            target=_follow, args=(rank, settings, encoder_file, work, arguments), daemon=True
-        )
+    others = [  # no daemons, which could have no readers of their own
+        context.Process(target=_follow, args=(rank, settings, encoder_file, work, arguments))
         for rank in range(1, n_devices)
     ]
     for other in others:
@@ -146,6 +150,17 @@ def on_devices(
         yield _open_fabric(device, precision, 0, n_devices, port)
         for other in others:
             other.join()
+    except RuntimeError as error:  # a collective that one side of has gone, or is going
+        if others:
+            wait([other.sentinel for other in others], timeout=_FAREWELL_S)
+        ended = [rank for rank, other in enumerate(others, 1) if other.exitcode]
+        if not ended:
+            raise
+        raise DeviceError(
+            f"process {ended[0]} of {n_devices} ended with exit code "
+            f"{others[ended[0] - 1].exitcode}, its reason stands above; the epochs before are "
+            f"kept ({str(error).splitlines()[0]})"
+        ) from None
     finally:
         for other in others:
             other.kill()
@@ -162,10 +177,19 @@ def _follow(
     arguments: tuple[Any, ...],
 ) -> None:
     device, precision, n_devices, port = settings
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if encoder_file is not None:
         register_file(encoder_file)
     _share_cores(device, n_devices)
     work(_open_fabric(device, precision, rank, n_devices, port), *arguments)
+
+
+def _end_with_parent() -> None:
+    """End this process when the first one is gone: in a collective it would wait for long."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _share_cores(device: str, n_devices: int) -> None:
@@ -177,18 +201,33 @@ def _share_cores(device: str, n_devices: int) -> None:
 def repeatable(device: torch.device) -> Iterator[None]:
     """Have a GPU add in one order inside, so that a training that went on ends the same.
 
-    An operation that has no such order is warned about by torch.
+    See `settle_for_less` for networks that cannot. As in extraction, fp32 is fp32: TF32 is off.
     """
     if device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.use_deterministic_algorithms(mode=True)  # attention heeds it only where it is strict
+    flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
     try:
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        with torch.backends.cudnn.flags(**flags):
             yield
     finally:
         torch.use_deterministic_algorithms(mode=before)
+
+
+def settle_for_less(passes: Callable[[], object]) -> None:
+    """Run a network forward and back, and let go of one order of adding where it has none.
+
+    Then a training that was interrupted may end a little differently, which is said.
+    """
+    try:
+        passes()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        _log.warning("not repeatable to the bit on this device: %s", str(error).split(". ")[0])
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
 
 @contextmanager

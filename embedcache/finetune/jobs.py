@@ -140,7 +140,8 @@ class FoldResult:
     epochs
         All of them.
     cost
-        seconds, peak_memory_bytes, device, devices; parameters trained and in all.
+        seconds, peak_memory_bytes, device, devices; parameters trained and in all, blocks with
+        drop path.
     """
 
     fold: int

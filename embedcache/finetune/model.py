@@ -19,8 +19,8 @@ from embedcache.probes.scaling import Scaler
 
 Floats = NDArray[np.float64]
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# What networks call the place on a residual branch where a whole branch can be dropped.
 _ABSENT: Final = object()
+# What networks call the place on a residual branch where a whole branch can be dropped.
 _DROPS: Final = ("drop_path", "drop_path1", "drop_path2", "ls_1", "ls_2")
 
 

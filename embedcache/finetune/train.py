@@ -28,6 +28,7 @@ from embedcache.finetune.devices import (
     memory_kept,
     peak_memory_bytes,
     repeatable,
+    settle_for_less,
 )
 from embedcache.finetune.jobs import (
     ENCODER,
@@ -43,6 +44,7 @@ from embedcache.finetune.jobs import (
 from embedcache.finetune.model import (
     Classifier,
     load_network,
+    sees_gradient,
     set_drop_path,
     set_gradient_checkpointing,
 )
@@ -145,8 +147,7 @@ class _Training:
     def _classifier(self) -> Classifier:
         job, spec = self.job, self.job.found.spec
         network = load_network(job.found)
-        if self.recipe.drop_path:
-            set_drop_path(network, self.recipe.drop_path)
+        self.n_droppable = set_drop_path(network, self.recipe.drop_path)
         if self.recipe.gradient_checkpointing:
             set_gradient_checkpointing(network, spec.name)
         classifier = Classifier(
@@ -158,6 +159,8 @@ class _Training:
         )
         classifier.to(self.fabric.device)
         few = next(self._batches(np.array([0, len(job.train) - 1])))[1]
+        if self.fabric.device.type == "cuda":
+            settle_for_less(lambda: sees_gradient(classifier, few))
         choose_parameters(classifier, job.regime, self.recipe, few, spec.name)
         classifier.to(self.fabric.device)  # adapters too
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
@@ -254,16 +257,21 @@ class _Training:
         """Return the mean loss, and seconds spent waiting for pictures."""
         job, recipe, fabric = self.job, self.recipe, self.fabric
         batches = epoch_batches(len(job.train), recipe.batch_size, (job.seed, job.fold, epoch))
-        # A step is shared by all processes, and each takes its share in parts.
+        least = min(map(len, batches))
+        if least < fabric.world_size:
+            raise RunError(
+                f"batches of {least} images cannot be shared by {fabric.world_size} devices; pass "
+                "a larger batch_size, or fewer --devices"
+            )
+        # A step is shared by all processes, and each takes its share in as many parts as the
+        # others: where batch statistics are shared, they meet in every part.
         shares = [
-            in_parts(batch[fabric.global_rank :: fabric.world_size], recipe.accumulate)
+            in_parts(
+                batch[fabric.global_rank :: fabric.world_size],
+                min(recipe.accumulate, len(batch) // fabric.world_size),
+            )
             for batch in batches
         ]
-        if not all(shares):
-            raise RunError(
-                f"batches of {min(map(len, batches))} images cannot be shared by "
-                f"{fabric.world_size} devices; pass a larger batch_size, or fewer --devices"
-            )
         loader = self.reader.read([part for share in shares for part in share], epoch=epoch)
         codes = torch.from_numpy(job.train.codes)
         total = torch.zeros((), device=fabric.device)
@@ -283,7 +291,9 @@ class _Training:
                     fabric.backward(loss * (fabric.world_size / len(batch)))
                 total = total + loss.detach()
             self._check(last, epoch, step - 1)  # of the step before, which need not be waited for
-            last = total
+            last = total.clone()
+            if fabric.world_size > 1:  # so that all processes stop at the same step
+                torch.distributed.all_reduce(last)
             self._move(epoch * len(batches) + step)
             done = (epoch * len(job.train)) + sum(map(len, batches[:step]))
             on_step(Step(job.fold, epoch + 1, done, recipe.epochs * len(job.train)))
@@ -347,7 +357,7 @@ class _Training:
         path = self.job.folder / STATE
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(state["classifier"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
@@ -383,7 +393,7 @@ class _Training:
         self.fabric.barrier()  # the first process has written the last state
         best = self.job.folder / _BEST.format(self.best_epoch)
         kept = self._kept
-        kept.load_state_dict(torch.load(best, map_location=self.fabric.device, weights_only=True))
+        kept.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
         probability = tuple(self._predict(part) for part in self.job.tests)
         self.seconds += time.perf_counter() - start
         result = FoldResult(
@@ -398,6 +408,7 @@ class _Training:
                 "devices": self.fabric.world_size,
                 "parameters_trained": self.n_trained,
                 "parameters": self.n_parameters,
+                "blocks_with_drop_path": self.n_droppable,
             },
         )
         if self.fabric.is_global_zero:

@@ -18,46 +18,41 @@ import numpy as np
 from embedcache.catalog import run_files
 from embedcache.cores import usable_cores
 from embedcache.digests import DigestCache
-from embedcache.durable import canonical_json, utc_now
-from embedcache.embeddings import LabelledEmbeddings, check_cohorts
+from embedcache.durable import TEMPORARY, canonical_json, utc_now
+from embedcache.embeddings import LabelledEmbeddings
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device
 from embedcache.encoders.registry import Identified
-from embedcache.errors import MissingEmbeddingsError, RunError
+from embedcache.errors import RunError
 from embedcache.evaluate import evaluate
 from embedcache.extract.report import Progress
 from embedcache.finetune.recipe import Recipe
-from embedcache.finetune.splits import Split, split_fold
 from embedcache.pipeline import state
 from embedcache.pipeline.cohorts import CohortOptions
-from embedcache.pipeline.encode import ExtractOptions, identify_models
+from embedcache.pipeline.encode import ALL, ExtractOptions, identify_models, select_models
 from embedcache.pipeline.finetuned import (
     Trained,
     check_not_trained_on,
     has_encoders,
     keep_encoders,
 )
-from embedcache.pipeline.pixels import hold_pixels
+from embedcache.pipeline.fold_jobs import fold_jobs, gather
 from embedcache.pipeline.probing import (
     DECISIVE,
     ProbeOptions,
     Question,
     RunOutcome,
     ask,
-    load_rows,
-    probe,
     rows_digest,
     stored_outcome,
 )
-from embedcache.probes.logistic import LogisticPath, fit_sweep
 from embedcache.runs import Predictions, Run, run_id_of
-from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.store.locks import locked
+from embedcache.store.locks import locked, marked
 from embedcache.workspace import Workspace
 
 if TYPE_CHECKING:
     from embedcache.finetune.devices import Chosen
-    from embedcache.finetune.jobs import Epoch, FoldJob, FoldResult, Step
+    from embedcache.finetune.jobs import Epoch, FoldResult, Step
 
 PROTOCOL: Final = "finetune-1"
 _DECISIVE: Final = (*DECISIVE, "torch", "torchvision", "timm", "lightning-fabric")
@@ -153,9 +148,9 @@ def finetune(
     options = replace(options, recipe=recipe)
     outcomes = []
     for found in _identify(workspace, models, options):
-        outcomes.append(
-            _Finetuning(question, options, found, told, on_cpu=device.type == "cpu").run()
-        )
+        one = _Finetuning(question, options, found, told, on_cpu=device.type == "cpu")
+        with marked(workspace.training):  # `gc` keeps off meanwhile
+            outcomes.append(one.run())
         told.on_run(outcomes[-1])
     state.renew_catalog(workspace, question.cohorts.images)
     return outcomes
@@ -165,6 +160,9 @@ def _identify(
     workspace: Workspace, models: Sequence[str], options: FinetuneOptions
 ) -> list[Identified]:
     names = [name.partition("@")[0] for name in models]
+    if ALL in names:
+        every = select_models(workspace, names, offline=options.offline)
+        names = [name for name in every if registry.find_spec(name).weights.kind != "none"]
     extract = ExtractOptions(
         weights=options.weights,
         preprocess=options.preprocess,
@@ -206,11 +204,15 @@ class _Finetuning:
 
     def run(self) -> RunOutcome:
         start = time.perf_counter()
-        self.store, self.parts, n_skipped = self._pictures()
-        check_cohorts(self.parts[0], self.parts[1:])
-        everyone = [patient for part in self.parts for patient in part.patient_id]
+        self.material = gather(
+            self.question,
+            self.found,
+            on_progress=self.told.on_progress,
+            on_message=self.told.on_message,
+        )
+        n_skipped = self.material.n_skipped
+        everyone = [patient for one in self.material.cohorts for patient in one.patient_id]
         check_not_trained_on(self.workspace, self.found.spec, everyone)
-        self.classes = tuple(sorted(set(self.parts[0].label)))
         settings, data, versions = self._decisive()
         decisive = [self.found.fingerprint, settings, data, versions]
         run_id = run_id_of("finetune", self.name, decisive)
@@ -228,7 +230,11 @@ class _Finetuning:
                 notes = [*self.question.cohorts.notes, *self.question.folds.notes]
                 if n_skipped:
                     notes.append(f"{n_skipped} images left out: they could not be read")
+                if self.options.recipe.drop_path and not results[0].cost["blocks_with_drop_path"]:
+                    notes.append("drop_path does nothing: the network has no branches to drop")
                 predictions = self._predictions(results)
+                if is_there:
+                    self._check_same(folder, predictions)
                 run = Run(
                     run_id=run_id,
                     kind="finetune",
@@ -242,47 +248,12 @@ class _Finetuning:
                     seconds=round(time.perf_counter() - start, 3),
                 )
                 self._publish(run, predictions, training, results)
-            shutil.rmtree(training, ignore_errors=True)
+            if training.exists():  # under another name, lest a kill leaves half of it
+                aside = training.with_name(f"{TEMPORARY}{run_id}")
+                shutil.rmtree(aside, ignore_errors=True)
+                training.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
         return replace(stored_outcome(folder, n_skipped), was_cached=is_there)
-
-    def _pictures(self) -> tuple[EmbeddingStore, list[LabelledEmbeddings], int]:
-        """Return the store of pictures, and the images of each cohort, the training one first."""
-        cohorts = self.question.cohorts
-        wanted = {cohorts.train_cohort: cohorts.train, **cohorts.external}
-        numbers = sorted({number for some in wanted.values() for number in some})
-        images = cohorts.images
-        if not images.files:
-            raise MissingEmbeddingsError(
-                f"{self.workspace.manifest}: no such manifest; fine-tuning reads the images "
-                "themselves, so run it where they are"
-            )
-        store, _ = hold_pixels(
-            self.workspace,
-            self.found.spec.preprocess,
-            [images.files[number] for number in numbers],
-            on_progress=self.told.on_progress,
-            on_message=self.told.on_message,
-        )
-        keys = images.keys
-        self.key_of = dict(zip(images.table["image_id"].to_pylist(), keys, strict=True))
-        parts, n_skipped = [], 0
-        for name, some in wanted.items():
-            held = [number for number in some if keys[number] in store]
-            n_skipped += len(some) - len(held)
-            parts.append(self._rows(name, held))
-        return store, parts, n_skipped
-
-    def _rows(self, cohort: str, numbers: Sequence[int]) -> LabelledEmbeddings:
-        cohorts = self.question.cohorts
-        return LabelledEmbeddings(
-            encoder=self.name,
-            fingerprint=str(self.found.fingerprint),
-            X=np.empty((len(numbers), 0), np.float32),
-            image_id=cohorts.column("image_id", numbers),
-            patient_id=cohorts.column("patient_id", numbers),
-            cohort=(cohort,) * len(numbers),
-            label=tuple(cohorts.labels[number] for number in numbers),
-        )
 
     def _decisive(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Return what decides the result: settings, data, versions."""
@@ -303,8 +274,8 @@ class _Finetuning:
             "seed": asked.seed,
             "n_resamples": self.options.n_resamples,
         }
-        digests = [rows_digest(one) for one in self.parts]
-        keys = [[self.key_of[image] for image in one.image_id] for one in self.parts]
+        digests = [rows_digest(one) for one in self.material.cohorts]
+        keys = [self.material.keys(one) for one in self.material.cohorts]
         data = {
             "folds_id": self.question.folds.folds_id,
             "train": digests[0],
@@ -321,8 +292,17 @@ class _Finetuning:
         from embedcache.finetune import train
         from embedcache.finetune.devices import on_devices
         from embedcache.finetune.jobs import finished
+        from embedcache.finetune.regimes import Regime
 
-        jobs = self._jobs(run_id, training)
+        jobs = fold_jobs(
+            self.material,
+            Regime(self.options.regime),
+            self.options.recipe,
+            training=training,
+            logs=self.workspace.logs / run_id,
+            workers=self._workers(),
+            probe_options=ProbeOptions(n_resamples=self.options.n_resamples),
+        )
         todo = [job for job in jobs if finished(job.folder) is None]
         if todo:
             with on_devices(
@@ -335,54 +315,9 @@ class _Finetuning:
             ) as fabric:
                 for job in todo:
                     train.train_fold(fabric, job, self.told.on_step, self.told.on_epoch)
-        results = [finished(job.folder) for job in jobs]
-        return [one for one in results if one is not None]
-
-    def _jobs(self, run_id: str, training: Path) -> list[FoldJob]:
-        from embedcache.finetune.jobs import FoldJob, Part
-        from embedcache.finetune.regimes import Regime
-
-        train, *external = self.parts
-        fold = self.question.folds.of(train.patient_id)
-        seed, recipe = self.question.cohort_options.seed, self.options.recipe
-        regime = Regime(self.options.regime)
-        splits = {
-            int(number): split_fold(
-                train.patient_id,
-                train.label,
-                fold,
-                int(number),
-                validation=recipe.validation,
-                seed=seed,
-            )
-            for number in np.unique(fold)
-        }
-        probes = self._probes(list(splits.values())) if regime.starts_at_probe else {}
-
-        def part(rows: LabelledEmbeddings, numbers: Any = slice(None)) -> Part:
-            keys = np.array([self.key_of[image] for image in rows.image_id])[numbers]
-            codes = np.searchsorted(self.classes, np.array(rows.label)[numbers])
-            return Part(tuple(keys.tolist()), codes.astype(np.int64))
-
-        return [
-            FoldJob(
-                fold=number,
-                seed=seed,
-                found=self.found,
-                regime=regime,
-                recipe=recipe,
-                n_classes=len(self.classes),
-                train=part(train, split.train),
-                validation=part(train, split.validation),
-                tests=(part(train, split.test), *(part(one) for one in external)),
-                probe=probes.get(place),
-                pixels=self.store.folder,
-                folder=training / f"fold-{number}",
-                logs=self.workspace.logs / run_id / f"fold-{number}",
-                workers=self._workers(),
-            )
-            for place, (number, split) in enumerate(splits.items())
-        ]
+        results = [one for job in jobs if (one := finished(job.folder)) is not None]
+        assert len(results) == len(jobs)
+        return results
 
     def _workers(self) -> int:
         """Return how many processes read: none beside a CPU.
@@ -395,43 +330,13 @@ class _Finetuning:
         cores = usable_cores() // self.options.n_devices
         return min(_MOST_WORKERS, max(1, cores - 1))
 
-    def _probes(self, splits: Sequence[Split]) -> dict[int, LogisticPath]:
-        """Return the probe of each fold's training part, with the C that the probe's run chose.
-
-        Fitted without the patients that choose the epoch: or the first epoch would have seen them.
-
-        Raises
-        ------
-        MissingEmbeddingsError
-            The encoder's embeddings are not cached.
-        """
-        model = f"{self.name}@{str(self.found.fingerprint)[:12]}"
-        store = state.find_store(self.workspace, model)
-        options = ProbeOptions(n_resamples=self.options.n_resamples)
-        [outcome] = probe(self.workspace, [model], self.question.cohort_options, options)
-        rows = load_rows(self.question, store)[0]
-        here = {image: number for number, image in enumerate(rows.image_id)}
-        absent = [image for image in self.parts[0].image_id if image not in here]
-        if absent:
-            raise MissingEmbeddingsError(
-                f"{len(absent)} training images have no '{self.name}' embedding, first "
-                f"'{absent[0]}'; run `embedcache extract --model {self.name}`"
-            )
-        order = np.array([here[image] for image in self.parts[0].image_id])
-        y = np.searchsorted(self.classes, np.array(rows.label)).astype(np.int64)
-        problems = [
-            (order[split.train], [float(value)])
-            for split, value in zip(splits, outcome.run.results["C"], strict=True)
-        ]
-        return dict(enumerate(fit_sweep(rows.X, y, len(self.classes), problems)))
-
     # Results
 
     def _predictions(self, results: Sequence[FoldResult]) -> list[Predictions]:
         """Return out-of-fold predictions, and for external cohorts the mean of the folds'."""
-        train, *external = self.parts
-        fold = self.question.folds.of(train.patient_id)
-        inside = np.full((len(train), len(self.classes)), np.nan)
+        train, *external = self.material.cohorts
+        fold = self.material.fold
+        inside = np.full((len(train), len(self.material.classes)), np.nan)
         for one in results:
             inside[fold == one.fold] = one.probability[0]
         found = [self._of(train, fold, inside, "in-domain")]
@@ -440,10 +345,25 @@ class _Finetuning:
             found.append(self._of(cohort, np.full(len(cohort), -1), mean, "external"))
         return found
 
+    def _check_same(self, folder: Path, predictions: Sequence[Predictions]) -> None:
+        """Check that a training that was done again, for its weights, gave what was published.
+
+        Raises
+        ------
+        RunError
+            It did not, as on another device.
+        """
+        pairs = zip(run_files.read_predictions(folder), predictions, strict=True)
+        if any((one.probability != two.probability).any() for one, two in pairs):
+            raise RunError(
+                f"trained again, {folder.name} predicts other values than were published, as on "
+                "another device; its weights are not kept: train with --save into another --store"
+            )
+
     def _of(self, rows: LabelledEmbeddings, fold: Any, probability: Any, role: Any) -> Predictions:
         return Predictions(
             role=role,
-            classes=self.classes,
+            classes=self.material.classes,
             image_id=rows.image_id,
             patient_id=rows.patient_id,
             cohort=rows.cohort,
@@ -462,13 +382,12 @@ class _Finetuning:
         from embedcache.finetune.jobs import ENCODER
 
         if self.options.save:
-            train = self.parts[0]
-            fold = self.question.folds.of(train.patient_id)
+            patients, fold = np.array(self.material.cohorts[0].patient_id), self.material.fold
             trained = [
                 Trained(
                     one.fold,
                     training / f"fold-{one.fold}" / ENCODER,
-                    tuple(np.unique(np.array(train.patient_id)[fold != one.fold]).tolist()),
+                    tuple(np.unique(patients[fold != one.fold]).tolist()),
                 )
                 for one in results
             ]

@@ -13,6 +13,7 @@ from embedcache.pipeline import state
 from embedcache.pipeline.pixels import pixel_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.locks import is_marked
 from embedcache.workspace import Workspace
 
 
@@ -170,9 +171,18 @@ def collect_garbage(
 
 
 def _training_leftovers(workspace: Workspace) -> list[Path]:
-    """Return the states of trainings whose run is published; without others, the pictures too."""
+    """Return the states of trainings whose run is published; without others, the pictures too.
+
+    Nothing while anything is being trained.
+    """
+    if is_marked(workspace.training):
+        return []
     states = [path for path in workspace.training.glob("*") if path.is_dir()]
-    done = [path for path in states if (workspace.runs / path.name).exists()]
+    done = [
+        path
+        for path in states
+        if path.name.startswith(TEMPORARY) or (workspace.runs / path.name).exists()
+    ]
     return done + (pixel_folders(workspace) if len(done) == len(states) else [])
 
 

@@ -91,6 +91,7 @@ def verify(workspace: Workspace) -> VerifyReport:
     """Hold every file of the store against its checksum, and every row."""
     if not workspace.store.is_dir():
         return VerifyReport(0, 0, ())
+    derived = [*_check_derived(workspace)]  # first: naming the images may write digests anew
     names = _image_names(workspace)
     findings = [*_check_format(workspace)]
     n_rows = 0
@@ -106,7 +107,7 @@ def verify(workspace: Workspace) -> VerifyReport:
     for folder in pixel_folders(workspace):
         findings += [Finding(one.path, one.problem) for one in care.check_store(folder)]
     findings += _check_references(workspace)
-    findings += _check_derived(workspace)
+    findings += derived
     return VerifyReport(len(folders), n_rows, tuple(findings))
 
 

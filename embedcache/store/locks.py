@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
+from typing import Final
 
 import filelock
 
 from embedcache.durable import write_error
+
+_MARK: Final = ".active-"
 
 
 @contextmanager
@@ -39,3 +43,26 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """Let others see that a folder is in use while the block runs; any number may use it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f"{_MARK}{token_hex(6)}"
+    with locked(mark):
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def is_marked(folder: Path) -> bool:
+    """Tell whether somebody is using a folder; what a killed process left does not count."""
+    for mark in folder.glob(f"{_MARK}*"):
+        try:
+            with filelock.FileLock(mark).acquire(timeout=0):
+                mark.unlink(missing_ok=True)
+        except filelock.Timeout:
+            return True
+    return False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 
@@ -17,7 +17,6 @@ from embedcache.pipeline import state
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
 
-CHILD = Path(__file__).with_name("child.py")
 N_KILLS = 50
 
 
@@ -37,11 +36,6 @@ def truth(tmp_path_factory) -> tuple[Path, EmbeddingStore]:
     return folder, open_store(folder)
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, str(CHILD), str(folder), str(folder / "acks"), *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 def check_what_is_readable(folder: Path, expected: EmbeddingStore) -> int:
     """Read everything there is; return how many rows that is."""
     store = open_store(folder)
@@ -58,9 +52,7 @@ def check_what_is_readable(folder: Path, expected: EmbeddingStore) -> int:
 
 def finish_and_compare(folder: Path, expected: EmbeddingStore) -> None:
     """Let a last pass end, then hold its store against the undisturbed one, row for row."""
-    done = start(folder)
-    _, err = done.communicate(timeout=120)
-    assert done.returncode == 0, err.decode()
+    children.time_of(children.extract, folder, folder / "acks", True)
     store = open_store(folder)
     assert store.row_keys() == expected.row_keys()  # the same rows in the same order
     assert np.array_equal(store.read(store.row_keys()), expected.read(expected.row_keys()))
@@ -68,29 +60,28 @@ def finish_and_compare(folder: Path, expected: EmbeddingStore) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--no-lock",)], ids=["locked", "unlocked"])
+@pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
 @pytest.mark.parametrize("writers", [1, 2])
-def test_fifty_kills_lose_nothing_and_show_nothing_wrong(truth, tmp_path, writers, flags):
+def test_fifty_kills_lose_nothing_and_show_nothing_wrong(truth, tmp_path, writers, lock):
     original, expected = truth
-    chance = random.Random(writers * 10 + len(flags))
+    chance = random.Random(writers * 10 + lock)
     folder = tmp_path / "work"
     shutil.copytree(original, folder, ignore=shutil.ignore_patterns(".embedcache"))
+    arguments = folder, folder / "acks", lock
+    took = children.time_of(children.extract, *arguments)
     kills = progress = 0
-    longest = 1.2
     while kills < N_KILLS:
-        children = [start(folder, *flags) for _ in range(writers)]
-        time.sleep(chance.uniform(0.15, longest))
-        for child in children:
-            ended = child.poll()
-            assert ended in {None, 0}, child.stderr.read().decode()
-            kills += ended is None
-            child.kill()
-            child.communicate()
-        held = check_what_is_readable(folder, expected)
-        progress = max(progress, held)
-        if held == len(expected):  # all encoded: start over, so that later kills hit something
+        if len(open_store(folder) or ()) == len(expected):  # start over: later kills hit something
             shutil.rmtree(folder / ".embedcache")
             (folder / "acks").unlink()
+        writing = [children.start(children.extract, *arguments) for _ in range(writers)]
+        time.sleep(chance.uniform(0.02, 0.7) * took)
+        for child in writing:
+            kills += child.is_alive()
+            child.kill()
+            child.join()
+            assert child.exitcode in {0, -signal.SIGKILL}
+        progress = max(progress, check_what_is_readable(folder, expected))
     assert progress > 0
     finish_and_compare(folder, expected)
 
@@ -99,10 +90,10 @@ def test_two_passes_at_once_share_the_work(truth, tmp_path):
     original, expected = truth
     folder = tmp_path / "work"
     shutil.copytree(original, folder, ignore=shutil.ignore_patterns(".embedcache"))
-    children = [start(folder) for _ in "ab"]
-    for child in children:
-        _, err = child.communicate(timeout=120)
-        assert child.returncode == 0, err.decode()
+    passes = [children.start(children.extract, folder, folder / "acks", True) for _ in "ab"]
+    for one in passes:
+        one.join()
+        assert one.exitcode == 0
     acks = (folder / "acks").read_text().split()
     assert sorted(acks) == sorted(expected.row_keys())  # each image was encoded once
     finish_and_compare(folder, expected)
