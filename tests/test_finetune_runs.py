@@ -482,7 +482,7 @@ def test_progress_can_be_read_by_a_program(command, tmp_path):
 
 
 def test_the_recipe_can_be_shown_changed_and_given_back(command, tmp_path):
-    shown = command("finetune", "-m", "tiny-vit", "--show-config")
+    shown = command("finetune", "--show-config")
     assert shown.code == 0
     assert "layer_decay = 0.75" in shown.out
     (tmp_path / "mine.toml").write_text(shown.out.replace("epochs = 30", "epochs = 3"))

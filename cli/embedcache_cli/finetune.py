@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from embedcache.pipeline.probing import RunOutcome
 
 
+def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Do without the options that training needs."""
+    if asked:
+        from embedcache.finetune.recipe import recipe_text
+
+        click.echo(recipe_text(), nl=False)
+        context.exit()
+
+
 @click.command(short_help="Train encoder and head on the same folds, into the same tables.")
 @options.model
 @options.project
@@ -38,7 +47,14 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="One recipe key; repeat for several.",
 )
-@options.option("--show-config", is_flag=True, help="Print the recipe with its sources and stop.")
+@options.option(
+    "--show-config",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_config,
+    help="Print the recipe with its sources and stop.",
+)
 @options.option("--epochs", type=click.IntRange(min=1), help="The recipe's `epochs`.")
 @options.option("--save", is_flag=True, help="Keep the encoders, for `extract -m run:RUN_ID`.")
 @options.cohorts
@@ -67,7 +83,6 @@ def finetune(
     data_root: Path | None,
     config: Path | None,
     changes: tuple[str, ...],
-    show_config: bool,
     label: str,
     train_cohort: str | None,
     external: tuple[str, ...],
@@ -88,11 +103,8 @@ def finetune(
     was. Exit code 3 says that images were left out because they could not be read.
     """
     import embedcache
-    from embedcache.finetune.recipe import parse_changes, read_recipe, recipe_text
+    from embedcache.finetune.recipe import parse_changes, read_recipe
 
-    if show_config:
-        click.echo(recipe_text(), nl=False)
-        return 0
     named = {key: settings.pop(key) for key in ("epochs", "batch_size", "precision")}
     keys = {**parse_changes(changes), **{k: v for k, v in named.items() if v is not None}}
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
