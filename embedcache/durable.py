@@ -152,6 +152,14 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise write_error(path, error) from error
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, first from sight, so that a kill leaves no half of it in its place."""
+    aside = folder.with_name(f"{TEMPORARY}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_error(path: Path, error: OSError) -> StoreWriteError:
     """Return the one-line error for a refused write."""
     way_out = (

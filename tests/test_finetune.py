@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from timm.layers import DropPath
 from torch import nn
 
@@ -21,10 +24,10 @@ from embedcache.encoders import registry
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import DeviceError, EncoderError, LeakageError, RunError
-from embedcache.finetune import batches
+from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
 from embedcache.finetune.devices import on_devices, settle_for_less
-from embedcache.finetune.jobs import FoldJob, Part, finished
+from embedcache.finetune.jobs import ENCODER, FoldJob, Part, finished
 from embedcache.finetune.model import (
     Classifier,
     Normalise,
@@ -559,7 +562,9 @@ def test_precisions_and_accumulation_learn_the_same(stored, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(stored, tmp_path):
+def test_two_processes_learn_what_one_does(stored, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("NODE_RANK", "1")  # of a cluster's job, say: our processes are all here
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")
     found = {}
     for n_devices in (1, 2):
         one = job(
@@ -579,16 +584,94 @@ def test_two_processes_learn_what_one_does(stored, tmp_path):
         assert np.allclose(*values, rtol=1e-4), key
     assert np.allclose(found[1].probability[0], found[2].probability[0], atol=1e-4)
     assert found[2].cost["devices"] == 2
+    assert capfd.readouterr() == ("", "")  # Fabric has nothing to say that a user needs
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_told_in_one_line(stored, tmp_path):
+def test_a_process_that_fails_is_told_in_one_line(stored, tmp_path, capfd):
     one = job(stored, "tiny-vit", "finetune", tmp_path, epochs=1, batch_size=1)
     with pytest.raises(RunError, match="batches of 1 images cannot be shared by 2 devices"):
         trained(one, n_devices=2)
-    missing = replace(one, pixels=tmp_path / "nowhere")
-    with pytest.raises(DeviceError, match="process 1 of 2 ended with exit code 1"):
-        trained(one, n_devices=2, theirs=missing)  # waits for the other, which has gone
+    two = job(stored, "tiny-vit", "finetune", tmp_path, epochs=1)
+    gone = Part(("0" * 64,) * 2, two.train.codes[:2])
+    for theirs in (
+        replace(two, pixels=tmp_path / "nowhere"),  # fails at once
+        replace(two, train=gone, workers=1),  # beside readers
+    ):
+        with pytest.raises(DeviceError, match="process 1 of 2 ended with exit code 1"):
+            trained(two, n_devices=2, theirs=theirs)
+    assert "StoreCorruptError" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_begin_is_not_waited_for(tmp_path):
+    with (
+        pytest.raises(DeviceError, match="process 1 of 2 ended with exit code 1, its reason"),
+        on_devices(
+            train_folds,
+            ([],),
+            device="cpu",
+            n_devices=2,
+            precision="fp32",
+            encoder_file=tmp_path / "nowhere.py",
+        ),
+    ):
+        pytest.fail("nothing to do alone")
+
+
+STUCK = """
+import time
+from embedcache.finetune import devices
+
+def fail(fabric):
+    raise ValueError("as if the GPU were gone")
+
+if __name__ == "__main__":
+    devices._FAREWELL_S = 0.5
+    with devices.on_devices(fail, (), device="cpu", n_devices=2, precision="fp32"):
+        time.sleep(600)  # as in a collective of NCCL, which no exception ends
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_a_dead_one_ends(tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "stuck.py"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "as if the GPU were gone" in done.stderr
+    assert "\nembedcache: process 1 of 2 ended with exit code 1" in done.stderr
+
+
+@pytest.mark.parametrize("regime", ["finetune", "lora"])
+def test_the_encoder_that_is_kept_is_the_one_that_predicted(stored, tmp_path, monkeypatch, regime):
+    monkeypatch.setattr(train, "_merit", lambda one: -abs(one.epoch - 2))
+    head: dict[str, torch.Tensor] = {}
+    finish = train._Training.finish
+
+    def noted(self):
+        result = finish(self)
+        head.update(self._kept.head.state_dict())
+        return result
+
+    monkeypatch.setattr(train._Training, "finish", noted)
+    one = job(stored, "tiny-vit", regime, tmp_path, epochs=4, lr=1e-2, lora_lr=1e-1, head_lr=0.1)
+    assert one.recipe.ema > 0
+    result = trained(one)
+    assert result.best_epoch == 2  # neither the last weights nor those that were averaged last
+    network, spec = load_network(one.found), one.found.spec
+    network.load_state_dict(load_file(tmp_path / ENCODER))
+    model = Classifier(network, spec.preprocess, spec.dim, one.n_classes).eval()
+    model.head.load_state_dict(head)
+    store, keys, _ = stored
+    with torch.no_grad():
+        p = model(torch.from_numpy(store.read(keys).reshape(-1, 3, 16, 16))).softmax(1)
+    assert np.allclose(p, result.probability[0], atol=1e-5)
 
 
 class Stop(BaseException):
@@ -649,6 +732,28 @@ def test_a_loss_that_is_no_number_stops_the_fold_with_the_reason(stored, tmp_pat
         trained(one)
 
 
+def test_predictions_that_are_no_numbers_stop_the_fold_with_the_reason(stored, tmp_path):
+    """One step breaks the weights, and there is no later loss to tell."""
+    alone = {"epochs": 1, "lr": 1e9, "clip_norm": 0.0, "warmup": 0.0, "batch_size": 999}
+    one = job(stored, "tiny-cnn", "finetune", tmp_path, **alone)
+    with pytest.raises(
+        RunError, match=r"fold 0 stopped after epoch 1: \d+ of \d+ predictions are nan; the epochs"
+    ):
+        trained(one)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_told_with_the_way_out(stored, tmp_path):
+    def fail(_):
+        raise torch.OutOfMemoryError
+
+    one = job(stored, "tiny-vit", "finetune", tmp_path, epochs=1, accumulate=2)
+    with pytest.raises(
+        DeviceError, match=r"fold 0: cpu has too little memory; pass --set acc\w+=4"
+    ):
+        trained(one, on_step=fail)
+
+
 # The recipe
 
 
@@ -674,6 +779,7 @@ def test_a_file_changes_some_keys_and_a_key_by_itself_comes_last(tmp_path):
         ("epochs=1.5", "--set: epochs = 1.5; expected of type int"),
         ("epochs=0", "--set: epochs = 0; expected from 1 to"),
         ("validation=0.9", "--set: validation = 0.9; expected from 0.01 to 0.5"),
+        ("scale=1", "--set: scale = 1.0; expected from 0 to 0.99"),
         ("lr=nan", "--set: lr = nan; expected from 0 to"),
         ("precision=tf32", "--set: precision = 'tf32'; expected auto or fp32 or bf16 or fp16"),
         ("epochs", "--set epochs: expected KEY=VALUE"),

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import tiny_encoders
@@ -217,8 +218,7 @@ def test_a_kept_encoder_is_an_encoder(tuned, tmp_path):
     assert project.verify().findings == ()
 
 
-def test_the_encoder_that_is_kept_is_the_one_that_predicted(tuned, tmp_path):
-    """A probe of a kept encoder's own embeddings cannot be wrong about what it was trained on."""
+def test_a_kept_file_is_what_its_name_extracts_with(tuned, tmp_path):
     project = copied(tuned, tmp_path)
     run_id = run_of(project, "finetune").name
     project.extract(f"run:{run_id}:2")
@@ -344,9 +344,13 @@ def test_verify_finds_damage_and_repair_drops_what_can_be_made_again(tuned, tmp_
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     assert {finding.path for finding in project.verify().findings} == {chunk, weights}
+    with marked(project.workspace.training):
+        report = project.verify(repair=True)
+    assert any("in use by a training" in note for note in report.notes)
+    assert any("finetune --save" in note for note in report.notes)
+    assert pictures.exists()
     report = project.verify(repair=True)
     assert any("makes it again" in note for note in report.notes)
-    assert any("finetune --save" in note for note in report.notes)
     assert project.verify().findings == ()
     assert not pictures.exists()
 
@@ -397,6 +401,14 @@ def test_an_encoder_without_weights_and_a_patient_in_two_cohorts_are_refused(tmp
     manifest.write_text(manifest.read_text().replace(",abroad-000,", ",home-000,"))
     with pytest.raises(LeakageError, match="patient 'home-000' is in the training cohort and in"):
         project.finetune("tiny-vit", changes=QUICK, **SETTINGS)
+
+
+def test_a_cohort_without_a_readable_image_is_refused(tmp_path):
+    write_cohort(tmp_path, cohorts=("home", "abroad"), size=16)
+    for picture in tmp_path.glob("images/**/*abroad*"):
+        picture.unlink() if picture.is_file() else None
+    with pytest.raises(MissingEmbeddingsError, match="no image of cohort 'abroad' can be read"):
+        embedcache.open(tmp_path).finetune("tiny-vit", changes=QUICK, **SETTINGS)
 
 
 def test_images_must_be_here(tuned, tmp_path):
@@ -481,33 +493,54 @@ def test_progress_can_be_read_by_a_program(command, tmp_path):
     assert "fold 1, epoch 1" in said.err
 
 
-def test_the_recipe_can_be_shown_changed_and_given_back(command, tmp_path):
+def test_the_recipe_can_be_shown_changed_and_given_back(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDCACHE_BATCH_SIZE", "64")  # of `extract`
     shown = command("finetune", "--show-config")
     assert shown.code == 0
     assert "layer_decay = 0.75" in shown.out
     (tmp_path / "mine.toml").write_text(shown.out.replace("epochs = 30", "epochs = 3"))
     write_cohort(tmp_path, size=16)
     said = command(
-        *("finetune", "-m", "tiny-vit", "--config", "mine.toml", "--folds", "2", *ARGUMENTS),
-        *("--json", "--progress", "off", "--epochs", "1"),
+        *("finetune", "-m", "tiny-vit", "--config", "mine.toml", "--folds", "2"),
+        *(
+            "--encoder-file",
+            str(FILE),
+            "--resamples",
+            "100",
+            "--json",
+            "--progress",
+            "off",
+            "--epochs",
+            "1",
+        ),
     )
     [outcome] = json.loads(said.out)
     assert outcome["run"]["settings"]["recipe"]["epochs"] == 1
+    assert outcome["run"]["settings"]["recipe"]["batch_size"] == 32
     wrong = command("finetune", "-m", "tiny-vit", "--set", "epoch=1", *ARGUMENTS)
     assert wrong.code == 1
     assert wrong.err == "embedcache: --set: no recipe key 'epoch'; did you mean 'epochs'?\n"
 
 
-def started(folder: Path, *extra: str) -> subprocess.Popen:
+def started(folder: Path, *extra: str, first: str = "") -> subprocess.Popen:
+    """Start a long training in a session of its own, after some statements."""
     asked = ("finetune", "-m", "tiny-vit", "--epochs", "400", "--folds", "2", *ARGUMENTS, *extra)
     return subprocess.Popen(
-        [sys.executable, "-c", "from embedcache_cli.main import main; main()", *asked],
+        [sys.executable, "-c", f"{first}from embedcache_cli.main import main; main()", *asked],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -524,10 +557,25 @@ def test_a_signal_to_the_whole_group_ends_it_cleanly(tmp_path, number):
     assert process.returncode == 128 + number
     assert rest.endswith("what was finished is kept, run it again to go on\n"), rest
     assert "Traceback" not in rest
-    time.sleep(0.5)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody of the group is left
+    deadline = time.monotonic() + 60
+    while is_there(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert list(tmp_path.glob(".embedcache/training/*/fold-0/state.pt"))
+
+
+@pytest.mark.slow
+def test_an_error_beside_readers_ends_the_process(tmp_path):
+    """As it would not if they took no notice of SIGTERM, by which Python ends them."""
+    write_cohort(tmp_path, size=16)
+    broken = "import embedcache.finetune.train as train; train._Training._move = None; "
+    with started(tmp_path, "-j", "2", first=broken) as process:
+        try:
+            said = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "TypeError: 'NoneType' object is not callable" in said
 
 
 @pytest.mark.slow
@@ -539,8 +587,22 @@ def test_two_of_the_same_command_share_the_work(tmp_path):
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
     trained = [sum(line.startswith("fold ") for line in text.splitlines()) for text in said]
     assert sorted(trained) == [0, 6]
-    assert any("another process is" in text for text in said)
     assert len(run_files.run_folders(tmp_path / ".embedcache" / "runs")) == 1
+
+
+def test_who_waits_for_another_says_so(tuned, tmp_path):
+    project = copied(tuned, tmp_path)
+    run_id = run_of(project, "finetune").name
+    other = filelock.FileLock(project.workspace.training / f".lock-{run_id}")
+    other.acquire()
+    said: list[str] = []
+
+    def let_go(text: str) -> None:
+        said.append(text)
+        other.release()
+
+    project.finetune("tiny-vit", changes=QUICK, save=True, told=Told(on_message=let_go), **SETTINGS)
+    assert said == [f"another process is training {run_id}; waiting for it to end"]
 
 
 def test_a_full_disk_keeps_the_last_epoch_and_says_so(tmp_path, capfd, monkeypatch):

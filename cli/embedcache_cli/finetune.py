@@ -56,9 +56,22 @@ def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> Non
     help="Print the recipe with its sources and stop.",
 )
 @options.option("--epochs", type=click.IntRange(min=1), help="The recipe's `epochs`.")
+@options.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(min=1),
+    envvar="EMBEDCACHE_FINETUNE_BATCH_SIZE",
+    help="The recipe's `batch_size`: images a step.",
+)
+@options.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    envvar="EMBEDCACHE_FINETUNE_PRECISION",
+    help="The recipe's `precision`; auto is mixed on a CUDA GPU, fp32 elsewhere.",
+)
 @options.option("--save", is_flag=True, help="Keep the encoders, for `extract -m run:RUN_ID`.")
 @options.cohorts
-@options.encoding
+@options.device
 @options.option(
     "--devices",
     "n_devices",
@@ -67,12 +80,18 @@ def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> Non
     show_default=True,
     help="How many of the device, one process each.",
 )
-@options.preprocess
 @options.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    help="The recipe's `precision`; auto is mixed on a CUDA GPU, fp32 elsewhere.",
+    "-j",
+    "--workers",
+    type=options.auto_or_number,
+    metavar="auto|N",
+    default="auto",
+    show_default=True,
+    envvar="EMBEDCACHE_FINETUNE_WORKERS",
+    help="Processes that read pictures, a device; auto is none beside a CPU.",
 )
+@options.weights_at_hand
+@options.preprocess
 @options.resamples
 @options.progress
 @options.talk
@@ -190,7 +209,7 @@ def _bars(mode: str, *, quiet: bool) -> Iterator[Any]:
         tasks: dict[int, Any] = {}
 
         def show(one: Step) -> None:
-            if one.fold not in tasks:
+            if one.fold not in tasks or bars.tasks[tasks[one.fold]].finished:  # another model's
                 tasks[one.fold] = bars.add_task("", total=one.n_total)
             text = f"fold {one.fold}, epoch {one.epoch}"
             bars.update(tasks[one.fold], completed=one.n_done, description=text)

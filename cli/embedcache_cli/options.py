@@ -137,14 +137,17 @@ precision = option(
     help="Of the computation; auto is fp32 everywhere. Part of the fingerprint.",
 )
 
+device = option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where encoders run.",
+)
+weights_at_hand = compose(weights, encoder_file, offline)
+
 encoding = compose(
-    option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where encoders run.",
-    ),
+    device,
     option(
         "-b",
         "--batch-size",
@@ -163,9 +166,7 @@ encoding = compose(
         show_default=True,
         help="Decoding threads.",
     ),
-    weights,
-    encoder_file,
-    offline,
+    weights_at_hand,
 )
 
 progress = option(

@@ -7,6 +7,7 @@ of processes or workers, sees what it would have seen.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
@@ -98,7 +99,7 @@ def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list
 
 def in_parts(numbers: Numbers, n_parts: int) -> list[list[int]]:
     """Return numbers in so many parts of nearly one size, or fewer where there are not enough."""
-    return [part.tolist() for part in np.array_split(numbers, n_parts) if len(part)]
+    return [part.tolist() for part in np.array_split(numbers, max(1, n_parts)) if len(part)]
 
 
 class Reader:
@@ -123,7 +124,7 @@ class Reader:
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_stand_apart,
             pin_memory=device.type == "cuda",
         )
 
@@ -150,8 +151,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals(worker: int) -> None:
-    """Let the training itself answer to what is sent to the whole group; it ends its workers."""
+def _stand_apart(worker: int) -> None:
+    """Leave the group: the training answers to what is sent to that, and ends its readers itself.
+
+    Python ends them by SIGTERM and waits, so that must be heeded, whatever the training does.
+    """
     del worker
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -19,7 +22,7 @@ import torch
 
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.torch_encoder import find_device
-from embedcache.errors import DeviceError, MissingExtraError
+from embedcache.errors import DeviceError, EmbedcacheError, MissingExtraError
 
 try:
     from lightning_fabric import Fabric
@@ -38,6 +41,7 @@ except ImportError:
 Chosen = Literal["fp32", "bf16", "fp16"]
 _FAREWELL_S: Final = 10  # a process that fails closes its connections before it has ended
 _log = logging.getLogger(__name__)
+_context = multiprocessing.get_context("spawn")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MIXED: Final = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -53,14 +57,15 @@ def choose_precision(asked: str, device: torch.device) -> Chosen:
     if asked == "auto":
         if device.type != "cuda":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "mps" and asked == "bf16":
         raise DeviceError("--precision bf16: not on an Apple GPU; use fp16 or fp32")
     return cast(Chosen, asked)
 
 
 class _Rank(LightningEnvironment):
-    """Tells Fabric which of our processes this is: it is to start none of its own."""
+    """Tells Fabric which of our processes this is, all of them here: it is to start none itself."""
 
     def __init__(self, rank: int, port: int) -> None:
         super().__init__()
@@ -70,12 +75,21 @@ class _Rank(LightningEnvironment):
     def creates_processes_externally(self) -> bool:
         return True
 
+    @property
+    def main_address(self) -> str:
+        return "127.0.0.1"
+
     def local_rank(self) -> int:
         return self._rank
+
+    def node_rank(self) -> int:
+        return 0
 
 
 def _open_fabric(device: str, precision: Chosen, rank: int, n_devices: int, port: int) -> Fabric:
     """Return what moves, scales and synchronises for one process, ready to work."""
+    for name in ("lightning_fabric", "lightning.fabric", "lightning_utilities.core.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     found = find_device(device)
     plugin: Any = Precision()
     if precision != "fp32":
@@ -136,32 +150,37 @@ def on_devices(
         Registers its encoders in the other processes too.
     """
     port = find_free_network_port() if n_devices > 1 else 0
-    context = multiprocessing.get_context("spawn")
     settings = (device, precision, n_devices, port)
-    others = [  # no daemons, which could have no readers of their own
-        context.Process(target=_follow, args=(rank, settings, encoder_file, work, arguments))
-        for rank in range(1, n_devices)
-    ]
-    for other in others:
-        other.start()
     threads = torch.get_num_threads()
+    others: list[BaseProcess] = []
+    over = threading.Event()
     try:
+        readiness = []
+        for rank in range(1, n_devices):
+            here, there = _context.Pipe(duplex=False)
+            with there:
+                to_do = (rank, settings, there, encoder_file, work, arguments)
+                # No daemon, which could have no readers of its own.
+                others.append(_context.Process(target=_follow, args=to_do))
+                others[-1].start()
+            readiness.append(here)
+        for here in readiness:
+            with here:
+                _wait_until_ready(here, others)
+        threading.Thread(target=_end_if_alone, args=(others, over), daemon=True).start()
         _share_cores(device, n_devices)
         yield _open_fabric(device, precision, 0, n_devices, port)
         for other in others:
             other.join()
+    except EmbedcacheError:
+        raise
     except RuntimeError as error:  # a collective that one side of has gone, or is going
-        if others:
-            wait([other.sentinel for other in others], timeout=_FAREWELL_S)
-        ended = [rank for rank, other in enumerate(others, 1) if other.exitcode]
-        if not ended:
+        reason = _failure(others) if others else None
+        if reason is None:
             raise
-        raise DeviceError(
-            f"process {ended[0]} of {n_devices} ended with exit code "
-            f"{others[ended[0] - 1].exitcode}, its reason stands above; the epochs before are "
-            f"kept ({str(error).splitlines()[0]})"
-        ) from None
+        raise DeviceError(f"{reason} ({str(error).splitlines()[0]})") from None
     finally:
+        over.set()
         for other in others:
             other.kill()
         if torch.distributed.is_initialized():
@@ -169,18 +188,59 @@ def on_devices(
         torch.set_num_threads(threads)
 
 
+def _failure(others: Sequence[BaseProcess]) -> str | None:
+    """Wait a little until one has ended; return what to say of the first that has failed."""
+    ended = wait([other.sentinel for other in others], timeout=_FAREWELL_S)
+    for rank, other in enumerate(others, 1):
+        if other.sentinel in ended:
+            other.join()  # it is about to
+        if other.exitcode:
+            return (
+                f"process {rank} of {len(others) + 1} ended with exit code {other.exitcode}, its "
+                "reason stands above; the epochs before are kept"
+            )
+    return None
+
+
+def _wait_until_ready(connection: Connection, others: Sequence[BaseProcess]) -> None:
+    """Wait for one of the others: who never comes would be waited for in vain later."""
+    try:
+        connection.recv_bytes()
+    except EOFError:
+        raise DeviceError(_failure(others) or "a process ended before it was ready") from None
+
+
+def _end_if_alone(others: Sequence[BaseProcess], over: threading.Event) -> None:
+    """End this process where another has failed and it waits for that one inside CUDA for ever."""
+    going = list(others)
+    while going:
+        wait([other.sentinel for other in going])
+        if over.wait(_FAREWELL_S):
+            return
+        if reason := _failure(others):
+            sys.stderr.write(f"embedcache: {reason}\n")
+            sys.stderr.flush()
+            os._exit(1)
+        going = [other for other in going if other.exitcode is None]
+
+
 def _follow(
     rank: int,
     settings: tuple[str, Chosen, int, int],
+    ready: Connection,
     encoder_file: Path | None,
     work: Callable[..., object],
     arguments: tuple[Any, ...],
 ) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # the first process answers, and ends this one
+        signal.signal(number, signal.SIG_IGN)
     device, precision, n_devices, port = settings
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if encoder_file is not None:
         register_file(encoder_file)
     _share_cores(device, n_devices)
+    with ready:
+        ready.send_bytes(b"")
     work(_open_fabric(device, precision, rank, n_devices, port), *arguments)
 
 
@@ -206,13 +266,18 @@ def repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled()
+    before, matmul = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
     torch.use_deterministic_algorithms(mode=True)  # attention heeds it only where it is strict
+    torch.set_float32_matmul_precision("highest")
     flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
     try:
         with torch.backends.cudnn.flags(**flags):
             yield
     finally:
+        torch.set_float32_matmul_precision(matmul)
         torch.use_deterministic_algorithms(mode=before)
 
 
@@ -246,10 +311,25 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
     try:
         yield
-    finally:  # glibc's own values
+    finally:  # what glibc starts with, but for its own raising of them, which is off from now on
         libc.mallopt(_M_MMAP_MAX, 65536)
         libc.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
         libc.malloc_trim(0)
+
+
+class Fetched:
+    """A number on its way from a device; reading it waits for nothing that was asked for later."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._here = value.to("cpu", non_blocking=value.is_cuda)
+        self._event = torch.cuda.Event() if value.is_cuda else None
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(value.device))
+
+    def __float__(self) -> float:
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._here)
 
 
 def device_name(device: torch.device) -> str:

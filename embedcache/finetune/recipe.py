@@ -22,7 +22,7 @@ _AT_LEAST: Final = {
 }
 # Anything else that is a number is from 0 up.
 _MOST: Final = 1e9
-_BELOW: Final = {
+_AT_MOST: Final = {
     "validation": 0.5,
     "layer_decay": 1.0,
     "warmup": 1.0,
@@ -32,7 +32,7 @@ _BELOW: Final = {
     "flip": 1.0,
     "rotation": 180.0,
     "translation": 1.0,
-    "scale": 1.0,
+    "scale": 0.99,
     "brightness": 1.0,
     "contrast": 1.0,
     "gamma": 1.0,
@@ -149,7 +149,7 @@ def _checked(keys: Mapping[str, Any], source: str) -> dict[str, Any]:
 def _value(key: str, value: Any, kind: type, source: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    low, high = _AT_LEAST.get(key, 0), _BELOW.get(key, _MOST)
+    low, high = _AT_LEAST.get(key, 0), _AT_MOST.get(key, _MOST)
     is_number = kind in {int, float}
     rules: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: type(value) is kind, f"of type {kind.__name__}"),

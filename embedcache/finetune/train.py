@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -20,10 +21,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from embedcache.durable import replace_by
-from embedcache.errors import RunError
+from embedcache.errors import DeviceError, RunError
 from embedcache.finetune.augment import augmentation
 from embedcache.finetune.batches import Batch, Pictures, Reader, epoch_batches, in_parts
 from embedcache.finetune.devices import (
+    Fetched,
     device_name,
     memory_kept,
     peak_memory_bytes,
@@ -75,7 +77,9 @@ def train_fold(
     Raises
     ------
     RunError
-        The loss is no number; what was finished before is kept.
+        The loss or a prediction is no number; what was finished before is kept.
+    DeviceError
+        The device has too little memory.
     StoreWriteError
         The disk refused; the last epoch before is kept.
     """
@@ -88,14 +92,21 @@ def train_fold(
         torch.manual_seed(_number(job.seed, job.fold))
         if devices:
             torch.cuda.reset_peak_memory_stats(fabric.device)
-        training = _Training(fabric, job)
-        training.resume()
-        with _events(fabric, job) as tell:
-            for epoch in range(len(training.epochs), job.recipe.epochs):
-                one = training.run_epoch(epoch, on_step)
-                tell(one)
-                on_epoch(one)
-        return training.finish()
+        try:
+            training = _Training(fabric, job)
+            training.resume()
+            with _events(fabric, job) as tell:
+                for epoch in range(len(training.epochs), job.recipe.epochs):
+                    one = training.run_epoch(epoch, on_step)
+                    tell(one)
+                    on_epoch(one)
+            return training.finish()
+        except torch.OutOfMemoryError:
+            raise DeviceError(
+                f"fold {job.fold}: {fabric.device} has too little memory; pass --set accumulate="
+                f"{2 * job.recipe.accumulate}, --set gradient_checkpointing=true, or a smaller "
+                "--batch-size; the epochs before are kept"
+            ) from None
 
 
 def train_folds(fabric: Fabric, jobs: Sequence[FoldJob]) -> None:
@@ -160,7 +171,8 @@ class _Training:
         classifier.to(self.fabric.device)
         few = next(self._batches(np.array([0, len(job.train) - 1])))[1]
         if self.fabric.device.type == "cuda":
-            settle_for_less(lambda: sees_gradient(classifier, few))
+            with self.fabric.autocast():
+                settle_for_less(lambda: sees_gradient(classifier, few))
         choose_parameters(classifier, job.regime, self.recipe, few, spec.name)
         classifier.to(self.fabric.device)  # adapters too
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
@@ -275,7 +287,7 @@ class _Training:
         loader = self.reader.read([part for share in shares for part in share], epoch=epoch)
         codes = torch.from_numpy(job.train.codes)
         total = torch.zeros((), device=fabric.device)
-        last, waited = total, 0.0
+        last, waited = Fetched(total), 0.0
         self.model.train()
         for step, (batch, share) in enumerate(zip(batches, shares, strict=True), 1):
             for number in range(len(share)):
@@ -290,24 +302,27 @@ class _Training:
                     # Several processes' gradients are averaged, and this is to be their sum.
                     fabric.backward(loss * (fabric.world_size / len(batch)))
                 total = total + loss.detach()
-            self._check(last, epoch, step - 1)  # of the step before, which need not be waited for
-            last = total.clone()
+            self._check(float(last), epoch, step - 1)  # of the step before: there by now
+            so_far = total.clone()
             if fabric.world_size > 1:  # so that all processes stop at the same step
-                torch.distributed.all_reduce(last)
+                torch.distributed.all_reduce(so_far)
+            last = Fetched(so_far)
             self._move(epoch * len(batches) + step)
             done = (epoch * len(job.train)) + sum(map(len, batches[:step]))
             on_step(Step(job.fold, epoch + 1, done, recipe.epochs * len(job.train)))
-        whole = cast(torch.Tensor, fabric.all_reduce(total, reduce_op="sum"))
+        whole = float(cast(torch.Tensor, fabric.all_reduce(total, reduce_op="sum")))
         self._check(whole, epoch, len(batches))
-        return float(whole) / len(job.train), waited
+        return whole / len(job.train), waited
 
-    def _check(self, loss: torch.Tensor, epoch: int, step: int) -> None:
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"fold {self.job.fold} stopped in epoch {epoch + 1}, step {step}: the loss is "
-                f"{float(loss)}; the epochs before are kept; try --set lr={self.recipe.lr / 3:.1g}"
-                f", or --precision fp32"
-            )
+    def _check(self, loss: float, epoch: int, step: int) -> None:
+        if not math.isfinite(loss):
+            raise self._gone(f"in epoch {epoch + 1}, step {step}: the loss is {loss}")
+
+    def _gone(self, what: str) -> RunError:
+        return RunError(
+            f"fold {self.job.fold} stopped {what}; the epochs before are kept; try "
+            f"--set lr={self.recipe.lr / 3:.1g}, or --precision fp32"
+        )
 
     def _move(self, n_steps: int) -> None:
         if self.recipe.clip_norm:
@@ -348,6 +363,11 @@ class _Training:
             for numbers, pictures in self._batches(mine):
                 out[numbers - first] = model(pictures).float().softmax(1)
         rows = cast(torch.Tensor, fabric.all_reduce(out, reduce_op="sum")).cpu().double()
+        if not rows.isfinite().all():  # weights that its last step broke, or an fp16 overflow
+            wrong = int((~rows.isfinite().all(1)).sum())
+            raise self._gone(
+                f"after epoch {len(self.epochs) + 1}: {wrong} of {len(part)} predictions are nan"
+            )
         return np.asarray((rows / rows.sum(1, keepdim=True)).numpy())
 
     # Survival

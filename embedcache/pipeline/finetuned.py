@@ -65,13 +65,11 @@ def seen_by(workspace: Workspace, spec: EncoderSpec) -> frozenset[str]:
     """
     if spec.weights.kind != "run":
         return frozenset()
-    document = read_document(workspace.weights / spec.weights.location / _DOCUMENT)
-    return frozenset(
-        patient
-        for one in document["encoders"]
-        if one["file"] == spec.weights.file
-        for patient in one["trained_on"]
-    )
+    path = workspace.weights / spec.weights.location / _DOCUMENT
+    for one in read_document(path)["encoders"]:
+        if one["file"] == spec.weights.file:
+            return frozenset(one["trained_on"])
+    raise StoreCorruptError(f"{path}: says nothing of {spec.weights.file}; train it again")
 
 
 def has_encoders(workspace: Workspace, run_id: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ import numpy as np
 from embedcache.catalog import run_files
 from embedcache.cores import usable_cores
 from embedcache.digests import DigestCache
-from embedcache.durable import TEMPORARY, canonical_json, utc_now
+from embedcache.durable import canonical_json, remove_folder, utc_now
 from embedcache.embeddings import LabelledEmbeddings
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device
@@ -248,11 +247,8 @@ class _Finetuning:
                     seconds=round(time.perf_counter() - start, 3),
                 )
                 self._publish(run, predictions, training, results)
-            if training.exists():  # under another name, lest a kill leaves half of it
-                aside = training.with_name(f"{TEMPORARY}{run_id}")
-                shutil.rmtree(aside, ignore_errors=True)
-                training.rename(aside)
-                shutil.rmtree(aside, ignore_errors=True)
+            if training.exists():
+                remove_folder(training)
         return replace(stored_outcome(folder, n_skipped), was_cached=is_there)
 
     def _decisive(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

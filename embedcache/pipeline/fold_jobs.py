@@ -81,7 +81,7 @@ def gather(
     Raises
     ------
     MissingEmbeddingsError
-        There is no manifest, so no images.
+        There is no manifest, so no images; or none of a cohort can be read.
     LeakageError
         A training patient stands in an external cohort.
     """
@@ -105,6 +105,12 @@ def gather(
     held = {
         name: [number for number in some if keys[number] in store] for name, some in wanted.items()
     }
+    for name, some in held.items():
+        if not some:
+            raise MissingEmbeddingsError(
+                f"no image of cohort '{name}' can be read; `embedcache manifest check` says why, "
+                f"--where \"cohort <> '{name}'\" leaves it out"
+            )
     cohorts = tuple(
         LabelledEmbeddings(
             encoder=found.spec.name,

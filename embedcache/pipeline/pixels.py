@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from embedcache.digests import DigestCache
-from embedcache.durable import utc_now
+from embedcache.durable import TEMPORARY, utc_now
 from embedcache.encoders.pixels import PixelsEncoder
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import library_versions
@@ -78,4 +78,5 @@ def _described(preprocess: Preprocess) -> tuple[EncoderSpec, dict[str, Any]]:
 
 def pixel_folders(workspace: Workspace) -> list[Path]:
     """Return the folder of each way of fitting pictures."""
-    return sorted(path for path in workspace.pixels.glob("*") if path.is_dir())
+    folders = (path for path in workspace.pixels.glob("*") if path.is_dir())
+    return sorted(path for path in folders if not path.name.startswith(TEMPORARY))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.catalog.run_files import run_folders
-from embedcache.durable import TEMPORARY, read_table
+from embedcache.durable import TEMPORARY, read_table, remove_folder
 from embedcache.pipeline import state
 from embedcache.pipeline.pixels import pixel_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.store.locks import is_marked
+from embedcache.store.locks import if_unmarked
 from embedcache.workspace import Workspace
 
 
@@ -165,29 +165,27 @@ def collect_garbage(
     if not dry_run:
         for folder in workspace.runs.glob(f"{TEMPORARY}*"):
             shutil.rmtree(folder)
-        freed += sum(map(_removed, _training_leftovers(workspace)))
+        with if_unmarked(workspace.training) as unused:
+            freed += sum(map(_removed, _training_leftovers(workspace))) if unused else 0
         state.renew_catalog(workspace, images)
     return GcReport(n_rows, freed)
 
 
 def _training_leftovers(workspace: Workspace) -> list[Path]:
-    """Return the states of trainings whose run is published; without others, the pictures too.
-
-    Nothing while anything is being trained.
-    """
-    if is_marked(workspace.training):
-        return []
+    """Return the states of trainings whose run is published; without others, the pictures too."""
     states = [path for path in workspace.training.glob("*") if path.is_dir()]
     done = [
         path
         for path in states
         if path.name.startswith(TEMPORARY) or (workspace.runs / path.name).exists()
     ]
-    return done + (pixel_folders(workspace) if len(done) == len(states) else [])
+    if len(done) < len(states):
+        return done
+    return [*done, *pixel_folders(workspace), *workspace.pixels.glob(f"{TEMPORARY}*")]
 
 
 def _removed(folder: Path) -> int:
     """Remove a folder and return how many bytes it held."""
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    shutil.rmtree(folder)
+    remove_folder(folder)
     return n_bytes

@@ -18,6 +18,7 @@ from embedcache.durable import (
     publish,
     read_document,
     read_table,
+    remove_folder,
     seal_document,
     utc_now,
 )
@@ -31,6 +32,7 @@ from embedcache.pipeline.finetuned import check_encoders
 from embedcache.pipeline.pixels import pixel_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.locks import if_unmarked
 from embedcache.workspace import FORMAT_VERSION, Workspace
 
 
@@ -252,10 +254,13 @@ def _mend_tables(workspace: Workspace) -> Iterator[str]:
 
 def _drop_damaged(workspace: Workspace) -> Iterator[str]:
     """Drop damaged pictures at training size, which can be made again, and damaged weights."""
-    for folder in pixel_folders(workspace):
-        if any(care.check_store(folder)):
-            shutil.rmtree(folder)
-            yield f"{folder} removed; the next `embedcache finetune` makes it again"
+    with if_unmarked(workspace.training) as unused:
+        for folder in pixel_folders(workspace):
+            if any(care.check_store(folder)) and unused:
+                remove_folder(folder)
+                yield f"{folder} removed; the next `embedcache finetune` makes it again"
+            elif any(care.check_store(folder)):
+                yield f"{folder} is in use by a training; repair it when that has ended"
     for folder in sorted({path.parent for path, _ in check_encoders(workspace)}):
         shutil.rmtree(folder)
         yield f"{folder} removed; make it again with the same `embedcache finetune --save`"

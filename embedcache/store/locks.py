@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
@@ -13,6 +13,7 @@ import filelock
 from embedcache.durable import write_error
 
 _MARK: Final = ".active-"
+_GATE: Final = ".gate"
 
 
 @contextmanager
@@ -50,19 +51,30 @@ def marked(folder: Path) -> Iterator[None]:
     """Let others see that a folder is in use while the block runs; any number may use it."""
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f"{_MARK}{token_hex(6)}"
-    with locked(mark):
+    with ExitStack() as held:
+        with locked(folder / _GATE):
+            held.enter_context(locked(mark))
         try:
             yield
         finally:
             mark.unlink(missing_ok=True)
 
 
-def is_marked(folder: Path) -> bool:
-    """Tell whether somebody is using a folder; what a killed process left does not count."""
-    for mark in folder.glob(f"{_MARK}*"):
-        try:
-            with filelock.FileLock(mark).acquire(timeout=0):
-                mark.unlink(missing_ok=True)
-        except filelock.Timeout:
-            return True
+@contextmanager
+def if_unmarked(folder: Path) -> Iterator[bool]:
+    """Yield whether nobody uses a folder, and let nobody begin to while the block runs.
+
+    What a killed process left does not count.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _GATE):
+        yield not any(map(_is_held, folder.glob(f"{_MARK}*")))
+
+
+def _is_held(mark: Path) -> bool:
+    try:
+        with filelock.FileLock(mark).acquire(timeout=0):
+            mark.unlink(missing_ok=True)
+    except filelock.Timeout:
+        return True
     return False
