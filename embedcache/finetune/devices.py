@@ -300,7 +300,7 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     """Have glibc keep the memory of activations between steps, instead of giving it back.
 
     The kernel would hand the same pages out again one by one, zeroed: a step on two cores then
-    takes about twice as long (benchmarks/bench_finetune.py: 1.8 for SonoNet-16, 2.5 for
+    takes about twice as long (benchmarks/bench_finetune.py: 1.7 for SonoNet-16, 2.1 for
     EfficientNet-lite0).
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
