@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from embedcache.finetune.recipe import Recipe
 
 
-class Gamma(v2.Transform):  # type: ignore[misc]
+class Gamma(v2.Transform):  # type: ignore[misc] # torchvision has no types
     """Raise grey values, as shares of the largest, to a power from 1 - `most` to 1 + `most`."""
 
     def __init__(self, most: float) -> None:
@@ -27,7 +27,7 @@ class Gamma(v2.Transform):  # type: ignore[misc]
         return torch.as_tensor(v2.functional.adjust_gamma(inpt, params["gamma"]))
 
 
-class Speckle(v2.Transform):  # type: ignore[misc]
+class Speckle(v2.Transform):  # type: ignore[misc] # torchvision has no types
     """Multiply each pixel by 1 + noise: brighter echoes are noisier.
 
     References

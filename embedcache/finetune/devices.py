@@ -93,7 +93,7 @@ def _open_fabric(device: str, precision: Chosen, rank: int, n_devices: int, port
     found = find_device(device)
     plugin: Any = Precision()
     if precision != "fp32":
-        plugin = MixedPrecision(_MIXED[precision], found.type)  # type: ignore[arg-type]
+        plugin = MixedPrecision(_MIXED[precision], found.type)  # type: ignore[arg-type] # a Literal
     if n_devices == 1:
         one: Any = [found.index] if ":" in str(found) else 1
         fabric = Fabric(accelerator=found.type, devices=one, plugins=[plugin])

@@ -105,7 +105,7 @@ def train_fold(
             raise DeviceError(
                 f"fold {job.fold}: {fabric.device} has too little memory; pass --set accumulate="
                 f"{2 * job.recipe.accumulate}, --set gradient_checkpointing=true, or a smaller "
-                "--batch-size; the epochs before are kept"
+                "--batch-size, which is another run; the epochs before are kept for this one"
             ) from None
 
 
@@ -320,8 +320,8 @@ class _Training:
 
     def _gone(self, what: str) -> RunError:
         return RunError(
-            f"fold {self.job.fold} stopped {what}; the epochs before are kept; try "
-            f"--set lr={self.recipe.lr / 3:.1g}, or --precision fp32"
+            f"fold {self.job.fold} stopped {what}; the epochs before are kept, but this recipe "
+            f"would stop there again: try --set lr={self.recipe.lr / 3:.1g}, or --precision fp32"
         )
 
     def _move(self, n_steps: int) -> None:

@@ -27,7 +27,7 @@ _DTYPES: Final = (np.float64, np.float32)  # others become the first
 # Certificates of 1e-3 to 1e-5 lead to the same C; the refit is what is used.
 
 
-class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # no types
     """What the probes share: checks, attributes, predictions."""
 
     tol: float
