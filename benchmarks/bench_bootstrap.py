@@ -20,10 +20,10 @@ import numpy as np
 from common import print_machine
 from sklearn.metrics import f1_score, roc_auc_score
 
-from embedcache.compare import compare
-from embedcache.evaluate import evaluate
-from embedcache.runs import Predictions
-from embedcache.scores import resample_weights, score, units_of
+from embedcache.data.predictions import Predictions
+from embedcache.scoring.compare import compare
+from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.scores import resample_weights, score, units_of
 
 N_IMAGES, N_PATIENTS, N_MODELS, N_RESAMPLES = 12_400, 1_792, 7, 10_000
 CLASSES = tuple("abcdef")

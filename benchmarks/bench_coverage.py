@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 from common import print_machine
 
-from embedcache.scores import (
+from embedcache.scoring.scores import (
     Units,
     calibration_gaps,
     ece_interval,

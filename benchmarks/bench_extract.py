@@ -24,14 +24,15 @@ import numpy as np
 from common import print_machine, spread
 from torch.utils.data import DataLoader, Dataset
 
-from embedcache.cores import usable_cores
-from embedcache.digests import DigestCache
+from embedcache.data.image_files import ImageFile
+from embedcache.data.images import SUFFIXES, decode_image
 from embedcache.encoders import registry
 from embedcache.encoders.spec import Encoder
-from embedcache.extract.flow import ImageFile, run_pass
+from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport
-from embedcache.images import SUFFIXES, decode_image
+from embedcache.files.cores import usable_cores
+from embedcache.files.digests import DigestCache
 from embedcache.store.embedding_store import EmbeddingStore
 
 

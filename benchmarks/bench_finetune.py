@@ -12,8 +12,8 @@ import time
 import torch
 from common import print_machine, spread
 
-from embedcache.digests import DigestCache
 from embedcache.encoders import registry
+from embedcache.files.digests import DigestCache
 from embedcache.finetune.augment import augmentation
 from embedcache.finetune.devices import memory_kept
 from embedcache.finetune.model import Classifier, load_network

@@ -18,9 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from common import print_machine, spread
 
 import embedcache
+from embedcache.data.images import SUFFIXES
+from embedcache.data.manifest import write_manifest
 from embedcache.extract.report import PassReport
-from embedcache.images import SUFFIXES
-from embedcache.manifest import write_manifest
 
 MODELS = ["random:efficientnet-lite0", "random:sononet16", "pixels"]
 

@@ -21,7 +21,7 @@ import timm
 from common import print_machine, spread
 from PIL import Image
 
-from embedcache.manifest import write_manifest
+from embedcache.data.manifest import write_manifest
 
 MODEL = "timm:test_vit"  # the smallest of timm, here with random weights in a file
 COMMAND = [str(Path(sys.executable).with_name("embedcache"))]

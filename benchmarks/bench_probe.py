@@ -32,9 +32,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from embedcache.data.folds import assign_folds
 from embedcache.datasets import phantom
 from embedcache.encoders.registry import load_encoder
-from embedcache.folds import assign_folds
 from embedcache.probes.logistic import C_GRID, TOL, LogisticPath, fit_sweep
 
 LADDER = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)

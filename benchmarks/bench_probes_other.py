@@ -18,7 +18,7 @@ import numpy as np
 from common import print_machine
 from sklearn.metrics import f1_score
 
-from embedcache.folds import assign_folds
+from embedcache.data.folds import assign_folds
 from embedcache.probes.families import PROBES
 
 SHARES = (0.42, 0.21, 0.14, 0.11, 0.08, 0.04)

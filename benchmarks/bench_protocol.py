@@ -24,8 +24,8 @@ import numpy as np
 from bench_probes_other import embeddings
 from common import print_machine
 
-from embedcache.durable import utc_now
-from embedcache.manifest import write_manifest
+from embedcache.data.manifest import write_manifest
+from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
 
 DIMS = (768, 768, 768, 768, 1280, 768, 2048)

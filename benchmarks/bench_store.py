@@ -28,10 +28,10 @@ import zarr
 from common import print_machine, spread
 
 import embedcache
-from embedcache.durable import utc_now
-from embedcache.manifest import write_manifest
-from embedcache.pipeline import state
+from embedcache.data.manifest import write_manifest
+from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.verbs import state
 
 
 def cpu_ms(work: Callable[[], object]) -> float:
@@ -205,8 +205,8 @@ def committing(folder: Path, X: np.ndarray) -> None:
 
 
 def forward_seconds() -> float:
-    from embedcache.digests import DigestCache
     from embedcache.encoders import registry
+    from embedcache.files.digests import DigestCache
 
     encoder = registry.load(registry.identify("random:resnet50", digests=DigestCache()))
     batch = np.zeros((16, 3, 224, 224), np.float32)

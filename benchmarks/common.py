@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from embedcache.cores import usable_cores
+from embedcache.files.cores import usable_cores
 
 
 def print_machine(*packages: str) -> None:

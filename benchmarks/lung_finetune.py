@@ -16,9 +16,9 @@ from common import print_machine
 
 import embedcache
 from embedcache.finetune.jobs import Epoch
-from embedcache.pipeline.finetuning import Told
-from embedcache.pipeline.probing import ProbeOptions
-from embedcache.probe import ProbeSettings
+from embedcache.protocol.nested import ProbeSettings
+from embedcache.verbs.finetune import Told
+from embedcache.verbs.probing import ProbeOptions
 
 ENCODERS = ("sononet16", "efficientnet-lite0")
 WHERE = "label <> 'viral_pneumonia'"  # four patients, fewer than folds

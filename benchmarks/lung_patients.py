@@ -18,7 +18,7 @@ from pathlib import Path
 from common import print_machine
 
 import embedcache
-from embedcache.manifest import write_manifest
+from embedcache.data.manifest import write_manifest
 
 MODELS = ["sononet16", "efficientnet-lite0", "pixels", "random:efficientnet-lite0"]
 

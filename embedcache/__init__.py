@@ -10,16 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedcache.embeddings import LabelledEmbeddings as LabelledEmbeddings
+    from embedcache.data.embeddings import LabelledEmbeddings as LabelledEmbeddings
     from embedcache.encoders.registry import load_encoder as load_encoder
     from embedcache.errors import EmbedcacheError as EmbedcacheError
-    from embedcache.pipeline.project import Project as Project
-    from embedcache.pipeline.project import open_project as open  # noqa: A004 - embedcache.open
+    from embedcache.project import Project as Project
+    from embedcache.project import open_project as open  # noqa: A004 - embedcache.open
+    from embedcache.protocol.estimators import LinearProbe as LinearProbe
+    from embedcache.protocol.estimators import LinearProbeCV as LinearProbeCV
 
 __version__ = "0.1.0"
 __all__ = [
     "EmbedcacheError",
     "LabelledEmbeddings",
+    "LinearProbe",
+    "LinearProbeCV",
     "Project",
     "__version__",
     "load_encoder",
@@ -28,10 +32,12 @@ __all__ = [
 
 _HOMES = {
     "EmbedcacheError": "embedcache.errors:EmbedcacheError",
-    "LabelledEmbeddings": "embedcache.embeddings:LabelledEmbeddings",
-    "Project": "embedcache.pipeline.project:Project",
+    "LabelledEmbeddings": "embedcache.data.embeddings:LabelledEmbeddings",
+    "LinearProbe": "embedcache.protocol.estimators:LinearProbe",
+    "LinearProbeCV": "embedcache.protocol.estimators:LinearProbeCV",
+    "Project": "embedcache.project:Project",
     "load_encoder": "embedcache.encoders.registry:load_encoder",
-    "open": "embedcache.pipeline.project:open_project",
+    "open": "embedcache.project:open_project",
 }
 
 

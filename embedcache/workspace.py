@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from embedcache.durable import publish, read_document, seal_document, utc_now
 from embedcache.errors import ManifestError, StoreMismatchError
+from embedcache.files.durable import publish, read_document, seal_document, utc_now
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "data_manifest.csv"

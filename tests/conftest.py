@@ -12,7 +12,7 @@ from embedcache_cli.main import run
 
 import embedcache
 from embedcache.encoders import plugins
-from embedcache.pipeline.project import Project
+from embedcache.project import Project
 from embedcache.testing import write_cohort
 
 ROOT = Path(__file__).parents[1]

@@ -21,27 +21,27 @@ from PIL import Image
 from test_architecture import FLOORS
 
 import embedcache
+from embedcache.data.manifest import REQUIRED, write_manifest
 from embedcache.datasets.phantom import phantom_rows
 from embedcache.encoders import registry
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.extract.report import PassReport
 from embedcache.finetune.recipe import read_recipe
-from embedcache.manifest import REQUIRED, write_manifest
-from embedcache.pipeline import state
-from embedcache.pipeline.comparing import CompareReport
-from embedcache.pipeline.encode import Plan
-from embedcache.pipeline.manifests import CheckReport
-from embedcache.pipeline.probing import ProbeOptions, RunOutcome
-from embedcache.pipeline.project import Project
-from embedcache.pipeline.quickstart import MODELS
-from embedcache.pipeline.upkeep import GcReport, Status
-from embedcache.pipeline.verify import VerifyReport
-from embedcache.probe import ProbeSettings
 from embedcache.probes.logistic import C_GRID
-from embedcache.probes.protocols import PROTOCOLS
 from embedcache.probes.selection import TIE
+from embedcache.project import Project
+from embedcache.protocol.nested import ProbeSettings
+from embedcache.protocol.protocols import PROTOCOLS
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_path
+from embedcache.verbs import state
+from embedcache.verbs.compare import CompareReport
+from embedcache.verbs.extract import Plan
+from embedcache.verbs.manifest import CheckReport
+from embedcache.verbs.probing import ProbeOptions, RunOutcome
+from embedcache.verbs.quickstart import MODELS
+from embedcache.verbs.upkeep import GcReport, Status
+from embedcache.verbs.verify import VerifyReport
 from embedcache.workspace import FORMAT_VERSION
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

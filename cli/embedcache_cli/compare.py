@@ -13,9 +13,9 @@ from embedcache_cli import options
 from embedcache_cli.output import print_json, say, text_table
 
 if TYPE_CHECKING:
-    from embedcache.compare import Pair, Spread, Standing
-    from embedcache.pipeline.comparing import CohortComparison, CompareReport
-    from embedcache.runs import Estimate
+    from embedcache.scoring.compare import Pair, Spread, Standing
+    from embedcache.scoring.estimates import Estimate
+    from embedcache.verbs.compare import CohortComparison, CompareReport
 
 
 @click.command(short_help="Runs against each other, paired by patient: tests, ranks, groups.")

@@ -67,10 +67,10 @@ _COMMERCIAL = {True: "yes", False: "no", None: "not stated"}
 
 
 def _facts(name: str) -> dict[str, Any]:
-    from embedcache.digests import DigestCache
     from embedcache.encoders.registry import find_spec
     from embedcache.encoders.weights import find_weights
     from embedcache.errors import EncoderWeightsError
+    from embedcache.files.digests import DigestCache
 
     spec = find_spec(name)
     try:

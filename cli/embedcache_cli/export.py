@@ -45,7 +45,7 @@ def export(
     Exit code 3 says that images that could not be encoded are not in it.
     """
     import embedcache
-    from embedcache.export import write_embeddings
+    from embedcache.catalog.export import write_embeddings
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     rows = project.embeddings(model, where=where, label=label)

@@ -17,7 +17,7 @@ from embedcache_cli.probe import print_outcomes
 
 if TYPE_CHECKING:
     from embedcache.finetune.jobs import Epoch, Step
-    from embedcache.pipeline.probing import RunOutcome
+    from embedcache.verbs.probing import RunOutcome
 
 
 def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -180,7 +180,7 @@ def _epoch_line(one: Epoch) -> str:
 @contextmanager
 def _talk(mode: str, n_epochs: int, *, quiet: bool) -> Iterator[Any]:
     """Yield whom to tell: a bar a fold in a terminal, a line an epoch, or JSON lines."""
-    from embedcache.pipeline.finetuning import Told
+    from embedcache.verbs.finetune import Told
 
     def message(text: str) -> None:
         say(f"note: {text}", quiet=quiet)

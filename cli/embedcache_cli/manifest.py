@@ -12,7 +12,7 @@ from embedcache_cli import options
 from embedcache_cli.output import print_json, say, short_path, text_table
 
 if TYPE_CHECKING:
-    from embedcache.pipeline.manifests import Written
+    from embedcache.verbs.manifest import Written
 
 _SHOWN = 5
 
@@ -109,7 +109,7 @@ def folder(
 def _write(
     rows: list[dict[str, str]], root: Path, output: Path, as_json: bool, settings: dict[str, Any]
 ) -> int:
-    from embedcache.pipeline.manifests import write_rows
+    from embedcache.verbs.manifest import write_rows
 
     written = write_rows(rows, root, output, **settings)
     if as_json:
@@ -153,7 +153,7 @@ def check(manifest: Path | None, store: Path | None, data_root: Path | None, as_
     Exit code 3: images are missing, unreadable or changed. 5: a patient stands in two cohorts, or
     one image under two patients.
     """
-    from embedcache.pipeline import manifests
+    from embedcache.verbs import manifest as manifests
     from embedcache.workspace import find_workspace
 
     workspace = find_workspace(manifest=manifest, store=store, data_root=data_root)

@@ -13,10 +13,10 @@ from embedcache_cli import options
 from embedcache_cli.output import print_json, say, short_path, steps_bar, text_table
 
 if TYPE_CHECKING:
-    from embedcache.compare import Pair
-    from embedcache.pipeline.comparing import CompareReport
-    from embedcache.pipeline.probing import RunOutcome
-    from embedcache.runs import Estimate
+    from embedcache.scoring.compare import Pair
+    from embedcache.scoring.estimates import Estimate
+    from embedcache.verbs.compare import CompareReport
+    from embedcache.verbs.probing import RunOutcome
 
 
 _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
@@ -121,8 +121,8 @@ def probe(
     encoder are paired, their p corrected by Holm for all pairs.
     """
     import embedcache
-    from embedcache.pipeline.probing import ProbeOptions
-    from embedcache.probe import ProbeSettings
+    from embedcache.protocol.nested import ProbeSettings
+    from embedcache.verbs.probing import ProbeOptions
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     asked: dict[str, Any] = {**cohorts, "seed": seed, "external": external or None}
@@ -171,8 +171,8 @@ def print_outcomes(
     verbose: bool = False,
 ) -> None:
     """Print a table of the headline score, what stands behind it, and where the runs lie."""
-    from embedcache.pipeline.probing import run_names
-    from embedcache.runs import HEADLINES, is_headline
+    from embedcache.runs.record import HEADLINES, is_headline
+    from embedcache.verbs.probing import run_names
 
     columns = _columns(outcomes[0])
     behind = _behind(compared) if compared else {}
@@ -264,7 +264,7 @@ def _number(value: float | None) -> str:
 
 
 def _columns(outcome: RunOutcome) -> list[tuple[str, tuple[str, str]]]:
-    from embedcache.runs import is_headline
+    from embedcache.runs.record import is_headline
 
     found = []
     for estimate in outcome.estimates:

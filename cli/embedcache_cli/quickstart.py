@@ -39,15 +39,16 @@ def quickstart(
 
     Needs no data and no downloads beyond `pip install "embedcache-fm[quickstart]"`.
     """
-    from embedcache.pipeline import quickstart as steps
+    import embedcache
+    from embedcache.verbs import quickstart as steps
 
     def tell(text: str) -> None:
         if not (quiet or as_json):
             click.echo(text)
 
     tell("1. Two cohorts of generated ultrasound pictures, from two 'scanners'")
-    project = steps.prepare(into, seed=seed)
-    tell(f"   {short_path(project.workspace.manifest)}: {steps.describe(project)}")
+    project = embedcache.Project(steps.prepare(into, seed=seed))
+    tell(f"   {short_path(project.workspace.manifest)}: {steps.describe(project.images())}")
     tell("2. Every picture is encoded once: by ImageNet weights, and by random ones as a control")
     with progress(progress_mode, quiet=quiet) as show:
         report = project.extract(steps.MODELS, on_progress=show)

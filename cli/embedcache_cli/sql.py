@@ -41,7 +41,7 @@ def sql(
 ) -> None:
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
-    from embedcache.export import plain_rows, table_bytes, write_file
+    from embedcache.catalog.export import plain_rows, table_bytes, write_file
 
     if query == "-":
         query = sys.stdin.read()

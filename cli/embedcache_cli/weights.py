@@ -24,10 +24,10 @@ def add(name: str, file: Path, link: bool, encoder_file: Path | None) -> None:
 
     Layout, names and shapes of all its tensors are checked, and its digest is remembered.
     """
-    from embedcache.digests import DigestCache
     from embedcache.encoders.plugins import register_file
     from embedcache.encoders.registry import identify, load
     from embedcache.encoders.weights import register_weights
+    from embedcache.files.digests import DigestCache
 
     if encoder_file is not None:
         register_file(encoder_file)

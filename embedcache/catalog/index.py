@@ -18,8 +18,8 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
-from embedcache.catalog import run_files
-from embedcache.durable import TEMPORARY, fsync, read_table, table_stem, write_error
+from embedcache.files.durable import TEMPORARY, fsync, read_table, table_stem, write_error
+from embedcache.runs import files as run_files
 from embedcache.store.embedding_store import EmbeddingStore
 
 _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from embedcache.data.images import DICOM_SUFFIXES, SUFFIXES, count_frames
 from embedcache.errors import ImageReadError, ManifestError
-from embedcache.images import DICOM_SUFFIXES, SUFFIXES, count_frames
 
 
 def folder_rows(

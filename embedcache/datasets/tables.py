@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from embedcache.data.manifest import decode_text
 from embedcache.errors import ManifestError
-from embedcache.manifest import decode_text
 
 
 def read_table(

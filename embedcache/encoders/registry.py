@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from embedcache.digests import DigestCache
 from embedcache.encoders.models import BUILTIN
 from embedcache.encoders.plugins import find_plugin, plugin_names, register_file
 from embedcache.encoders.spec import (
@@ -28,6 +27,7 @@ from embedcache.encoders.spec import (
 )
 from embedcache.encoders.weights import check_registered, find_weights
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
+from embedcache.files.digests import DigestCache
 
 # Libraries of networks: what a name starts with, the distribution, and who describes its models.
 _LIBRARIES: Final = {

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedcache.durable import canonical_json
+from embedcache.data.images import decode_image, grey_or_rgb
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import EncoderOutputError
-from embedcache.images import decode_image, grey_or_rgb
+from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -12,9 +12,9 @@ from typing import Final
 
 import platformdirs
 
-from embedcache.durable import read_document, replace, seal_document, utc_now
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderWeightsError
+from embedcache.files.durable import read_document, replace, seal_document, utc_now
 
 _log = logging.getLogger(__name__)
 HUB_FILES: Final = (

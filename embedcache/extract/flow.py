@@ -20,41 +20,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from embedcache.cores import usable_cores
-from embedcache.digests import DigestCache, sha256, stamp_of
+from embedcache.data.image_files import ImageFile, read_and_hash
+from embedcache.data.images import decode_image
 from embedcache.encoders.spec import FloatArray
 from embedcache.errors import ImageReadError, StoreWriteError
 from embedcache.extract.lane import Job, Lane
 from embedcache.extract.report import Clock, PassReport, Progress, Tally, slowest_stage
-from embedcache.images import decode_image
+from embedcache.files.cores import usable_cores
+from embedcache.files.digests import DigestCache, stamp_of
 
 _AHEAD_BYTES: Final = 256 << 20  # of arrays that wait for an encoder
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """One image to encode.
-
-    Parameters
-    ----------
-    image_id
-        Its name in the manifest.
-    path
-        Where it lies on this machine.
-    expected
-        The SHA-256 that the manifest states, or ''.
-    frame
-        Which frame of the file; None: the only one.
-    """
-
-    image_id: str
-    path: str
-    expected: str = ""
-    frame: int | None = None
-
-    def key_of(self, digest: str) -> str:
-        """Return the key of the picture in a file of that SHA-256: the same, but for a frame."""
-        return digest if self.frame is None else sha256(f"{digest}#{self.frame}".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +63,6 @@ def _give_way() -> None:
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int) -> list[str]:
-    """Return each image's SHA-256, '' where it cannot be read; known files are not read again."""
-
-    def digest(image: ImageFile) -> str:
-        try:
-            stamp = stamp_of(os.stat(image.path))  # noqa: PTH116 - 12,850 of them
-            return digests.get(image.path, stamp) or _read(image.path, digests)[1]
-        except OSError:
-            return ""
-
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(digest, images, chunksize=64))
-
-
-def _read(path: str, digests: DigestCache) -> tuple[bytes, str]:
-    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - one for each image
-        stamp = stamp_of(os.fstat(stream.fileno()))
-        data = stream.read()
-    key = sha256(data)
-    digests.put(path, stamp, key)
-    return data, key
 
 
 def run_pass(
@@ -282,7 +234,7 @@ class _Flow:
         """Do what can be done for one image off the main thread."""
         try:
             with self.shared.timed("read"):
-                data, digest = _read(image.path, self.digests)
+                data, digest = read_and_hash(image.path, self.digests)
         except OSError as error:
             return _Prepared("", failure=(error.strerror or str(error)).lower())
         if image.expected and digest != image.expected:

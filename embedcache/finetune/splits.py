@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.data.folds import assign_folds
 from embedcache.errors import LeakageError, RunError
-from embedcache.folds import assign_folds
 
 Rows = NDArray[np.intp]
 

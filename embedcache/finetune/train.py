@@ -20,8 +20,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from embedcache.durable import replace_by
 from embedcache.errors import DeviceError, RunError
+from embedcache.files.durable import replace_by
 from embedcache.finetune.augment import augmentation
 from embedcache.finetune.batches import Batch, Pictures, Reader, epoch_batches, in_parts
 from embedcache.finetune.devices import (

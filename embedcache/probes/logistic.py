@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from embedcache.cores import usable_cores
 from embedcache.errors import RunError
+from embedcache.files.cores import usable_cores
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.scaling import Scaler

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from embedcache.durable import TEMPORARY, fsync, read_document, replace, seal_document
 from embedcache.errors import StoreCorruptError
+from embedcache.files.durable import TEMPORARY, fsync, read_document, replace, seal_document
 from embedcache.store import layout, segment
 from embedcache.store.embedding_store import commit, read_records
 from embedcache.store.layout import Record

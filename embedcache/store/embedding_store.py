@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.durable import (
+from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
+from embedcache.files.durable import (
     find_table,
     new_id,
     publish,
@@ -24,10 +25,9 @@ from embedcache.durable import (
     seal_document,
     write_error,
 )
-from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
+from embedcache.files.locks import locked
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
-from embedcache.store.locks import locked
 from embedcache.store.segment import Rows
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedcache.durable import TEMPORARY, publish_table, read_table, table_stem
 from embedcache.errors import StoreCorruptError
+from embedcache.files.durable import TEMPORARY, publish_table, read_table, table_stem
 
 DOCUMENT: Final = "encoder.json"
 LOCK: Final = "LOCK"

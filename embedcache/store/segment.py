@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.durable import crc32c, fsync_tree, write_error
 from embedcache.errors import StoreCorruptError
+from embedcache.files.durable import crc32c, fsync_tree, write_error
 from embedcache.store.layout import FileSum, Record, segment_path
 
 Rows = NDArray[Any]  # float32, or uint8 where rows are pictures

@@ -16,9 +16,9 @@ from typing import ClassVar, Final
 import numpy as np
 from PIL import Image
 
-from embedcache.durable import canonical_json
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, fingerprint_of, identity
+from embedcache.files.durable import canonical_json
 
 # Largest difference over largest value that another batch size may make. A processor adds floats
 # in another order there; an encoder that mixes its rows is off by far more.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from embedcache.manifest import Manifest, write_manifest
+from embedcache.data.manifest import Manifest, write_manifest
 
 
 def write_cohort(

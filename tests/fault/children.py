@@ -24,7 +24,7 @@ from embedcache.store.embedding_store import EmbeddingStore
 QUICK = {"epochs": 4, "batch_size": 8, "lr": 1e-3}
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["embedcache.pipeline.encode", "embedcache.pipeline.finetuning", "embedcache.finetune.train"]
+    ["embedcache.verbs.extract", "embedcache.verbs.finetune", "embedcache.finetune.train"]
 )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import embedcache
-from embedcache.pipeline import state
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
+from embedcache.verbs import state
 
 N_KILLS = 50
 

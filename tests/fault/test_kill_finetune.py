@@ -12,7 +12,7 @@ import children
 import pytest
 
 import embedcache
-from embedcache.catalog import run_files
+from embedcache.runs import files as run_files
 from embedcache.testing import write_cohort
 
 N_KILLS = 20

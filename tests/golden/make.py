@@ -25,16 +25,16 @@ import click
 from embedcache_cli.main import cli
 
 import embedcache
-from embedcache.digests import DigestCache
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
-from embedcache.pipeline import state
-from embedcache.pipeline.encode import put_in_order
-from embedcache.pipeline.probing import ProbeOptions
-from embedcache.pipeline.project import Project
-from embedcache.probe import ProbeSettings
+from embedcache.files.digests import DigestCache
+from embedcache.project import Project
+from embedcache.protocol.nested import ProbeSettings
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
+from embedcache.verbs import state
+from embedcache.verbs.extract import put_in_order
+from embedcache.verbs.probing import ProbeOptions
 from embedcache.workspace import FORMAT_VERSION
 
 HERE = Path(__file__).parent

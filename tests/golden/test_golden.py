@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from make import HELP, HERE, all_predictions, all_rows, help_text, unpack
 
-from embedcache.pipeline import state
-from embedcache.pipeline.probing import ProbeOptions
-from embedcache.probe import ProbeSettings
+from embedcache.protocol.nested import ProbeSettings
+from embedcache.verbs import state
+from embedcache.verbs.probing import ProbeOptions
 from embedcache.workspace import FORMAT_VERSION
 
 STORES = sorted(HERE.glob("store_v*.zip"))

@@ -17,19 +17,20 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
 import embedcache
-from embedcache import digests as digests_module
-from embedcache.digests import DigestCache
-from embedcache.embeddings import LabelledEmbeddings
+from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.folds import assign_folds
+from embedcache.data.image_files import ImageFile
+from embedcache.data.manifest import image_paths, read_manifest, write_manifest
 from embedcache.errors import MissingEmbeddingsError, RunError
-from embedcache.extract.flow import ImageFile, run_pass
+from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
-from embedcache.folds import assign_folds
-from embedcache.manifest import image_paths, read_manifest, write_manifest
-from embedcache.pipeline.probing import ProbeOptions
-from embedcache.probe import ProbeSettings, fit_probe
+from embedcache.files import digests as digests_module
+from embedcache.files.digests import DigestCache
+from embedcache.protocol.nested import ProbeSettings, fit_probe
 from embedcache.store import segment
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
+from embedcache.verbs.probing import ProbeOptions
 
 DIM = 5
 

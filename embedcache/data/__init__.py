@@ -1,0 +1,1 @@
+"""Manifest, images, embeddings, cohorts, folds, predictions: what the other rooms pass on."""

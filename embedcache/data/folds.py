@@ -1,0 +1,205 @@
+"""Which patients are tested together: stratified by class, and no patient in two folds."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from embedcache.errors import LeakageError, RunError
+from embedcache.files.durable import canonical_json
+
+_METHOD: Final = "StratifiedGroupKFold, shuffled, rows sorted by patient and class"
+
+
+@dataclass(frozen=True, slots=True)
+class FoldTable:
+    """The fold in which each patient is tested.
+
+    Parameters
+    ----------
+    folds_id
+        Digest of what the assignment was made from: patients, their classes, number, seed.
+    n_folds, seed
+        As asked for.
+    patients
+        Patient to fold number, from 0.
+    notes
+        What a reader of a score must know: rare classes, dominating patients.
+    """
+
+    folds_id: str
+    n_folds: int
+    seed: int
+    patients: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def of(self, patient_id: Sequence[str]) -> NDArray[np.int64]:
+        """Return the fold of each image, by its patient, shape (n,).
+
+        Raises
+        ------
+        RunError
+            A patient is not in the table.
+        """
+        absent = sorted({patient for patient in patient_id if patient not in self.patients})
+        if absent:
+            raise RunError(
+                f"{len(absent)} patients are in no fold of table {self.folds_id}, first "
+                f"'{absent[0]}'; make a table of these images with `embedcache folds`"
+            )
+        return np.array([self.patients[patient] for patient in patient_id], np.int64)
+
+
+def folds_identity(patient_id: Sequence[str], label: Sequence[str], n_folds: int, seed: int) -> str:
+    """Return the digest of what `assign_folds` would work from; row order plays no part."""
+    counts = sorted(Counter(zip(patient_id, label, strict=True)).items())
+    return hashlib.sha256(canonical_json([_METHOD, n_folds, seed, counts])).hexdigest()[:16]
+
+
+def assign_folds(
+    patient_id: Sequence[str], label: Sequence[str], *, n_folds: int = 5, seed: int = 0
+) -> FoldTable:
+    """Assign each patient to the fold in which all of its images are tested.
+
+    Parameters
+    ----------
+    patient_id, label
+        One an image.
+    n_folds, seed
+        Number of folds, and of the shuffle.
+
+    Raises
+    ------
+    RunError
+        Fewer patients than folds, fewer than two folds, or fewer than two classes.
+    """
+    n_patients, classes = len(set(patient_id)), sorted(set(label))
+    if n_folds < 2 or n_patients < n_folds:
+        raise RunError(
+            f"{n_patients} patients cannot be split into {n_folds} folds; pass --folds with a "
+            f"number from 2 to {n_patients}"
+        )
+    if len(classes) < 2:
+        raise RunError(f"one class only ({classes[0]!r}); a probe needs two or more")
+    if len(classes) == len(label):
+        raise RunError("every image has a class of its own; there is nothing to learn from them")
+    # Sorted, so that the order of rows in a manifest cannot change the folds.
+    rows = sorted(zip(patient_id, label, strict=True))
+    groups, y = (np.array(column) for column in zip(*rows, strict=True))
+    splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # rare classes: `notes` says it in full
+        try:
+            parts = [test for _, test in splitter.split(np.zeros(len(y)), y, groups)]
+        except ValueError as error:
+            raise RunError(f"{error}; pass a smaller number as --folds") from None
+    patients = {str(groups[row]): fold for fold, test in enumerate(parts) for row in test}
+    return FoldTable(
+        folds_id=folds_identity(patient_id, label, n_folds, seed),
+        n_folds=n_folds,
+        seed=seed,
+        patients=dict(sorted(patients.items())),
+        notes=fold_notes(patient_id, label, n_folds),
+    )
+
+
+def fold_notes(patient_id: Sequence[str], label: Sequence[str], n_folds: int) -> tuple[str, ...]:
+    """Return what a reader of the scores must know: rare classes, dominating patients."""
+    per_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for patient, name in zip(patient_id, label, strict=True):
+        per_class[name][patient] += 1
+    notes = []
+    for name, counts in sorted(per_class.items()):
+        if len(counts) < n_folds:
+            notes.append(
+                f"class '{name}' has {len(counts)} patients, fewer than {n_folds} folds: some "
+                "folds test none of it"
+                + (", and one is trained without it" if len(counts) == 1 else "")
+            )
+        patient, most = counts.most_common(1)[0]
+        share = most / counts.total()
+        if share > 1 / n_folds and len(counts) >= n_folds:
+            notes.append(
+                f"one patient holds {share:.0%} of class '{name}' ({most} images): its fold "
+                "weighs more than the others"
+            )
+    return tuple(notes)
+
+
+def fold_gaps(n_folds: int, n_used: int) -> Iterator[str]:
+    """Say how many folds of a table hold none of the images asked about."""
+    if n_used < n_folds:
+        yield f"{n_folds - n_used} of {n_folds} folds hold none of the images; {n_used} are used"
+
+
+def read_folds(file: Path) -> FoldTable:
+    """Read a fold table made elsewhere: CSV with the columns patient_id and fold.
+
+    Raises
+    ------
+    RunError
+        No such file, a missing column, or fold numbers that do not run from 0 or 1 upwards.
+    LeakageError
+        A patient stands in two folds.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [(row["patient_id"], int(row["fold"])) for row in csv.DictReader(stream)]
+    except OSError:
+        raise RunError(
+            f"{file}: no such fold table; expected a CSV file (patient_id, fold)"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{file}: expected CSV columns 'patient_id' and 'fold' (whole numbers): {error}"
+        ) from None
+    patients: dict[str, int] = {}
+    for patient, fold in rows:
+        if patients.setdefault(patient, fold) != fold:
+            raise LeakageError(
+                f"{file}: patient '{patient}' stands in fold {patients[patient]} and in fold "
+                f"{fold}; one patient belongs to one fold"
+            )
+    first = min(patients.values(), default=0)
+    numbered = {patient: fold - first for patient, fold in sorted(patients.items())}
+    n_folds = len(set(numbered.values()))
+    if n_folds < 2 or set(numbered.values()) != set(range(n_folds)):
+        raise RunError(f"{file}: folds must be numbered 0, 1, ... without a gap, two or more")
+    digest = hashlib.sha256(canonical_json(["given", numbered])).hexdigest()[:16]
+    return FoldTable(folds_id=digest, n_folds=n_folds, seed=0, patients=numbered)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldSize:
+    """What one fold tests."""
+
+    fold: int
+    n_patients: int
+    n_images: int
+    classes: dict[str, int]  # images a class
+
+
+def fold_sizes(table: FoldTable, patient_id: Sequence[str], label: Sequence[str]) -> list[FoldSize]:
+    """Return patients, images, and images a class of each fold."""
+    sizes = []
+    for number in range(table.n_folds):
+        rows = [i for i, patient in enumerate(patient_id) if table.patients[patient] == number]
+        sizes.append(
+            FoldSize(
+                fold=number,
+                n_patients=len({patient_id[i] for i in rows}),
+                n_images=len(rows),
+                classes=dict(sorted(Counter(label[i] for i in rows).items())),
+            )
+        )
+    return sizes

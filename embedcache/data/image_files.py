@@ -1,0 +1,60 @@
+"""Images as files: where they lie, and by which digest their pictures are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from embedcache.files.digests import DigestCache, sha256, stamp_of
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One image to encode.
+
+    Parameters
+    ----------
+    image_id
+        Its name in the manifest.
+    path
+        Where it lies on this machine.
+    expected
+        The SHA-256 that the manifest states, or ''.
+    frame
+        Which frame of the file; None: the only one.
+    """
+
+    image_id: str
+    path: str
+    expected: str = ""
+    frame: int | None = None
+
+    def key_of(self, digest: str) -> str:
+        """Return the key of the picture in a file of that SHA-256: the same, but for a frame."""
+        return digest if self.frame is None else sha256(f"{digest}#{self.frame}".encode())
+
+
+def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int) -> list[str]:
+    """Return each image's SHA-256, '' where it cannot be read; known files are not read again."""
+
+    def digest(image: ImageFile) -> str:
+        try:
+            stamp = stamp_of(os.stat(image.path))  # noqa: PTH116 - 12,850 of them
+            return digests.get(image.path, stamp) or read_and_hash(image.path, digests)[1]
+        except OSError:
+            return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(digest, images, chunksize=64))
+
+
+def read_and_hash(path: str, digests: DigestCache) -> tuple[bytes, str]:
+    """Return a file's bytes and their SHA-256, which is remembered."""
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - one for each image
+        stamp = stamp_of(os.fstat(stream.fileno()))
+        data = stream.read()
+    key = sha256(data)
+    digests.put(path, stamp, key)
+    return data, key

@@ -1,0 +1,159 @@
+"""What a model says of each image of a cohort: a class, a number, or several labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+CALLED_FROM: Final = 0.5  # probability of one label of several
+Role = Literal["in-domain", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a run said of every image of one cohort.
+
+    Parameters
+    ----------
+    role
+        'in-domain': each image was predicted by the model that had not seen its patient;
+        'external': by the model fitted on all training patients.
+    classes
+        The model's classes, sorted.
+    image_id, patient_id, cohort, label
+        One an image.
+    fold
+        The fold that tested the image, shape (n,); -1 where external.
+    probability
+        Shape (n, len(classes)), float64, rows sum to 1.
+    temperature
+        What `probability` was found to be too sure by, on inner folds, shape (n,), NaN for an image
+        without one; None where none was fitted.
+    """
+
+    role: Role
+    classes: tuple[str, ...]
+    image_id: tuple[str, ...] = field(repr=False)
+    patient_id: tuple[str, ...] = field(repr=False)
+    cohort: tuple[str, ...] = field(repr=False)
+    label: tuple[str, ...] = field(repr=False)
+    fold: NDArray[np.int64] = field(repr=False)
+    probability: NDArray[np.float64] = field(repr=False)
+    temperature: NDArray[np.float64] | None = field(default=None, repr=False)
+
+    @property
+    def own_classes(self) -> tuple[str, ...]:
+        """The model's classes that occur among the labels."""
+        present = set(self.label)
+        return tuple(name for name in self.classes if name in present)
+
+    def codes(self) -> NDArray[np.int64]:
+        """Return each label's number in `classes`, shape (n,)."""
+        number = {name: i for i, name in enumerate(self.classes)}
+        return np.array([number[name] for name in self.label], np.int64)
+
+    def predicted(self, *, masked: bool = False) -> NDArray[np.int64]:
+        """Return the number of the most probable class of each image, shape (n,).
+
+        Parameters
+        ----------
+        masked
+            Consider only classes that occur among the labels.
+        """
+        return np.asarray(self.masked_probability(masked=masked).argmax(axis=1), np.int64)
+
+    def masked_probability(self, *, masked: bool = True) -> NDArray[np.float64]:
+        """Return the probabilities, those of classes that do not occur set to 0, renormalised."""
+        if not masked:
+            return self.probability
+        allowed = np.isin(self.classes, self.own_classes)
+        kept = np.where(allowed, self.probability, 0.0)
+        total = kept.sum(axis=1, keepdims=True)
+        return kept / np.where(total > 0, total, 1.0)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every image has a temperature."""
+        return self.temperature is not None and bool(np.isfinite(self.temperature).all())
+
+    def calibrated(self) -> Predictions:
+        """Return the same with softmax(log p / T) as probabilities, T the temperature.
+
+        The most probable class stays. Written p^(1/T), scaled by the largest p first, so that no
+        row underflows.
+        """
+        assert self.temperature is not None
+        relative = self.probability / self.probability.max(axis=1, keepdims=True)
+        power = relative ** (1 / self.temperature[:, None])
+        sharp = power / power.sum(axis=1, keepdims=True)
+        return replace(self, probability=sharp, temperature=None)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.intp]) -> Predictions:
+        """Return some of the images, in the order of `rows`, shape (m,)."""
+        return replace(
+            self,
+            image_id=tuple(self.image_id[row] for row in rows),
+            patient_id=tuple(self.patient_id[row] for row in rows),
+            cohort=tuple(self.cohort[row] for row in rows),
+            label=tuple(self.label[row] for row in rows),
+            fold=self.fold[rows],
+            probability=self.probability[rows],
+            temperature=None if self.temperature is None else self.temperature[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What a regression said of every image of one cohort.
+
+    Parameters
+    ----------
+    role, image_id, patient_id, cohort, fold
+        As for `Predictions`.
+    truth, value
+        The target and what was predicted, in its unit, shape (n,).
+    """
+
+    role: Role
+    image_id: tuple[str, ...] = field(repr=False)
+    patient_id: tuple[str, ...] = field(repr=False)
+    cohort: tuple[str, ...] = field(repr=False)
+    fold: NDArray[np.int64] = field(repr=False)
+    truth: NDArray[np.float64] = field(repr=False)
+    value: NDArray[np.float64] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSets:
+    """What a multi-label probe said of every image of one cohort.
+
+    Parameters
+    ----------
+    role, image_id, patient_id, cohort, fold
+        As for `Predictions`.
+    names
+        The labels, sorted.
+    truth
+        Which of them each image has, shape (n, len(names)).
+    probability
+        Of each, shape (n, len(names)); rows need not sum to 1.
+    """
+
+    role: Role
+    names: tuple[str, ...]
+    image_id: tuple[str, ...] = field(repr=False)
+    patient_id: tuple[str, ...] = field(repr=False)
+    cohort: tuple[str, ...] = field(repr=False)
+    fold: NDArray[np.int64] = field(repr=False)
+    truth: NDArray[np.bool_] = field(repr=False)
+    probability: NDArray[np.float64] = field(repr=False)
+
+    def called(self) -> NDArray[np.bool_]:
+        """Return the labels with a probability of 0.5 or more, shape (n, len(names))."""
+        return self.probability >= CALLED_FROM
+
+
+Answers = Predictions | Measurements | LabelSets

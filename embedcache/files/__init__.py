@@ -1,0 +1,1 @@
+"""Durable writes, digests, locks, and the storage backend."""

@@ -1,0 +1,104 @@
+"""SHA-256 of files, remembered by what the file system says of them, as git's index does.
+
+An entry counts only while size, inode, modification and change time are what they were. A file
+that was touched less than two seconds before it was hashed is not remembered: a second write
+within the clock's granularity would leave no trace (git's 'racy' entries).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from embedcache.errors import StoreWriteError
+from embedcache.files.durable import crc32c, replace
+
+RACY_WINDOW_NS: Final = 2_000_000_000
+
+Stamp = tuple[int, int, int, int]  # size in bytes, inode, mtime_ns, ctime_ns
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what must stay equal for a file to count as unchanged."""
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class DigestCache:
+    """Digests of files by absolute path; derived, so a damaged or missing file means 'unknown'.
+
+    Parameters
+    ----------
+    file
+        Where the entries are kept between runs; None keeps them in memory only.
+
+    Attributes
+    ----------
+    is_damaged
+        Whether the file was there but did not match its checksum; it counts as empty then.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._changed = False
+        self._entries: dict[str, tuple[Stamp, str]] = {}
+        self.is_damaged = False
+        if file is not None and file.is_file():
+            self._load(file.read_bytes())
+
+    def _load(self, data: bytes) -> None:
+        head, _, body = data.partition(b"\n")
+        if head != _head(body):
+            self.is_damaged = True
+            return
+        for line in body.decode().splitlines():
+            digest, size, inode, mtime, ctime, path = line.split("\t", 5)
+            self._entries[path] = (int(size), int(inode), int(mtime), int(ctime)), digest
+
+    def get(self, path: str, stamp: Stamp) -> str | None:
+        """Return the digest of an unchanged file, or None where the file must be read."""
+        entry = self._entries.get(path)
+        return entry[1] if entry is not None and entry[0] == stamp else None
+
+    def put(self, path: str, stamp: Stamp, digest: str) -> None:
+        """Remember a digest, unless the file is too young to tell a later write from this one."""
+        young = time.time_ns() - max(stamp[2], stamp[3]) < RACY_WINDOW_NS
+        if not young and path.isprintable():
+            self._entries[path] = stamp, digest
+            self._changed = True
+
+    def file_digest(self, path: Path) -> str:
+        """Return the SHA-256 of a file, read only if it is not known already."""
+        key = str(path.absolute())
+        with path.open("rb") as stream:
+            stamp = stamp_of(os.fstat(stream.fileno()))
+            known = self.get(key, stamp)
+            if known is None:
+                known = hashlib.file_digest(stream, "sha256").hexdigest()
+                self.put(key, stamp, known)
+        return known
+
+    def save(self) -> None:
+        """Write the entries back, if there are new ones, where possible: they save time."""
+        if not self._changed or self._file is None:
+            return
+        lines = (
+            "\t".join((digest, *map(str, stamp), path))
+            for path, (stamp, digest) in sorted(self._entries.items())
+        )
+        body = "\n".join(lines).encode()
+        with contextlib.suppress(StoreWriteError):
+            replace(self._file, _head(body) + b"\n" + body)
+        self._changed = False
+
+
+def _head(body: bytes) -> bytes:
+    return f"{crc32c(body):08x}".encode()

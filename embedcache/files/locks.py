@@ -1,0 +1,80 @@
+"""One process at a time: saves double work; correctness never rests on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Final
+
+import filelock
+
+from embedcache.files.durable import write_error
+
+_MARK: Final = ".active-"
+_GATE: Final = ".gate"
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock file while the block runs; the system lets go of it when the process ends.
+
+    Parameters
+    ----------
+    path
+        The file; its folder must exist.
+    on_wait
+        Called once if another process holds it, before waiting for that.
+
+    Raises
+    ------
+    StoreWriteError
+        The file cannot be written.
+    """
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        on_wait()
+        lock.acquire()
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """Let others see that a folder is in use while the block runs; any number may use it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f"{_MARK}{token_hex(6)}"
+    with ExitStack() as held:
+        with locked(folder / _GATE):
+            held.enter_context(locked(mark))
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def if_unmarked(folder: Path) -> Iterator[bool]:
+    """Yield whether nobody uses a folder, and let nobody begin to while the block runs.
+
+    What a killed process left does not count.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _GATE):
+        yield not any(map(_is_held, folder.glob(f"{_MARK}*")))
+
+
+def _is_held(mark: Path) -> bool:
+    try:
+        with filelock.FileLock(mark).acquire(timeout=0):
+            mark.unlink(missing_ok=True)
+    except filelock.Timeout:
+        return True
+    return False

@@ -1,1 +1,0 @@
-"""One function a verb; alone wires the rooms together."""

@@ -1,0 +1,1 @@
+"""Scores of predictions with intervals over patients, and models against each other."""

@@ -1,0 +1,251 @@
+"""`manifest`: write a manifest from a data set, and check one against the images."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from embedcache.data.image_files import ImageFile, hash_images
+from embedcache.data.images import decode_image, split_frame
+from embedcache.data.manifest import Manifest, read_manifest, write_manifest
+from embedcache.errors import ImageReadError, ManifestError
+from embedcache.files.cores import usable_cores
+from embedcache.files.digests import DigestCache
+from embedcache.verbs import state
+from embedcache.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A manifest that was written.
+
+    Parameters
+    ----------
+    manifest
+        As read back.
+    missing
+        Ids of images that are not on this disk.
+    """
+
+    manifest: Manifest
+    missing: tuple[str, ...]
+
+
+def write_rows(
+    rows: Sequence[dict[str, str]],
+    root: Path,
+    file: Path,
+    *,
+    data_root: Path | None = None,
+    append: bool = False,
+    overwrite: bool = False,
+    allow_missing: bool = False,
+) -> Written:
+    """Write a data set's rows as a manifest.
+
+    Parameters
+    ----------
+    rows
+        As an adapter returns them, paths relative to `root`.
+    root
+        Where the data set lies.
+    file
+        The manifest.
+    data_root
+        The folder that paths are written relative to; by default the manifest's.
+    append
+        Keep the rows that the manifest has already.
+    overwrite
+        Replace a manifest that holds other rows.
+    allow_missing
+        Write it although images are missing on disk.
+
+    Raises
+    ------
+    ManifestError
+        `root` is outside the data root, an id is there already, images are missing, or another
+        manifest is in the way.
+    """
+    base = (data_root or file.parent).resolve()
+    below = os.path.relpath(root.resolve(), base)
+    if below.startswith(".."):
+        raise ManifestError(
+            f"images below {root} are outside {base}; write the manifest there with -o "
+            f"{root / 'data_manifest.csv'}, or pass a folder that holds both as --data-root (to "
+            "every later command too)"
+        )
+    prefix = "" if below == "." else f"{Path(below).as_posix()}/"
+    new = [{**row, "path": f"{prefix}{row['path']}"} for row in rows]
+    missing = tuple(
+        row["image_id"]
+        for row in new
+        if not os.path.isfile(f"{base}/{split_frame(row['path'])[0]}")  # noqa: PTH113 - 12,850 of them
+    )
+    if missing and not allow_missing:
+        raise ManifestError(
+            f"{len(missing)} of {len(new)} images are not on disk, first "
+            f"{base}/{next(row['path'] for row in new if row['image_id'] == missing[0])}; "
+            "pass --allow-missing to write the manifest all the same"
+        )
+    kept = _rows_of(file) if append and file.exists() else []
+    names = dict.fromkeys(name for row in (*kept, *new) for name in row)
+    every = ({name: row.get(name, "") for name in names} for row in (*kept, *new))
+    return Written(write_manifest(file, every, overwrite=append or overwrite), missing)
+
+
+def _rows_of(file: Path) -> list[dict[str, str]]:
+    columns = read_manifest(file).columns
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One kind of thing that is wrong with a manifest or its images.
+
+    Parameters
+    ----------
+    kind
+        'missing', 'unreadable', 'changed', 'patient-in-two-cohorts', 'bytes-under-two-patients',
+        'bytes-under-two-labels' or 'label-spelling'.
+    message
+        One line, with the first offender.
+    images
+        All the images concerned.
+    """
+
+    kind: str
+    message: str
+    images: tuple[str, ...]
+
+
+NOT_READABLE: Final = ("missing", "unreadable", "changed")
+LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `manifest check` found.
+
+    Parameters
+    ----------
+    manifest
+        The file.
+    n_images, n_patients
+        What it holds.
+    cohorts
+        Images by cohort and label.
+    troubles
+        What is wrong, one entry a kind.
+    """
+
+    manifest: Path
+    n_images: int
+    n_patients: int
+    cohorts: dict[str, dict[str, int]]
+    troubles: tuple[Trouble, ...]
+
+
+def check(workspace: Workspace) -> CheckReport:
+    """Check a manifest and every image it names: there, readable, unchanged, and no leak.
+
+    Raises
+    ------
+    ManifestError
+        The manifest itself cannot be read.
+    """
+    manifest = read_manifest(workspace.manifest)
+    _, files = state.image_files(workspace)
+    digests = DigestCache(workspace.digests)
+    found = hash_images(files, digests, max(2, usable_cores()))
+    if workspace.store.is_dir():
+        digests.save()
+    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
+        reasons = list(pool.map(_reason, files))
+    columns = manifest.columns
+    cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for cohort, label in zip(columns["cohort"], columns["label"], strict=True):
+        cohorts[cohort][label] += 1
+    return CheckReport(
+        manifest=workspace.manifest,
+        n_images=len(manifest),
+        n_patients=len(set(columns["patient_id"])),
+        cohorts={name: dict(sorted(labels.items())) for name, labels in sorted(cohorts.items())},
+        troubles=tuple(_troubles(manifest, files, found, reasons)),
+    )
+
+
+def _reason(file: ImageFile) -> str:
+    try:
+        decode_image(Path(file.path).read_bytes(), file.frame)
+    except FileNotFoundError:
+        return "missing"
+    except ImageReadError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _troubles(
+    manifest: Manifest,
+    files: Sequence[ImageFile],
+    found: Sequence[str],
+    reasons: Sequence[str],
+) -> Iterable[Trouble]:
+    name = manifest.column("image_id")
+    keys = [
+        file.key_of(digest) if digest else "" for file, digest in zip(files, found, strict=True)
+    ]
+    missing = [i for i, reason in enumerate(reasons) if reason == "missing"]
+    broken = [i for i, reason in enumerate(reasons) if reason not in {"", "missing"}]
+    changed = [
+        i for i, file in enumerate(files) if found[i] and file.expected not in {"", found[i]}
+    ]
+    if missing:
+        yield _trouble("missing", "images are not on disk", missing, name)
+    if broken:
+        why = f"images cannot be read ({reasons[broken[0]]})"
+        yield _trouble("unreadable", why, broken, name)
+    if changed:
+        yield _trouble("changed", "images differ from the manifest's sha256", changed, name)
+    patient, label, cohort = (manifest.column(n) for n in ("patient_id", "label", "cohort"))
+    in_two = _several(patient, cohort)
+    if in_two:
+        what = f"images of patients in two cohorts ('{patient[in_two[0]]}' is one)"
+        yield _trouble("patient-in-two-cohorts", what, in_two, name)
+    for kind, values in (("patients", patient), ("labels", label)):
+        double = _several(keys, values)
+        if double:
+            what = f"images are byte-identical to one under another of the {kind}"
+            yield _trouble(f"bytes-under-two-{kind}", what, double, name)
+    near = _misspelt(set(label))
+    if near:
+        numbers = [i for i, one in enumerate(label) if one in near]
+        what = f"images have labels that differ in spelling only ({', '.join(sorted(near))})"
+        yield _trouble("label-spelling", what, numbers, name)
+
+
+def _trouble(kind: str, what: str, numbers: Sequence[int], name: Sequence[str]) -> Trouble:
+    images = tuple(name[number] for number in numbers)
+    return Trouble(kind, f"{len(images)} {what}, first '{images[0]}'", images)
+
+
+def _several(groups: Sequence[str], values: Sequence[str]) -> list[int]:
+    """Return the rows of groups that have more than one value; an empty group is none."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for group, value in zip(groups, values, strict=True):
+        found[group].add(value)
+    return [i for i, group in enumerate(groups) if group and len(found[group]) > 1]
+
+
+def _misspelt(labels: set[str]) -> set[str]:
+    """Return labels that are equal but for case, spaces, hyphens and underscores."""
+    plain: defaultdict[str, set[str]] = defaultdict(set)
+    for label in labels:
+        plain["".join(c for c in label.lower() if c.isalnum())].add(label)
+    return {label for spelt in plain.values() if len(spelt) > 1 for label in spelt}

@@ -1,0 +1,432 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+)
+
+from embedcache.data.predictions import Predictions
+from embedcache.scoring import scores as room
+from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.scores import (
+    N_BINS,
+    ece_interval,
+    interval,
+    rates_above,
+    resample_weights,
+    thresholds_at,
+    units_of,
+)
+
+
+def predictions(n_patients=25, classes="abcd", labels="abcd", seed=0, sharp=2.0, per_patient=None):
+    chance = np.random.default_rng(seed)
+    patient, label = [], []
+    for number in range(n_patients):
+        for _ in range(per_patient or chance.integers(1, 6)):
+            patient.append(f"P{number}")
+            label.append(labels[int(chance.integers(len(labels)))])
+    logits = chance.normal(size=(len(label), len(classes)))
+    logits[np.arange(len(label)), [classes.index(name) for name in label]] += sharp
+    odds = np.exp(logits)
+    n = len(label)
+    return Predictions(
+        role="external",
+        classes=tuple(classes),
+        image_id=tuple(map(str, range(n))),
+        patient_id=tuple(patient),
+        cohort=("away",) * n,
+        label=tuple(label),
+        fold=np.full(n, -1),
+        probability=odds / odds.sum(1, keepdims=True),
+    )
+
+
+def scores(one: Predictions, level="image", **settings):
+    return {
+        (e.scoring, e.metric, e.label): e
+        for e in evaluate([one], n_resamples=200, **settings)
+        if e.level == level
+    }
+
+
+def inside(one: Predictions) -> Predictions:
+    return replace(one, role="in-domain")
+
+
+def test_values_are_scikit_learns():
+    one = predictions()
+    got, truth = scores(one), one.label
+    predicted = [one.classes[i] for i in one.predicted()]
+    assert got["all", "macro_f1", ""].value == pytest.approx(
+        f1_score(truth, predicted, average="macro")
+    )
+    assert got["all", "accuracy", ""].value == pytest.approx(accuracy_score(truth, predicted))
+    assert got["all", "balanced_accuracy", ""].value == pytest.approx(
+        balanced_accuracy_score(truth, predicted)
+    )
+    assert got["all", "auroc", ""].value == pytest.approx(
+        roc_auc_score(truth, one.probability, multi_class="ovr", average="macro")
+    )
+    for metric, function in (("f1", f1_score), ("recall", recall_score)):
+        for label, value in zip("abcd", function(truth, predicted, average=None), strict=True):
+            assert got["all", metric, label].value == pytest.approx(value)
+    for number, label in enumerate("abcd"):
+        area = roc_auc_score(np.array(truth) == label, one.probability[:, number])
+        assert got["all", "auroc", label].value == pytest.approx(area)
+    assert got["all", "log_loss", ""].value == pytest.approx(log_loss(truth, one.probability))
+    squares = (one.probability - np.eye(4)[one.codes()]) ** 2
+    assert got["all", "brier", ""].value == pytest.approx(squares.sum(axis=1).mean())
+    assert {key[0] for key in got} == {"all"}
+
+
+def test_a_cohort_with_fewer_classes_is_scored_over_its_own_both_ways():
+    one = predictions(labels="ac", sharp=1.0)
+    got, truth = scores(one), one.label
+    free = [one.classes[i] for i in one.predicted()]
+    assert set(free) - {"a", "c"}  # some predictions do fall outside
+    assert got["all", "macro_f1", ""].value == pytest.approx(
+        f1_score(truth, free, labels=["a", "c"], average="macro")
+    )
+    own = [["a", "c"][i] for i in one.probability[:, [0, 2]].argmax(1)]
+    assert got["masked", "macro_f1", ""].value == pytest.approx(
+        f1_score(truth, own, average="macro")
+    )
+    assert got["masked", "macro_f1", ""].value > got["all", "macro_f1", ""].value
+    assert {label for _, metric, label in got if metric == "f1"} == {"a", "c"}
+
+
+def test_a_cohort_of_one_class_has_no_masked_score():
+    assert {scoring for scoring, *_ in scores(predictions(labels="a"))} == {"all"}
+
+
+def test_one_patient_has_scores_but_no_interval():
+    for estimate in evaluate([predictions(n_patients=1, per_patient=30)], n_resamples=100):
+        assert np.isfinite(estimate.value)
+        assert np.isnan([estimate.low, estimate.high]).all()
+
+
+def test_intervals_hold_the_value_and_counts_are_given():
+    one = predictions()
+    for estimate in evaluate([one], n_resamples=500):
+        assert estimate.low <= estimate.value <= estimate.high
+        assert estimate.n_patients == 25
+        assert estimate.n_images == len(one.image_id)
+
+
+def naive(one: Predictions, score, n_resamples=200, seed=0) -> np.ndarray:
+    """The bootstrap written as one would explain it; each row of numbers is a resample."""
+    names, patient = np.unique(one.patient_id, return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(n_resamples, len(names)))
+    values = []
+    for who in drawn:
+        rows = np.concatenate([np.flatnonzero(patient == number) for number in who])
+        values.append(score(one, rows))
+    return np.array(values)
+
+
+def macro_f1(one, rows):
+    truth, predicted = one.codes()[rows], one.predicted()[rows]
+    present = np.unique(truth)
+    return f1_score(truth, predicted, labels=present, average="macro", zero_division=0)
+
+
+def auroc(one, rows):
+    truth = one.codes()[rows]
+    areas = [roc_auc_score(truth == c, one.probability[rows, c]) for c in np.unique(truth)]
+    return np.mean(areas)
+
+
+def mean_log_loss(one, rows):
+    return log_loss(one.codes()[rows], one.probability[rows], labels=range(len(one.classes)))
+
+
+def by_patient(one, rows):
+    """Each image weighs one over the images that its patient has, however often drawn."""
+    sizes = dict(zip(*np.unique(one.patient_id, return_counts=True), strict=True))
+    weight = [1 / sizes[one.patient_id[row]] for row in rows]
+    truth, predicted = one.codes()[rows], one.predicted()[rows]
+    return f1_score(
+        truth, predicted, labels=np.unique(truth), average="macro", sample_weight=weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "score"),
+    [
+        ("macro_f1", macro_f1),
+        ("auroc", auroc),
+        ("log_loss", mean_log_loss),
+        ("macro_f1_by_patient", by_patient),
+    ],
+)
+def test_the_vectorised_bootstrap_is_the_naive_one(metric, score):
+    one = predictions(n_patients=15)
+    estimate = scores(one)["all", metric, ""]
+    ends = interval(naive(one, score), 15)
+    assert (estimate.low, estimate.high) == pytest.approx(ends, abs=1e-6)
+
+
+@pytest.mark.parametrize("columns", [4, 256])
+def test_each_resample_of_the_auroc_is_that_of_its_images_with_ties(columns, monkeypatch):
+    monkeypatch.setattr(room, "_COLUMNS", columns)
+    one = predictions(n_patients=15)
+    coarse = replace(one, probability=np.round(one.probability, 1))
+    weights = resample_weights(15, 50, 0)
+    assert room.score("auroc", units_of(coarse), weights) == pytest.approx(
+        naive(coarse, auroc, n_resamples=50)
+    )
+
+
+def test_ties_in_scores_count_a_half():
+    one = predictions(classes="ab", labels="ab")
+    flat = replace(one, probability=np.full_like(one.probability, 0.5))
+    assert scores(flat)["all", "auroc", ""].value == 0.5
+
+
+def test_intervals_over_patients_are_wider_when_images_of_a_patient_agree():
+    chance = np.random.default_rng(0)
+    n_patients, each = 30, 20
+    right = np.repeat(chance.random(n_patients) < 0.7, each)
+    label = np.repeat(chance.integers(2, size=n_patients), each)
+    said = np.where(right, label, 1 - label)
+    n = len(label)
+
+    def interval(patient):
+        one = Predictions(
+            "in-domain", ("a", "b"), tuple(map(str, range(n))), tuple(patient), ("c",) * n,
+            tuple("ab"[i] for i in label), np.zeros(n, int), np.eye(2)[said],
+        )  # fmt: skip
+        estimate = scores(one)["all", "accuracy", ""]
+        return estimate.high - estimate.low
+
+    by_patient = interval([f"P{i // each}" for i in range(n)])
+    by_image = interval([f"P{i}" for i in range(n)])
+    assert by_patient > 3 * by_image
+
+
+def test_resamples_are_shared_by_all_who_have_the_same_patients():
+    a, b = resample_weights(10, 50, 1), resample_weights(10, 50, 1)
+    assert np.array_equal(a, b)
+    assert (a.sum(axis=1) == 10).all()
+    assert not np.array_equal(a, resample_weights(10, 50, 2))
+
+
+def test_intervals_of_few_patients_reach_further_than_percentiles():
+    draws = np.random.default_rng(0).normal(size=10_000)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    reach = [interval(draws, n_patients) for n_patients in (3, 10, 100, 10_000)]
+    assert [one[0] for one in reach] == sorted(one[0] for one in reach)
+    assert reach[1][0] < low - 0.2
+    assert reach[1][1] > high + 0.2
+    assert reach[-1] == pytest.approx((low, high), abs=0.02)
+
+
+@pytest.mark.parametrize("n_patients", [15, 100])
+def test_the_interval_of_a_mean_of_normal_values_is_students(n_patients):
+    values = np.random.default_rng(0).normal(size=n_patients)
+    draws = resample_weights(n_patients, 20_000, 0) @ values / n_patients
+    low, high = interval(draws, n_patients)
+    error = values.std(ddof=1) / n_patients**0.5
+    expected = student.interval(0.95, n_patients - 1, values.mean(), error)
+    assert (low, high) == pytest.approx(expected, abs=0.03 * (high - low))
+
+
+def test_order_of_rows_plays_no_part():
+    one = inside(predictions())
+    one = replace(one, temperature=np.full(len(one.label), 1.3))
+    order = np.random.default_rng(0).permutation(len(one.label))
+    pairs = zip(*(evaluate([x], n_resamples=100) for x in (one, one.take(order))), strict=True)
+    for here, there in pairs:
+        assert here.metric == there.metric
+        assert (here.value, here.low, here.high) == pytest.approx(
+            (there.value, there.low, there.high), nan_ok=True
+        )
+
+
+# Patients
+
+
+def test_a_patient_counts_once_for_each_class_that_the_frames_show():
+    one = predictions(n_patients=12, per_patient=8)
+    patients, truth = np.array(one.patient_id), np.array(one.label)
+    cells = sorted({*zip(patients, truth, strict=True)})
+    means = [one.probability[(patients == p) & (truth == c)].mean(axis=0) for p, c in cells]
+    said = [one.classes[i] for i in np.argmax(means, axis=1)]
+    expected = f1_score([c for _, c in cells], said, average="macro")
+    assert scores(one, "patient")["all", "macro_f1", ""].value == pytest.approx(expected)
+    assert len(units_of(one, level="patient").truth) == len(cells) < len(one.label)
+
+
+def test_macro_f1_by_patient_does_not_let_one_patient_decide():
+    one = predictions(n_patients=10, per_patient=2, sharp=9.0)
+    n = 500
+    crowd = replace(predictions(n_patients=1, per_patient=n, sharp=-9.0), patient_id=("Q",) * n)
+    both = Predictions(
+        "external", one.classes,
+        *(getattr(one, name) + getattr(crowd, name) for name in
+          ("image_id", "patient_id", "cohort", "label")),
+        np.full(n + 20, -1), np.vstack([one.probability, crowd.probability]),
+    )  # fmt: skip
+    got = scores(both)
+    assert got["all", "macro_f1", ""].value < 0.1
+    assert got["all", "macro_f1_by_patient", ""].value > 0.8
+
+
+# Operating points
+
+
+def test_thresholds_let_as_few_of_the_rest_pass_as_they_may():
+    units = units_of(predictions(n_patients=60, sharp=1.0))
+    for number, (name, threshold) in enumerate(thresholds_at(units, 0.95).items()):
+        assert units.classes[number] == name
+        rest = units.probability[units.truth != number, number]
+        assert (rest > threshold).sum() == int(0.05 * len(rest))
+        lower = np.nextafter(threshold, 0)
+        assert (rest <= lower).mean() < 0.95
+
+
+def test_forty_others_at_95_percent_let_two_pass():
+    label = "a" * 10 + "b" * 40
+    p = np.r_[np.full(10, 0.9), np.arange(40) / 100]
+    one = Predictions(
+        "in-domain", ("a", "b"), tuple(map(str, range(50))), tuple(map(str, range(50))),
+        ("c",) * 50, tuple(label), np.zeros(50, int), np.column_stack([p, 1 - p]),
+    )  # fmt: skip
+    units = units_of(one)
+    threshold = thresholds_at(units, 0.95)["a"]
+    assert threshold == 0.37
+    assert [rate[0] for rate in rates_above(units, 0, threshold, units.everyone)] == [1, 0.95]
+
+
+def test_operating_points_are_chosen_inside_and_applied_outside_as_they_are():
+    home, away = (
+        inside(predictions(seed=1, sharp=1.5)),
+        predictions(seed=2, sharp=0.5, labels="abc"),
+    )
+    found = {
+        (e.role, e.metric, e.label): e.value
+        for e in evaluate([home, away], n_resamples=100)
+        if (e.level, e.scoring) == ("image", "all")
+    }
+    for number, name in enumerate("abc"):
+        threshold = found["in-domain", "threshold_at_spec95", name]
+        assert found["in-domain", "specificity_at_spec95", name] >= 0.95
+        called = away.probability[:, number] > threshold
+        is_in = np.array(away.label) == name
+        outside = [
+            found["external", f"{m}_at_spec95", name] for m in ("sensitivity", "specificity")
+        ]
+        assert outside == pytest.approx([called[is_in].mean(), (~called[~is_in]).mean()])
+    assert ("external", "threshold_at_spec95", "a") not in found
+    assert ("external", "sensitivity_at_spec95", "d") not in found
+
+
+def test_without_predictions_inside_there_are_no_operating_points():
+    assert not [e for e in evaluate([predictions()], n_resamples=100) if "spec95" in e.metric]
+
+
+# Calibration
+
+
+def test_a_temperature_undoes_what_it_was_made_with():
+    one = predictions()
+    power = one.probability**2.5
+    sure = replace(one, probability=power / power.sum(axis=1, keepdims=True))
+    warm = replace(sure, temperature=np.full(len(one.label), 2.5))
+    assert warm.calibrated().probability == pytest.approx(one.probability)
+    plain, calibrated = scores(one), scores(warm)
+    for metric in ("log_loss", "brier", "ece"):
+        assert calibrated["all", f"{metric}_calibrated", ""].value == pytest.approx(
+            plain["all", metric, ""].value
+        )
+        assert ("all", f"{metric}_calibrated", "") not in plain
+    assert calibrated["all", "macro_f1", ""] == scores(sure)["all", "macro_f1", ""]
+
+
+def test_a_tiny_temperature_does_not_underflow():
+    one = predictions()
+    cold = replace(one, temperature=np.full(len(one.label), 1e-4)).calibrated().probability
+    assert np.isfinite(cold).all()
+    assert np.array_equal(cold.argmax(axis=1), one.predicted())
+
+
+def test_images_without_a_temperature_leave_the_calibrated_scores_out():
+    one = predictions()
+    some = replace(one, temperature=np.where(np.arange(len(one.label)) < 3, np.nan, 1.5))
+    assert not [key for key in scores(some) if "calibrated" in key[1]]
+
+
+def test_the_ece_is_that_of_its_definition():
+    one = predictions(n_patients=60)
+    sure = one.probability.max(axis=1)
+    right = one.predicted() == one.codes()
+    parts = np.array_split(np.argsort(sure), N_BINS)
+    # Bins of equal mass by rank; the edges of quantiles put a unit at most on the other side.
+    expected = sum(abs((sure[part] - right[part]).sum()) for part in parts) / len(sure)
+    assert scores(one)["all", "ece", ""].value == pytest.approx(
+        expected, abs=2 / len(sure) * N_BINS
+    )
+
+
+def test_equal_confidences_share_a_bin():
+    one = predictions(classes="ab", labels="ab")
+    flat = replace(one, probability=np.tile([0.8, 0.2], (len(one.label), 1)))
+    share = np.mean(np.array(one.label) == "a")
+    assert scores(flat)["all", "ece", ""].value == pytest.approx(abs(0.8 - share))
+
+
+def test_the_interval_of_the_ece_holds_the_zero_of_a_calibrated_model():
+    """Percentiles of resampled ECE never do: noise adds to absolute values."""
+    chance, held, n_percentile = np.random.default_rng(0), 0, 0
+    for _ in range(40):
+        gaps = chance.normal(0, 0.01, N_BINS)
+        drawn = gaps + chance.normal(0, 0.01, (500, N_BINS))
+        held += ece_interval(gaps, drawn, 200)[0] == 0
+        n_percentile += np.quantile(np.abs(drawn).sum(axis=1), 0.025) < 0.01
+    assert held >= 36
+    assert n_percentile == 0
+
+
+def test_the_interval_of_the_ece_reaches_as_far_as_the_gaps_move():
+    gaps = np.linspace(-0.02, 0.02, N_BINS)
+    moves = np.random.default_rng(0).choice([-0.001, 0.001], size=(100, N_BINS))
+    value, distance = np.abs(gaps).sum(), 0.001 * N_BINS
+    ends = ece_interval(gaps, gaps + moves, 50)
+    assert ends == pytest.approx((value - distance, value + distance))
+
+
+def test_a_probability_of_zero_costs_as_much_as_scikit_learn_says():
+    one = predictions(n_patients=3)
+    certain = replace(one, probability=np.eye(4)[(one.codes() + 1) % 4])
+    expected = log_loss(one.label, certain.probability)
+    assert scores(certain)["all", "log_loss", ""].value == pytest.approx(expected)
+
+
+def test_the_auroc_holds_no_image_against_one_of_another_fold():
+    one = predictions(30, classes="ab", labels="ab", sharp=1.0)
+    patient = np.array([int(name[1:]) for name in one.patient_id])
+    tested = replace(one, role="in-domain", fold=patient % 3)
+    # Probabilities of one fold on another scale than those of the others: no ranking changes.
+    p = np.where(tested.fold == 0, one.probability[:, 1] / 10, one.probability[:, 1])
+    shifted = replace(tested, probability=np.column_stack([1 - p, p]))
+    truth = np.array([name == "b" for name in one.label])
+    pairs = [
+        (p[i] > p[j]) + 0.5 * (p[i] == p[j])
+        for i in np.flatnonzero(truth)
+        for j in np.flatnonzero(~truth)
+        if tested.fold[i] == tested.fold[j]
+    ]
+    a, b = (scores(which)["all", "auroc", "b"] for which in (tested, shifted))
+    assert (a.value, a.low) == pytest.approx((b.value, b.low))
+    assert scores(shifted)["all", "auroc", "b"].value == pytest.approx(np.mean(pairs))
+    assert roc_auc_score(truth, p) < np.mean(pairs) - 0.02

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
+from embedcache.store import care, layout, segment
+from embedcache.store.embedding_store import EmbeddingStore
+
+DIM = 6
+
+
+def document(fingerprint: str = "f" * 64) -> dict:
+    return {"name": "fake", "fingerprint": fingerprint, "identity": {"dim": DIM}, "spec": {}}
+
+
+def keys(first: int, last: int) -> list[str]:
+    return [f"{number:064x}" for number in range(first, last)]
+
+
+def rows(first: int, last: int) -> np.ndarray:
+    numbers = np.arange(first, last)[:, None]
+    return (numbers * 10 + np.arange(DIM)).astype(np.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    """Two commits: images 0-4, and 5-7 with image 8 failed."""
+    made = EmbeddingStore.open_or_create(tmp_path / "encoder", document())
+    made.append(keys(0, 5), rows(0, 5))
+    made.append(keys(5, 8), rows(5, 8), failures={keys(8, 9)[0]: "a broken file"})
+    return made
+
+
+def again(store: EmbeddingStore) -> EmbeddingStore:
+    return EmbeddingStore(store.folder)
+
+
+def data_files(store: EmbeddingStore) -> list[Path]:
+    return sorted(p for p in store.folder.rglob("*") if p.is_file() and p.name != "LOCK")
+
+
+def test_what_is_appended_is_read_back_in_any_order(store):
+    assert np.array_equal(again(store).read(keys(0, 8)), rows(0, 8))
+    wanted = [7, 0, 0, 5, 3]
+    mixed = [keys(number, number + 1)[0] for number in wanted]
+    assert np.array_equal(store.read(mixed), rows(0, 8)[wanted])
+    assert store.read([]).shape == (0, DIM)
+    assert store.failures == again(store).failures == {keys(8, 9)[0]: "a broken file"}
+
+
+@pytest.mark.parametrize("n", [1, 17, 1024, 1025, 3000])
+def test_every_size_reads_back_by_chunk_and_by_row(tmp_path, n):
+    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    store.append(keys(0, n), rows(0, n))
+    held = again(store)
+    assert np.array_equal(held.read(keys(0, n)), rows(0, n))
+    last = keys(n - 1, n)
+    assert np.array_equal(held.read(last), rows(n - 1, n))
+    backwards = list(reversed(keys(0, n)))
+    assert np.array_equal(held.read(backwards), rows(0, n)[::-1])
+
+
+def test_an_unknown_image_is_a_lookup_error_not_an_empty_row(store):
+    with pytest.raises(LookupError, match=f"1 images are not held, first {'0' * 62}63"):
+        store.read([keys(0, 1)[0], keys(99, 100)[0]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_or_of_another_shape_are_refused(store, bad):
+    broken = rows(20, 22)
+    broken[1, 3] = bad
+    with pytest.raises(ValueError, match="all finite"):
+        store.append(keys(20, 22), broken)
+    with pytest.raises(ValueError, match=r"rows of shape \(2, 6\), expected \(3, 6\)"):
+        store.append(keys(20, 23), rows(20, 22))
+    assert len(again(store)) == 8
+
+
+def test_another_encoder_in_the_same_folder_is_refused(store):
+    with pytest.raises(StoreMismatchError, match="holds fingerprint ffffffffffff, expected 0000"):
+        EmbeddingStore.open_or_create(store.folder, document("0" * 64))
+
+
+def test_plain_zarr_reads_it_in_two_lines(store):
+    store.rewrite(store.row_keys())
+    path = layout.segment_path(store.folder, store.records[0].id)
+    array = zarr.open(path)
+    assert np.array_equal(array[:], rows(0, 8))
+
+
+def test_tensorstore_reads_it(store):
+    store.rewrite(store.row_keys())
+    path = layout.segment_path(store.folder, store.records[0].id)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    assert np.array_equal(tensorstore.open(spec).result().read().result(), rows(0, 8))
+
+
+def test_a_chunk_is_rows_and_their_checksum_and_the_fill_is_not_a_number(store):
+    path = layout.segment_path(store.folder, store.records[0].id)
+    chunk = (path / "c" / "0" / "0").read_bytes()
+    assert chunk[:-4] == rows(0, 5).tobytes()
+    assert int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
+    metadata = json.loads((path / "zarr.json").read_text())
+    assert metadata["fill_value"] == "NaN"
+    assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "crc32c"]
+
+
+def test_a_reader_sees_what_others_commit_only_when_it_looks_again(store):
+    reader = again(store)
+    store.append(keys(20, 21), rows(20, 21))
+    assert keys(20, 21)[0] not in reader
+    reader.refresh()
+    assert keys(20, 21)[0] in reader
+
+
+def test_of_two_rows_for_one_image_one_is_read_and_the_choice_is_stable(store):
+    other = again(store)
+    store.append(keys(30, 31), rows(30, 31))
+    other.append(keys(30, 31), rows(40, 41))
+    assert np.array_equal(again(store).read(keys(30, 31)), rows(30, 31))
+    store.refresh()
+    store.rewrite(store.row_keys())
+    assert np.array_equal(again(store).read(keys(30, 31)), rows(30, 31))
+
+
+def test_a_rewrite_orders_drops_and_flips_in_one_step(store):
+    order = [keys(n, n + 1)[0] for n in (6, 1, 0)]
+    before = again(store)
+    store.rewrite(order)
+    after = again(store)
+    assert after.row_keys() == order
+    assert len(after.records) == 1
+    assert after.failures == before.failures
+    # A reader that listed the old records reads on from them.
+    assert np.array_equal(before.read(keys(0, 8)), rows(0, 8))
+
+
+def test_a_reader_whose_segments_were_swept_meanwhile_finds_the_new_one(store):
+    before = again(store)
+    store.rewrite(store.row_keys())
+    care.sweep(store.folder, grace_s=-1)
+    assert np.array_equal(before.read(keys(0, 8)), rows(0, 8))
+
+
+def test_sweeping_leaves_the_young_and_the_live_and_nothing_comes_back(store):
+    for _ in range(3):
+        store.rewrite(store.row_keys())
+    assert care.sweep(store.folder, grace_s=3600) == 0
+    assert len(layout.record_files(store.folder)) == 5
+    orphan = store.folder / "seg" / "orphan.zarr" / "c"
+    orphan.mkdir(parents=True)
+    (orphan / "0").write_bytes(b"x" * 10)
+    leftover = store.folder / "commit" / ".tmp-1"
+    leftover.write_bytes(b"")
+    assert care.sweep(store.folder, grace_s=-1) > 10
+    assert len(data_files(store)) == 4  # encoder.json, one record, zarr.json, one chunk
+    assert again(store).row_keys() == store.row_keys()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_sweep_cut_short_brings_no_dropped_row_back(store, kept):
+    """Whatever subset of void records a crash leaves, dropped rows stay dropped."""
+    store.rewrite(keys(0, 5))
+    store.rewrite(keys(0, 3))
+    void = list(layout.record_files(store.folder).values())[:-1]
+    assert len(void) == 3
+    for number, path in enumerate(void):
+        if number != kept:
+            path.unlink()
+    assert again(store).row_keys() == keys(0, 3)
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(store, monkeypatch):
+    real_fsync, calls = os.fsync, []
+
+    def fail_at(number):
+        def fsync(descriptor):
+            calls.append(descriptor)
+            if len(calls) == number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real_fsync(descriptor)
+
+        return fsync
+
+    at_rest = data_files(store)
+    for number in range(1, 8):
+        calls.clear()
+        monkeypatch.setattr(os, "fsync", fail_at(number))
+        with pytest.raises(StoreWriteError, match="No space left on device.*free some space"):
+            store.append(keys(50, 53), rows(50, 53))
+        monkeypatch.setattr(os, "fsync", real_fsync)
+        assert data_files(store) == at_rest, f"leftovers after failing at fsync {number}"
+        assert len(again(store)) == 8
+    store.append(keys(50, 53), rows(50, 53))
+    assert np.array_equal(again(store).read(keys(50, 53)), rows(50, 53))
+
+
+# Damage. Every file of a store, flipped, cut and deleted: found, named, and never read as data.
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+KINDS = ["encoder.json", "commit/first", "commit/last", "zarr.json", "c/0/0"]
+
+
+def victim(store: EmbeddingStore, kind: str) -> Path:
+    if kind == "encoder.json":
+        return store.folder / kind
+    if kind.startswith("commit"):
+        files = list(layout.record_files(store.folder).values())
+        return files[0] if kind.endswith("first") else files[-1]
+    return layout.segment_path(store.folder, store.records[0].id) / kind
+
+
+@pytest.mark.parametrize("harm", [flip, cut, delete])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compacted", [False, True])
+def test_damage_anywhere_is_named_and_never_read(store, harm, kind, compacted):
+    if compacted:
+        store.rewrite(store.row_keys())
+        care.sweep(store.folder, grace_s=-1)
+    path = victim(store, kind)
+    harm(path)
+    found = list(care.check_store(store.folder))
+    named = [damage for damage in found if damage.path == path]
+    if kind.startswith("commit") and harm is delete:
+        # The file is gone, so its orphaned segment or a later record tells.
+        record_id = layout.table_stem(path)
+        named = [damage for damage in found if record_id in damage.path.name]
+    assert named, found
+    assert all(damage.problem for damage in named)
+    try:
+        read = EmbeddingStore(store.folder).read(keys(0, 8))
+    except (StoreCorruptError, LookupError):
+        pass
+    else:
+        pytest.fail(f"read {read.shape} from a damaged store")
+
+
+@pytest.mark.parametrize("harm", [flip, cut, delete])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mending_keeps_every_row_that_can_be_kept(store, harm, kind):
+    harm(victim(store, kind))
+    care.mend_store(store.folder)
+    assert list(care.check_store(store.folder)) == []
+    mended = EmbeddingStore(store.folder)
+    for key in mended.row_keys():
+        number = int(key, 16)
+        assert np.array_equal(mended.read([key]), rows(number, number + 1))
+    lost = {
+        "encoder.json": 0,
+        "zarr.json": 0,
+        "commit/first": 5,
+        "commit/last": 3,
+        "c/0/0": {flip: 1, cut: 3, delete: 5}[harm],
+    }[kind]
+    assert len(mended) == 8 - lost
+
+
+def test_a_flipped_bit_costs_one_row_not_its_chunk(tmp_path):
+    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    store.append(keys(0, 2000), rows(0, 2000))
+    chunk = layout.segment_path(store.folder, store.records[0].id) / "c" / "1" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[DIM * 4 * 7 + 5] ^= 1
+    chunk.write_bytes(data)
+    (damage,) = care.check_store(store.folder)
+    assert damage.path == chunk
+    assert damage.keys == (keys(1007, 1008)[0],)
+    held = EmbeddingStore(store.folder)
+    assert np.array_equal(held.read(keys(1006, 1007)), rows(1006, 1007))  # its neighbour is fine
+    with pytest.raises(StoreCorruptError, match="row 7, image 0000.*does not match its checksum"):
+        held.read(keys(1007, 1008))
+    with pytest.raises(StoreCorruptError, match="does not match its checksum"):
+        held.read(keys(0, 2000))
+    assert care.mend_store(store.folder) == 1999
+
+
+def test_two_chunks_that_changed_places_are_found(tmp_path):
+    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    store.append(keys(0, 2000), rows(0, 2000))
+    root = layout.segment_path(store.folder, store.records[0].id) / "c"
+    shutil.move(root / "0" / "0", root / "x")
+    shutil.move(root / "1" / "0", root / "0" / "0")
+    shutil.move(root / "x", root / "1" / "0")
+    with pytest.raises(StoreCorruptError, match="does not match its checksum"):
+        EmbeddingStore(store.folder).read(keys(0, 2000))
+    assert {damage.path.parent.name for damage in care.check_store(store.folder)} == {"0", "1"}
+
+
+def test_a_lost_encoder_json_without_records_cannot_be_mended(tmp_path):
+    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    (store.folder / "encoder.json").unlink()
+    with pytest.raises(StoreCorruptError, match="no record repeats it; delete the folder"):
+        care.mend_store(store.folder)
+
+
+def test_an_interrupted_write_is_not_damage(store):
+    """A segment that was cut short before its record is a leftover, and is swept."""
+    path = store.folder / "seg" / "20000101T000000000000-0123456789ab.zarr"
+    n_rows = 5
+    segment.write_segment(path, n_rows, DIM, iter([rows(0, n_rows)]))
+    (path / "c" / "0" / "0").unlink()
+    assert list(care.check_store(store.folder)) == []
+    care.sweep(store.folder, grace_s=-1)
+    assert not path.exists()
+
+
+def test_the_lock_keeps_a_second_pass_waiting_and_says_so(store):
+    from threading import Event, Thread
+
+    other, said, done = again(store), Event(), Event()
+
+    def wait() -> None:
+        with other.lock(said.set):
+            done.set()
+
+    with store.lock():
+        thread = Thread(target=wait)
+        thread.start()
+        assert said.wait(10)
+        assert not done.is_set()
+    thread.join(10)
+    assert done.is_set()
+
+
+def test_a_rewrite_keeps_what_others_committed_since_it_looked(store):
+    other = again(store)
+    other.append(keys(20, 22), rows(20, 22))
+    store.rewrite(keys(0, 8))
+    assert np.array_equal(again(store).read(keys(20, 22)), rows(20, 22))
+    assert np.array_equal(again(store).read(keys(0, 8)), rows(0, 8))
+
+
+@pytest.mark.parametrize("moment", ["before the record", "after the record"])
+def test_an_interruption_leaves_no_rows_that_nothing_names(store, monkeypatch, moment):
+    publish = layout.publish_record
+
+    def interrupted(folder, record):
+        if moment == "after the record":
+            publish(folder, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layout, "publish_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(keys(20, 22), rows(20, 22))
+    assert list(care.check_store(store.folder)) == []
+    assert (keys(20, 21)[0] in again(store)) == (moment == "after the record")
+
+
+def test_a_record_whose_folder_could_not_be_flushed_is_not_there(store, monkeypatch):
+    def refuse(path):
+        if path.name == "commit":
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("embedcache.files.durable.fsync", refuse)
+    with pytest.raises(StoreWriteError, match="Disk quota exceeded"):
+        store.append(keys(20, 22), rows(20, 22))
+    assert len(again(store)) == 8
+    assert list(care.check_store(store.folder)) == []
+
+
+def test_a_torn_record_of_a_killed_writer_is_no_record(store):
+    torn = store.folder / "commit" / "20991231T000000000000-abcdefabcdef.00000000.parquet"
+    torn.write_bytes(b"PAR1")
+    with pytest.raises(StoreCorruptError, match="does not match the checksum"):
+        again(store)
+    layout.intent_path(store.folder, "20991231T000000000000-abcdefabcdef").touch()
+    assert len(again(store)) == 8
+
+
+def test_dot_files_of_others_are_no_records(store):
+    (store.folder / "commit" / "._x.parquet").write_bytes(b"of another system")
+    assert len(again(store)) == 8
+    assert list(care.check_store(store.folder)) == []
+
+
+def test_a_store_that_cannot_be_locked_is_a_clear_error(store, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(StoreWriteError, match=r"LOCK: Read-only file system"), store.lock():
+        pass
+
+
+def test_a_leftover_that_another_sweep_takes_first_is_no_error(store, monkeypatch):
+    leftover = store.folder / "commit" / ".tmp-0123456789abcdef"
+    leftover.write_bytes(b"cut short")
+    real = Path.stat
+
+    def vanishing(self, **options):
+        if self == leftover:
+            leftover.unlink(missing_ok=True)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    care.sweep(store.folder, grace_s=-1)
+    assert not leftover.exists()
+    assert len(store.read(keys(0, 5))) == 5

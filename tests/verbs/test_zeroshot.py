@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from embedcache.datasets.prompts import prompts_text, read_prompts
+from embedcache.encoders import registry
+from embedcache.errors import EncoderError, ManifestError, RunError
+from embedcache.probes.zero_shot import class_embeddings, zero_shot
+
+PROMPTS = """
+template: "seen: {}"
+classes:
+  abdomen: {labels: [belly, abdomen], prompts: [a, b]}
+  brain: {labels: [brain], prompts: [c]}
+  spine: {prompts: [d, e, f]}
+"""
+
+
+@pytest.fixture
+def asked(project, tmp_path, monkeypatch):
+    """A cohort in 'pixels', whose text half knows the mean picture of each class."""
+    (tmp_path / "mine.yaml").write_text(PROMPTS)
+    project.extract("pixels")
+    rows = project.embeddings("pixels")
+    label = np.array(rows.label)
+    middle = rows.X.mean(axis=0)
+    means = {name: rows.X[label == name].mean(axis=0) - middle for name in ("abdomen", "brain")}
+    known = {"a": means["abdomen"], "b": means["abdomen"], "c": means["brain"]}
+
+    class Texts:
+        def __init__(self):
+            self.asked: list[str] = []
+
+        def encode(self, texts):
+            self.asked.extend(texts)
+            odd = -means["abdomen"] - means["brain"]
+            return np.stack([7 * known.get(text.removeprefix("seen: "), odd) for text in texts])
+
+    texts = Texts()
+    monkeypatch.setattr(registry, "load_text", lambda found, device: texts)
+    monkeypatch.setattr(
+        "embedcache.verbs.zeroshot.zero_shot",
+        lambda X, classes: zero_shot(X - middle, classes),  # pixels are all positive
+    )
+    project.texts = texts
+    return project
+
+
+def test_the_shipped_prompts_are_five_a_class_and_stand_for_the_published_labels():
+    planes, brain = read_prompts("fetal-planes"), read_prompts("brain-planes")
+    assert [one.name for one in planes] == [
+        "abdomen", "brain", "femur", "heart", "kidney", "lips_nose", "profile_patient", "spine",
+        "cervix",
+    ]  # fmt: skip
+    assert [len(one.prompts) for one in (*planes, *brain)] == [5] * 12
+    assert len({prompt for one in (*planes, *brain) for prompt in one.prompts}) == 60
+    spain = {"Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax", "Maternal cervix"}
+    assert {one.label_in(spain) for one in planes} >= spain
+    assert brain[0].label_in({"Trans-thalamic"}) == "Trans-thalamic"
+    assert read_prompts("template")[0].prompts[0].startswith("An ultrasound image of what it shows")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: {a: {prompts: [x]}}", "expected 'classes' with at least two"),
+        ("- a\n- b", "expected 'classes' with at least two"),
+        ("classes: {a: {prompts: []}, b: {prompts: [y]}}", "class 'a' needs a list of prompts"),
+        ("classes: {a: x, b: {prompts: [y]}}", "class 'a' needs a list of prompts"),
+        ("template: no\nclasses: {a: {prompts: [x]}, b: {prompts: [y]}}", "has no {} for"),
+        (
+            "classes: {a: {labels: [q], prompts: [x]}, b: {labels: [q], prompts: [y]}}",
+            "label 'q' belongs to two classes",
+        ),
+        ("classes: {a: [", "while parsing"),
+    ],
+)
+def test_a_wrong_prompt_file_says_what_is_wrong(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_prompts(str(tmp_path / "p.yaml"))
+
+
+def test_a_missing_prompt_file_names_the_shipped_ones():
+    with pytest.raises(RunError, match="nowhere.yaml: .*one of fetal-planes, brain-planes"):
+        prompts_text("nowhere.yaml")
+
+
+def test_prompts_are_averaged_as_directions_and_images_are_compared_by_cosine():
+    chance = np.random.default_rng(0)
+    texts, images = chance.normal(size=(3, 5)), chance.normal(size=(4, 5)).astype(np.float32)
+    texts = (texts * [[1.0], [100.0], [3.0]]).astype(np.float32)
+    first = texts[0] / np.linalg.norm(texts[0]) + texts[1] / np.linalg.norm(texts[1])
+    expected = np.stack([first / np.linalg.norm(first), texts[2] / np.linalg.norm(texts[2])])
+    classes = class_embeddings(texts, [2, 1])
+    assert np.allclose(classes, expected)
+    logits = 100 * (images / np.linalg.norm(images, axis=1, keepdims=True)) @ expected.T
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    assert np.allclose(zero_shot(images, classes), odds / odds.sum(axis=1, keepdims=True))
+    assert np.allclose(zero_shot(1000 * images, classes), zero_shot(images, classes))
+
+
+def test_cached_images_are_classified_by_prompts_and_stored_like_any_run(asked, tmp_path):
+    notes = []
+    (outcome,) = asked.zeroshot(
+        "pixels", prompts=str(tmp_path / "mine.yaml"), on_message=notes.append
+    )
+    assert asked.texts.asked == [f"seen: {letter}" for letter in "abcdef"]
+    assert [note.partition(" images of ")[2] for note in notes] == [
+        "'home' left out: the prompts have no class for femur"
+    ]
+    rows = asked.sql("SELECT * FROM predictions ORDER BY image_id").to_pylist()
+    labelled = asked.sql("SELECT count(*) AS n FROM images WHERE label <> 'femur'")["n"][0].as_py()
+    assert len(rows) == labelled
+    assert {row["label"] for row in rows} == {"abdomen", "brain"}
+    assert {key for key, _ in rows[0]["p"]} == {"abdomen", "brain", "spine"}
+    assert {row["role"] for row in rows} == {"external"}
+    assert all(row["fold"] is None for row in rows)
+    assert np.mean([row["correct"] for row in rows]) > 0.7
+    scores = {
+        (one.cohort, one.scoring): one.value
+        for one in outcome.estimates
+        if (one.metric, one.level) == ("macro_f1", "image")
+    }
+    assert set(scores) == {(c, s) for c in ("home", "abroad") for s in ("all", "masked")}
+    assert outcome.run.kind == "zeroshot"
+    assert outcome.run.settings["prompts"][0]["prompts"] == ("seen: a", "seen: b")
+
+
+def test_the_same_question_finds_its_run_and_reads_no_text(asked, tmp_path):
+    ask = {"prompts": str(tmp_path / "mine.yaml"), "cohorts": ("home",)}
+    (first,) = asked.zeroshot("pixels", **ask)
+    asked.texts.asked.clear()
+    (second,) = asked.zeroshot("pixels", **ask)
+    assert second.was_cached
+    assert second.estimates == first.estimates
+    assert asked.texts.asked == []
+    (tmp_path / "mine.yaml").write_text(PROMPTS.replace("[c]", "[c, g]"))
+    (third,) = asked.zeroshot("pixels", **ask)
+    assert third.run.run_id != first.run.run_id
+
+
+def test_questions_without_an_answer_say_why(asked, project, tmp_path, monkeypatch):
+    mine = str(tmp_path / "mine.yaml")
+    with pytest.raises(
+        ManifestError, match="no cohort 'mars' in the manifest; it has abroad, home"
+    ):
+        project.zeroshot("pixels", prompts=mine, cohorts=("mars",))
+    with pytest.raises(RunError, match="no image has a 'label' that brain-planes knows"):
+        project.zeroshot("pixels", prompts="brain-planes")
+    with pytest.raises(RunError, match="holds no embeddings of a model that reads as well"):
+        project.zeroshot("all", prompts=mine)
+    monkeypatch.undo()
+    with pytest.raises(EncoderError, match="'pixels' has no text half; zero-shot needs fetalclip"):
+        project.zeroshot("pixels", prompts=mine)
+
+
+def test_the_command_prints_scores_and_a_prompt_file_to_start_from(asked, command):
+    said = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml")
+    assert said.code == 0, said.err
+    assert said.out.startswith("macro F1 [95 % interval over patients]\n")
+    assert "note: " in said.err
+    said = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml", "--json")
+    assert json.loads(said.out)[0]["run"]["kind"] == "zeroshot"
+    shown = command("zeroshot", "-m", "pixels", "--prompts", "template", "--show-prompts")
+    assert shown.out == prompts_text("template")
+
+
+@pytest.mark.slow
+def test_a_model_with_two_halves_answers_from_one_set_of_weights(project, monkeypatch):
+    model = "random:open_clip:ViT-S-32-alt"
+    project.extract(model)
+    (outcome,) = project.zeroshot(model)
+    assert len(outcome.estimates) > 0
+    rows = project.sql("SELECT predicted FROM predictions").to_pydict()["predicted"]
+    assert len(rows) == len(project.images())
