@@ -103,7 +103,7 @@ def test_a_second_pass_encodes_nothing_and_loads_nothing(tmp_path, images):
 def test_an_unchanged_file_is_not_even_opened(tmp_path, images, monkeypatch):
     encoder, digests = FakeEncoder(), DigestCache()
     run_pass(images, [job(tmp_path, encoder)], digests)
-    monkeypatch.setattr(flow, "_read", lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr(flow, "read_and_hash", lambda *_: pytest.fail("a file was read"))
     assert counts(run_pass(images, [job(tmp_path, encoder)], digests)) == [(24, 24, 0, 0)]
 
 
