@@ -24,6 +24,8 @@ way out.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EmbedcacheError(Exception):
     """Base of every error raised on purpose."""
@@ -66,7 +68,32 @@ class StoreMismatchError(StoreError, ValueError):
 
 
 class StoreCorruptError(StoreError, OSError):
-    """Stored bytes do not match their checksum, or are gone."""
+    """Stored bytes do not match their checksum, or are gone.
+
+    Parameters
+    ----------
+    message
+        One line: the file, what is wrong with it, the way out.
+    is_missing
+        Whether the file is gone, rather than damaged.
+    """
+
+    def __init__(self, message: str, *, is_missing: bool = False) -> None:
+        super().__init__(message)
+        self.is_missing = is_missing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword arguments do not survive pickling by themselves.
+        return _corrupt, (str(self), self.is_missing)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in a few words."""
+        return "is missing" if self.is_missing else "does not match its checksum"
+
+
+def _corrupt(message: str, is_missing: bool) -> StoreCorruptError:
+    return StoreCorruptError(message, is_missing=is_missing)
 
 
 class StoreWriteError(StoreError, OSError):

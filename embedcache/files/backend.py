@@ -1,0 +1,275 @@
+"""The five calls through which everything stored is read and written, and the local disk.
+
+A store is a set of named byte strings. Names are POSIX paths, relative to the store's root. What is
+part of the truth is put once and never changed (`put`); what is derived may be replaced; nothing
+else exists. So a store can as well lie in an object store, which has no directories, locks, links
+or renames, but can refuse to overwrite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from embedcache.files import durable
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of a listing.
+
+    Parameters
+    ----------
+    name
+        POSIX path relative to the folder that was listed; a sub-folder's ends in '/'.
+    size
+        Size in bytes; 0 for a sub-folder.
+    modified_ns
+        Time of the last change by the clock of the storage, in nanoseconds since 1970.
+    """
+
+    name: str
+    size: int
+    modified_ns: int
+
+
+class Backend(Protocol):
+    """Storage of named byte strings; safe for any number of processes.
+
+    A reader sees all bytes of a name or none. When a writing call returns, its effect survives a
+    crash and a power cut.
+    """
+
+    def put(self, name: str, data: bytes) -> None:
+        """Create `name`.
+
+        Raises
+        ------
+        FileExistsError
+            The name is taken; what it holds is untouched.
+        StoreWriteError
+            The storage refused; nothing was created.
+        """
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Create `name`, or replace what it holds in one step: for derived data.
+
+        Raises
+        ------
+        StoreWriteError
+            The storage refused; what was there is there still.
+        """
+
+    def list(self, folder: str, *, deep: bool = False) -> list[Entry]:
+        """Return what lies in a folder, sorted by name; empty where there is no such folder.
+
+        Names that begin with a dot are temporaries, marks and locks; they are listed too.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder; '' for the root.
+        deep
+            Whether items of sub-folders are listed instead of the sub-folders themselves.
+        """
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of a name, or at most `length` of them from `start` on.
+
+        Raises
+        ------
+        FileNotFoundError
+            Nothing has that name.
+        """
+
+    def delete(self, name: str) -> None:
+        """Remove a name, or a whole folder; what is absent already is no error.
+
+        A folder goes from sight at once, so that a kill leaves no half of it in its place.
+
+        Raises
+        ------
+        StoreWriteError
+            The storage refused.
+        """
+
+    def address(self, name: str) -> str:
+        """Return what a message calls a name: the file's path, or a URL."""
+
+    def local_path(self, name: str) -> Path | None:
+        """Return the file that a name is on this machine; None where it is none."""
+
+
+class LocalBackend:
+    """Files below one folder of a local or mounted disk.
+
+    Parameters
+    ----------
+    root
+        Folder of the store; made at the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"LocalBackend({str(self.root)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalBackend) and self.root == other.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    def local_path(self, name: str) -> Path:
+        """Return the file of a name."""
+        return self.root / name
+
+    def address(self, name: str) -> str:
+        """Return the path of a name's file."""
+        return str(self.root / name)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Create a file: written aside, flushed, then linked to its name."""
+        durable.publish(self.root / name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Create or replace a file: written aside, flushed, then renamed."""
+        durable.replace(self.root / name, data)
+
+    def list(self, folder: str, *, deep: bool = False) -> list[Entry]:
+        """List a folder; a file that goes away meanwhile is left out."""
+        return sorted(_scan(str(self.root / folder), "", deep=deep), key=lambda entry: entry.name)
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read a file; a folder is no file."""
+        try:
+            with (self.root / name).open("rb", buffering=0) as stream:
+                stream.seek(start)
+                return stream.readall() if length is None else stream.read(length)
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, self.address(name)) from None
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder."""
+        path = self.root / name
+        try:
+            if path.is_dir() and not path.is_symlink():
+                durable.remove_folder(path)
+            else:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass  # another process was first
+        except OSError as error:
+            raise durable.write_error(path, error) from error
+
+
+def _scan(folder: str, prefix: str, *, deep: bool) -> Iterator[Entry]:
+    try:
+        items = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for item in items:
+        if not item.is_dir(follow_symlinks=True):
+            with contextlib.suppress(FileNotFoundError):
+                status = item.stat()
+                yield Entry(f"{prefix}{item.name}", status.st_size, status.st_mtime_ns)
+        elif deep:
+            yield from _scan(item.path, f"{prefix}{item.name}/", deep=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                yield Entry(f"{prefix}{item.name}/", 0, item.stat().st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A name in a backend: what a path is to a disk.
+
+    Parameters
+    ----------
+    backend
+        Storage that holds the name.
+    path
+        The name, a POSIX path; '' for the storage's root.
+
+    Examples
+    --------
+    >>> store = Location(LocalBackend(Path("data/.embedcache")))
+    >>> str(store / "runs" / "probe-1")
+    'data/.embedcache/runs/probe-1'
+    """
+
+    backend: Backend
+    path: str = ""
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.backend, f"{self.path}/{name}" if self.path else name)
+
+    def __str__(self) -> str:
+        return self.backend.address(self.path)
+
+    def __fspath__(self) -> str:
+        path = self.backend.local_path(self.path)
+        if path is None:
+            raise TypeError(f"{self} is no file of this machine")
+        return str(path)
+
+    @property
+    def name(self) -> str:
+        """Last part of the name."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Location:
+        """The folder that holds the name."""
+        return Location(self.backend, self.path.rpartition("/")[0])
+
+    def put(self, data: bytes) -> None:
+        """Create the name; see `Backend.put`."""
+        self.backend.put(self.path, data)
+
+    def replace(self, data: bytes) -> None:
+        """Create or replace the name; see `Backend.replace`."""
+        self.backend.replace(self.path, data)
+
+    def list(self, *, deep: bool = False, hidden: bool = False) -> list[Entry]:
+        """Return what lies below the name; see `Backend.list`.
+
+        Parameters
+        ----------
+        deep
+            Whether items of sub-folders are listed instead of the sub-folders.
+        hidden
+            Whether names that begin with a dot are listed.
+        """
+        entries = self.backend.list(self.path, deep=deep)
+        return entries if hidden else [one for one in entries if not one.name.startswith(".")]
+
+    def folders(self) -> tuple[Location, ...]:
+        """Return the sub-folders, by name; those that begin with a dot are left out."""
+        return tuple(self / e.name[:-1] for e in self.list() if e.name.endswith("/"))
+
+    def read(self, start: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of the name; see `Backend.read`."""
+        return self.backend.read(self.path, start, length)
+
+    def exists(self) -> bool:
+        """Tell whether bytes have this name; a folder has none."""
+        try:
+            self.read(0, 0)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self) -> None:
+        """Remove the name, or the folder of that name; see `Backend.delete`."""
+        self.backend.delete(self.path)
+
+
+def on_disk(folder: Path) -> Location:
+    """Return the root of a store in a folder of this machine."""
+    return Location(LocalBackend(folder))

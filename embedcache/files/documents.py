@@ -1,0 +1,137 @@
+"""Stored files that carry their own checksum: sealed JSON documents, and Parquet tables by name.
+
+A JSON document holds the CRC-32C of its other keys. A table's name ends in its own CRC-32C,
+`<stem>.<crc32c>.parquet`. So a flipped bit anywhere in either is found by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedcache.errors import StoreCorruptError
+from embedcache.files.backend import Location
+from embedcache.files.durable import canonical_json, crc32c
+
+_REPAIR = "run `embedcache verify --repair`"
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """Return a JSON text of `document` that carries its own CRC-32C."""
+    sealed = {**document, "crc32c": crc32c(canonical_json(document))}
+    return json.dumps(sealed, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def unseal(data: bytes, name: object) -> dict[str, Any]:
+    """Return the document in a sealed JSON text; `name` is what an error calls the file.
+
+    Raises
+    ------
+    StoreCorruptError
+        The text is no JSON, or does not match its checksum.
+    """
+    try:
+        sealed = json.loads(data)
+    except ValueError:
+        sealed = None
+    document = dict(sealed) if isinstance(sealed, dict) else {}
+    if document.pop("crc32c", None) != crc32c(canonical_json(document)):
+        raise StoreCorruptError(f"{name} does not match its checksum; {_REPAIR}")
+    return document
+
+
+def read_stored(file: Location) -> bytes:
+    """Return the bytes of a file that ought to be there.
+
+    Raises
+    ------
+    StoreCorruptError
+        The file is missing.
+    """
+    try:
+        return file.read()
+    except FileNotFoundError:
+        raise StoreCorruptError(f"{file} is missing; {_REPAIR}", is_missing=True) from None
+
+
+def read_document(file: Location) -> dict[str, Any]:
+    """Return a sealed JSON document.
+
+    Raises
+    ------
+    StoreCorruptError
+        The file is missing, is no JSON, or does not match its checksum.
+    """
+    return unseal(read_stored(file), file)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """Return the bytes of a table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def parse_table(data: bytes) -> pa.Table:
+    """Return the table in a Parquet file's bytes, read by one thread.
+
+    These files are small, and Arrow's threads, where a process ends while they start, abort it.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+
+
+def put_table(folder: Location, stem: str, table: pa.Table) -> Location:
+    """Put a table under a name with its checksum and return that name."""
+    data = table_bytes(table)
+    file = folder / f"{stem}.{crc32c(data):08x}.parquet"
+    with contextlib.suppress(FileExistsError):  # equal content: put before
+        file.put(data)
+    return file
+
+
+def table_files(folder: Location) -> dict[str, Location]:
+    """Return the tables of a folder by stem, sorted by name."""
+    tables: dict[str, Location] = {}
+    for entry in folder.list():
+        if entry.name.endswith(".parquet"):
+            tables.setdefault(table_stem(entry.name), folder / entry.name)
+    return tables
+
+
+def find_table(folder: Location, stem: str) -> Location | None:
+    """Return the table of a stem, if there is one."""
+    return table_files(folder).get(stem)
+
+
+def table_stem(name: str) -> str:
+    """Return the stem that `put_table` was given for a name."""
+    return name.rsplit(".", 2)[0]
+
+
+def checked_bytes(file: Location) -> bytes:
+    """Return the bytes of a table, checked against the checksum in its name.
+
+    Raises
+    ------
+    StoreCorruptError
+        The file is missing or does not match.
+    """
+    data = read_stored(file)
+    if file.name.split(".")[-2] != f"{crc32c(data):08x}":
+        raise StoreCorruptError(f"{file} does not match the checksum in its name; {_REPAIR}")
+    return data
+
+
+def read_table(file: Location) -> pa.Table:
+    """Return a table that `put_table` has put.
+
+    Raises
+    ------
+    StoreCorruptError
+        The file is missing or does not match the checksum in its name.
+    """
+    return parse_table(checked_bytes(file))
