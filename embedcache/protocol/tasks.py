@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable, fold_gaps
+from embedcache.data.labels import label_matrix, separate_labels
 from embedcache.data.predictions import CALLED_FROM, LabelSets, Measurements, Role
 from embedcache.errors import RunError
 from embedcache.probes.families import PROBES
-from embedcache.probes.multilabel import fit_multilabel, label_matrix, separate_labels
+from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import ALPHA_GRID, fit_ridge_regression
 from embedcache.probes.seam import Embeddings, Floats, Problems
 from embedcache.probes.selection import pick

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from embedcache.catalog.index import check_catalog
-from embedcache.encoders.kept import check_encoders
 from embedcache.encoders.plugins import register_file
+from embedcache.encoders.select import identify_stored
 from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
-from embedcache.extract.pictures import pixel_folders
 from embedcache.extract.report import PassReport, Progress
-from embedcache.files.digests import DigestCache
-from embedcache.files.durable import (
-    check_named_file,
-    find_table,
-    publish,
-    read_document,
-    read_table,
-    remove_folder,
-    seal_document,
-    utc_now,
-)
-from embedcache.files.locks import if_unmarked
-from embedcache.runs.files import check_runs, read_run, run_folders
-from embedcache.store import care
-from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs import state
-from embedcache.verbs.cohorts import CohortOptions, choose_cohorts
-from embedcache.verbs.extract import ExtractOptions, encode_images, identify_store
-from embedcache.workspace import FORMAT_VERSION, Workspace
+from embedcache.files.backend import Location
+from embedcache.files.kinds import ArtefactKind, Damage, check_references
+from embedcache.verbs.artefacts import artefact_kinds
+from embedcache.verbs.extract import ExtractOptions, encode_images
+from embedcache.verbs.session import Session
+
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +26,22 @@ class Finding:
     Parameters
     ----------
     path
-        The file.
+        File that is damaged or missing.
     problem
-        What is wrong with it.
-    encoder
-        Folder of the encoder it belongs to, or ''.
+        What is wrong with it, in a few words.
+    kind
+        Kind of artefact that it belongs to, such as 'runs'.
+    item
+        Artefact that it belongs to; None where something names an artefact that is gone.
     images
         Ids of the images whose rows are lost with it.
     """
 
-    path: Path
+    path: Location
     problem: str
-    encoder: str = ""
+    kind: str
+    item: Location | None = None
     images: tuple[str, ...] = ()
-
-    @property
-    def is_record(self) -> bool:
-        """Whether it is a commit record that is damaged or missing."""
-        return self.path.parent.name == "commit" or self.path.suffix == ".zarr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +51,17 @@ class VerifyReport:
     Parameters
     ----------
     n_encoders, n_rows
-        What was checked.
+        Number of encoders and rows that were checked.
     findings
         What is wrong.
     repaired
         Whether it was mended.
     passes
-        The passes that encoded lost rows again.
+        Passes that encoded lost rows again.
     notes
-        What could not be mended, and what to do.
+        What was done, and what could not be mended, with what to do.
+    is_whole
+        Whether nothing is wrong any more.
     """
 
     n_encoders: int
@@ -86,221 +69,133 @@ class VerifyReport:
     findings: tuple[Finding, ...]
     repaired: bool = False
     passes: tuple[PassReport, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    is_whole: bool = True
 
 
-def verify(workspace: Workspace) -> VerifyReport:
+def verify(session: Session) -> VerifyReport:
     """Hold every file of the store against its checksum, and every row."""
-    if not workspace.store.is_dir():
+    if not session.workspace.has_store():
         return VerifyReport(0, 0, ())
-    derived = [*_check_derived(workspace)]  # first: naming the images may write digests anew
-    names = _image_names(workspace)
-    findings = [*_check_format(workspace)]
-    n_rows = 0
-    folders = state.encoder_folders(workspace)
-    for folder in folders:
-        for damage in care.check_store(folder):
-            lost = tuple(name for key in damage.keys for name in names.get(key, [key[:12]]))
-            findings.append(Finding(damage.path, damage.problem, folder.name, lost))
-        n_rows += care.count_rows(folder)
-    findings += _check_tables(workspace)
-    findings += [Finding(path, problem) for path, problem in check_runs(workspace.runs)]
-    findings += [Finding(path, problem) for path, problem in check_encoders(workspace)]
-    for folder in pixel_folders(workspace):
-        findings += [Finding(one.path, one.problem) for one in care.check_store(folder)]
-    findings += _check_references(workspace)
-    findings += derived
-    return VerifyReport(len(folders), n_rows, tuple(findings))
+    kinds = artefact_kinds(session)
+    damages = [
+        (kind, item, damage)
+        for kind in kinds
+        for item in kind.items()
+        for damage in kind.check(item)
+    ]
+    names = _image_names(session)  # now: to look at the images may write digests anew
+    findings = [
+        *_check_format(session),
+        *(_finding(kind, item, damage, names) for kind, item, damage in damages),
+        *(Finding(one.path, one.problem, "references") for one in check_references(kinds)),
+    ]
+    stores = session.workspace.encoder_folders()
+    n_rows = sum(map(session.count_rows, stores))
+    return VerifyReport(len(stores), n_rows, tuple(findings), is_whole=not findings)
 
 
-def _image_names(workspace: Workspace) -> dict[str, list[str]]:
+def _finding(
+    kind: ArtefactKind, item: Location, damage: Damage, names: dict[str, list[str]]
+) -> Finding:
+    images = tuple(name for key in damage.keys for name in names.get(key, [key[:12]]))
+    return Finding(damage.path, damage.problem, kind.name, item, images)
+
+
+def _image_names(session: Session) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
-    with contextlib.suppress(StoreCorruptError):  # a damaged snapshot is found further down
-        images = state.load_images(workspace)
+    with contextlib.suppress(StoreCorruptError):  # a damaged snapshot is a finding of its own
+        images = session.images
         for key, name in zip(images.keys, images.table["image_id"].to_pylist(), strict=True):
             names.setdefault(key or "", []).append(name)
     return names
 
 
-def _check_format(workspace: Workspace) -> Iterator[Finding]:
+def _check_format(session: Session) -> Iterator[Finding]:
     try:
-        workspace.check_format()
-    except StoreCorruptError:
-        missing = not workspace.format_file.exists()
-        problem = "is missing" if missing else "does not match its checksum"
-        yield Finding(workspace.format_file, problem)
-
-
-def _tables(workspace: Workspace) -> list[Path]:
-    return sorted([*workspace.manifests.glob("*.parquet"), *workspace.folds.glob("*.parquet")])
-
-
-def _check_tables(workspace: Workspace) -> Iterator[Finding]:
-    for path in _tables(workspace):
-        try:
-            check_named_file(path)
-        except StoreCorruptError:
-            yield Finding(path, "does not match the checksum in its name")
-
-
-def _check_references(workspace: Workspace) -> Iterator[Finding]:
-    """Find fold tables and remembered manifests that something names but that are gone."""
-    manifests: dict[str, str] = {}  # content to who names it
-    for folder in state.encoder_folders(workspace):
-        for content in care.named_in_context(folder, "manifest"):
-            manifests[content] = folder.name
-    for folder, run in _readable_runs(workspace):
-        manifests[run["data"]["manifest"]] = folder.name
-        if find_table(workspace.folds, run["data"]["folds_id"]) is None:
-            path = workspace.folds / f"{run['data']['folds_id']}.*.parquet"
-            yield Finding(path, f"is missing, but {folder.name} names it")
-    for path in state.snapshot_files(workspace):
-        with contextlib.suppress(StoreCorruptError):
-            parent = state.snapshot_metadata(read_table(path))["parent"]
-            if parent:
-                manifests[parent] = path.name
-    for content, by in manifests.items():
-        if not state.has_snapshot(workspace, content):
-            path = workspace.manifests / f"*-{content}.*.parquet"
-            yield Finding(path, f"is missing, but {by} names it")
-
-
-def _readable_runs(workspace: Workspace) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for folder in run_folders(workspace.runs):
-        with contextlib.suppress(StoreCorruptError):
-            yield folder, read_run(folder)
-
-
-def _check_derived(workspace: Workspace) -> Iterator[Finding]:
-    """Find derived files that are not as they were written."""
-    if DigestCache(workspace.digests).is_damaged:
-        yield Finding(workspace.digests, "does not match its checksum (derived: it is ignored)")
-    differing = check_catalog(workspace.catalog) if workspace.catalog.exists() else []
-    if differing:
-        yield Finding(workspace.catalog, f"is damaged in {', '.join(differing)}")
+        session.workspace.check_format()
+    except StoreCorruptError as error:
+        yield Finding(session.workspace.format_file, error.problem, "format")
 
 
 def repair(
-    workspace: Workspace,
+    session: Session,
     options: ExtractOptions,
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    on_message: Callable[[str], None] = lambda _: None,
+    on_message: OnMessage = lambda _: None,
 ) -> VerifyReport:
     """Mend what `verify` finds: lost rows are encoded again, and nothing else is.
 
     Fold tables and remembered manifests are made again. What is damaged of a run, of kept weights
     or of pictures at training size is removed: the same command makes it again.
     """
-    report = verify(workspace)
+    report = verify(session)
     if not report.findings:
         return report
-    if options.encoder_file is not None:
-        register_file(options.encoder_file)
-    _mend_format(workspace)
-    damaged = sorted({finding.encoder for finding in report.findings if finding.encoder})
+    if options.encoders.encoder_file is not None:
+        register_file(options.encoders.encoder_file)
+    if any(finding.kind == "format" for finding in report.findings):
+        session.workspace.mend_format()
+    lost_keys: dict[Location, frozenset[str]] = {}
     notes: list[str] = []
-    before: dict[str, set[str]] = {}
-    for name in damaged:
-        folder = workspace.encoders / name
-        # Where a record is lost, so is the list of its images: then all that is missing counts.
-        known = not any(
-            finding.encoder == name and finding.is_record for finding in report.findings
-        )
-        before[name] = care.known_keys(folder) if known else _wanted(workspace)
-        n_saved = care.mend_store(folder)
-        on_message(f"{name}: {n_saved} rows of damaged segments saved")
-    notes += [*_mend_tables(workspace), *_drop_damaged(workspace)]
+    for kind in artefact_kinds(session):
+        items = dict.fromkeys(one.item for one in report.findings if one.kind == kind.name)
+        for item in filter(None, items):
+            mended = kind.mend(item)
+            on_message(mended.message)
+            notes.append(mended.message)
+            wanted = mended.lost_keys
+            if wanted is None or wanted:
+                every = frozenset(key for key in session.images.keys if key)
+                lost_keys[item] = every if wanted is None else wanted
+    session = Session(session.workspace)  # what was mended is read anew
+    is_whole = True
+    for missing in _mend_references(session):
+        notes.append(missing)
+        is_whole = False
     passes = []
-    for name in damaged:
+    for folder, keys in lost_keys.items():
         try:
-            passes.append(
-                _encode_again(workspace, name, before[name], options, on_progress, on_message)
-            )
+            passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
         except EncoderError as error:
-            notes.append(f"{name}: lost rows are not encoded again yet: {error}")
-    state.renew_catalog(workspace, force=True)
-    return replace(report, repaired=True, passes=tuple(passes), notes=tuple(notes))
-
-
-def _wanted(workspace: Workspace) -> set[str]:
-    return {key for key in state.load_images(workspace).keys if key}
-
-
-def _mend_format(workspace: Workspace) -> None:
-    try:
-        read_document(workspace.format_file)
-    except StoreCorruptError:
-        document = {"format": "embedcache", "version": FORMAT_VERSION, "created": utc_now()}
-        workspace.format_file.unlink(missing_ok=True)
-        publish(workspace.format_file, seal_document(document))
-
-
-def _mend_tables(workspace: Workspace) -> Iterator[str]:
-    """Make fold tables and remembered manifests again; drop runs that cannot be read."""
-    for folder in sorted({path.parent for path, _ in check_runs(workspace.runs)}):
-        shutil.rmtree(folder)
-        yield f"run {folder.name} removed; make it again with the same command"
-    for finding in list(_check_tables(workspace)):
-        finding.path.unlink()
-    images = state.load_images(workspace)
-    state.save_snapshot(workspace, images)
-    for _, run in _readable_runs(workspace):
-        if find_table(workspace.folds, run["data"]["folds_id"]) is None:
-            _assign_again(workspace, images, run["settings"])
-    for finding in _check_references(workspace):
-        yield f"{finding.path} cannot be made again: the manifest or the folds have changed since"
-
-
-def _drop_damaged(workspace: Workspace) -> Iterator[str]:
-    """Drop damaged pictures at training size, which can be made again, and damaged weights."""
-    with if_unmarked(workspace.training) as unused:
-        for folder in pixel_folders(workspace):
-            if any(care.check_store(folder)) and unused:
-                remove_folder(folder)
-                yield f"{folder} removed; the next `embedcache finetune` makes it again"
-            elif any(care.check_store(folder)):
-                yield f"{folder} is in use by a training; repair it when that has ended"
-    for folder in sorted({path.parent for path, _ in check_encoders(workspace)}):
-        shutil.rmtree(folder)
-        yield f"{folder} removed; make it again with the same `embedcache finetune --save`"
-
-
-def _assign_again(workspace: Workspace, images: state.Images, settings: dict[str, Any]) -> None:
-    from embedcache.verbs.probing import find_folds
-
-    names = ("label", "train_cohort", "where", "class_map", "seed")
-    options = CohortOptions(
-        **{name: settings[name] for name in names},
-        folds=settings["n_folds"],
-        external=tuple(settings["external"]),
+            notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
+            is_whole = False
+    session.renew_catalog()
+    is_whole = is_whole and not any(one.n_failed for one in passes)
+    return replace(
+        report, repaired=True, passes=tuple(passes), notes=tuple(notes), is_whole=is_whole
     )
-    with contextlib.suppress(EmbedcacheError):  # what cannot be assigned again stays missing
-        find_folds(workspace, choose_cohorts(images, options), options)
+
+
+def _mend_references(session: Session) -> Iterator[str]:
+    """Make fold tables and the remembered manifest again; yield what cannot be made."""
+    with contextlib.suppress(EmbedcacheError):  # without a manifest, what is gone stays so
+        _ = session.snapshot
+    for record in session.runs.readable_records():
+        question = record.question(session.workspace)
+        if record.request.data.folds_id is not None and isinstance(question.folds, int):
+            with contextlib.suppress(EmbedcacheError):  # what cannot be assigned stays missing
+                session.study(question)
+    for damage in check_references(artefact_kinds(session)):
+        yield (
+            f"{damage.path} {damage.problem}, and cannot be made again: the manifest has changed "
+            "since, or the folds came from a file"
+        )
 
 
 def _encode_again(
-    workspace: Workspace,
-    folder: str,
-    before: set[str],
+    session: Session,
+    folder: Location,
+    lost_keys: frozenset[str],
     options: ExtractOptions,
     on_progress: Callable[[Progress], None],
-    on_message: Callable[[str], None],
+    on_message: OnMessage,
 ) -> PassReport:
-    store = EmbeddingStore(workspace.encoders / folder)
-    images = state.load_images(workspace)
-    lost = before - set(store.row_keys()) - set(store.failures)
-    files = [file for file, key in zip(images.files, images.keys, strict=False) if key in lost]
-    digests = DigestCache(workspace.digests)
-    found = identify_store(
-        workspace, store, digests, weights=options.weights, offline=options.offline
-    )
+    store, images = session.open_store(folder), session.images
+    wanted = lost_keys - set(store.row_keys()) - set(store.failures)
+    files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
+    encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
     return encode_images(
-        workspace,
-        [found],
-        files,
-        options,
-        digests,
-        on_progress=on_progress,
-        on_message=on_message,
+        session, [encoder], files, options, on_progress=on_progress, on_message=on_message
     )

@@ -26,7 +26,8 @@ from sklearn.svm import LinearSVC
 from embedcache.errors import RunError
 from embedcache.probes import gram, knn, lda, mlp, ridge
 from embedcache.probes.families import PROBES
-from embedcache.probes.multilabel import fit_multilabel, label_matrix, separate_labels
+from embedcache.data.labels import label_matrix, separate_labels
+from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
 from embedcache.probes.scaling import Scaler
 from embedcache.scoring.evaluate_tasks import evaluate_multilabel, evaluate_regression
