@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -98,11 +99,11 @@ def command_name() -> str:
     return "embedcache" if is_findable else short_path(started)
 
 
-def short_path(path: Path) -> str:
-    """Return a path relative to here where that is shorter."""
+def short_path(path: os.PathLike[str]) -> str:
+    """Return a path relative to here where that is shorter, or the address of a remote name."""
     try:
-        return str(path.absolute().relative_to(Path.cwd()))
-    except ValueError:
+        return str(Path(path).absolute().relative_to(Path.cwd()))
+    except (ValueError, TypeError):
         return str(path)
 
 

@@ -16,15 +16,9 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions
 from embedcache.errors import StoreCorruptError
-from embedcache.files.durable import (
-    TEMPORARY,
-    crc32c,
-    fsync_tree,
-    parse_table,
-    read_document,
-    seal_document,
-    write_error,
-)
+from embedcache.files.backend import Location, on_disk
+from embedcache.files.documents import parse_table, read_document, seal
+from embedcache.files.durable import TEMPORARY, crc32c, fsync_tree, write_error
 from embedcache.runs.record import Run
 from embedcache.scoring.estimates import Estimate
 
@@ -71,7 +65,7 @@ _BEFORE: Final = {"temperature": None, "value": None, "level": "image"}
 
 
 def write_run(
-    root: Path, run: Run, predictions: Iterable[Answers], estimates: Iterable[Estimate]
+    root: Path | Location, run: Run, predictions: Iterable[Answers], estimates: Iterable[Estimate]
 ) -> Path:
     """Publish a run and return its folder; a run that is there already is left as it is.
 
@@ -80,6 +74,7 @@ def write_run(
     StoreWriteError
         The file system refused; nothing was published.
     """
+    root = Path(root)
     folder = root / run.run_id
     aside = root / f"{TEMPORARY}{secrets.token_hex(8)}"
     tables = {
@@ -103,7 +98,7 @@ def write_run(
             data = sink.getvalue().to_pybytes()
             (aside / f"{name}.parquet").write_bytes(data)
             sums[name] = [len(data), crc32c(data)]
-        (aside / RECORD).write_bytes(seal_document({**asdict(run), "tables": sums}))
+        (aside / RECORD).write_bytes(seal({**asdict(run), "tables": sums}))
         fsync_tree(aside)
         if not folder.exists():
             aside.rename(folder)
@@ -181,14 +176,14 @@ def _temperatures(predictions: Predictions) -> pa.Array:
     return pa.array(predictions.temperature, pa.float64(), from_pandas=True)
 
 
-def run_folders(root: Path) -> list[Path]:
+def run_folders(root: Path | Location) -> list[Path]:
     """Return the published runs' folders, by name."""
     return sorted(
-        path for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")
+        path for path in Path(root).glob("*") if path.is_dir() and not path.name.startswith(".")
     )
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path | Location) -> dict[str, Any]:
     """Return the record of a run.
 
     Raises
@@ -196,10 +191,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     StoreCorruptError
         It is missing or does not match its checksum.
     """
-    return read_document(folder / RECORD)
+    return read_document(on_disk(Path(folder)) / RECORD)
 
 
-def read_run_table(folder: Path, name: str) -> pa.Table:
+def read_run_table(folder: Path | Location, name: str) -> pa.Table:
     """Return the predictions or the metrics of a run, checked against its record.
 
     Raises
@@ -215,7 +210,7 @@ def read_run_table(folder: Path, name: str) -> pa.Table:
     return table.select(SCHEMAS[name].names)
 
 
-def read_predictions(folder: Path) -> list[Predictions]:
+def read_predictions(folder: Path | Location) -> list[Predictions]:
     """Return what a run predicted, one for each cohort, in the order in which they were written.
 
     Raises
@@ -246,31 +241,31 @@ def _read_cohort(table: pa.Table, role: Any) -> Predictions:
     )
 
 
-def _checked(folder: Path, name: str, sums: dict[str, list[int]]) -> bytes:
-    path = folder / f"{name}.parquet"
+def _checked(folder: Path | Location, name: str, sums: dict[str, list[int]]) -> bytes:
+    path = Path(folder) / f"{name}.parquet"
     way_out = "run `embedcache verify --repair`, then the probe again"
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise StoreCorruptError(f"{path} is missing; {way_out}") from None
+        raise StoreCorruptError(f"{path} is missing; {way_out}", is_missing=True) from None
     if [len(data), crc32c(data)] != sums[name]:
         raise StoreCorruptError(f"{path} does not match its checksum; {way_out}")
     return data
 
 
-def check_runs(root: Path) -> Iterator[tuple[Path, str]]:
+def check_runs(root: Path | Location) -> Iterator[tuple[Path, str]]:
     """Yield each file of a run that is damaged or missing, and what is wrong with it."""
     for folder in run_folders(root):
         try:
             sums = read_run(folder)["tables"]
         except StoreCorruptError as error:
-            yield folder / RECORD, _problem(error)
+            yield folder / RECORD, error.problem
             continue
         for name in TABLES:
             try:
                 _checked(folder, name, sums)
             except StoreCorruptError as error:
-                yield folder / f"{name}.parquet", _problem(error)
+                yield folder / f"{name}.parquet", error.problem
 
 
 def _problem(error: StoreCorruptError) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.files.cores import at_most
@@ -91,7 +92,7 @@ def _curve(question: Question, store: EmbeddingStore, options: CurveOptions) -> 
     data = {"folds_id": question.folds.folds_id, "train": rows_digest(train)}
     versions = {name: version(name) for name in DECISIVE}
     run_id = run_id_of("curve", store.name, [store.fingerprint, settings, data, versions])
-    folder = question.workspace.runs / run_id
+    folder = Path(question.workspace.runs / run_id)
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, train.n_failed)
     with at_most(options.n_threads):

@@ -114,7 +114,7 @@ def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool)
         except EncoderError:  # no weights, or a plug-in that is broken
             continue
         here.append(name)
-    held = [str(document["name"]) for document in state.encoder_documents(workspace)]
+    held = [str(document["name"]) for document in workspace.encoder_documents()]
     return list(dict.fromkeys([*here, *held, *(m for m in models if m != ALL)]))
 
 
@@ -141,7 +141,7 @@ def identify_models(
     if options.weights is not None and len(names) != 1:
         raise RunError(f"--weights is for one model, {len(names)} were named: {', '.join(names)}")
     precision: Precision = "fp32" if options.precision == "auto" else options.precision
-    known = state.encoder_documents(workspace)
+    known = workspace.encoder_documents()
     found = [
         one
         for name in names
@@ -191,7 +191,7 @@ def identify_store(
         workspace,
         store.name,
         digests=digests,
-        known=state.encoder_documents(workspace),
+        known=workspace.encoder_documents(),
         weights=weights,
         preprocess=store.document["identity"]["preprocess"]["fit"],
         precision=store.document["identity"]["precision"],
@@ -222,8 +222,8 @@ def _plan_one(
     failed: set[str] = set()
     rate = None
     if found.fingerprint is not None:
-        folder = state.encoder_folder(workspace, found.spec.name, found.fingerprint)
-        if folder.is_dir():
+        folder = workspace.encoder_folder(found.spec.name, found.fingerprint)
+        if folder.list():
             store = EmbeddingStore(folder)
             held, failed, rate = (
                 set(store.row_keys()),
@@ -348,7 +348,7 @@ def _jobs(
     opened = [_open_store(workspace, one, options) for one in found]
     if options.shard is None:  # shards work side by side
         # In one order for all passes, or two of them would wait for each other for ever.
-        for store, _ in sorted(opened, key=lambda one: one[0].folder):
+        for store, _ in sorted(opened, key=lambda one: str(one[0].folder)):
             waiting = f"another process is extracting '{store.name}'; waiting for it to end"
             stack.enter_context(store.lock(partial(on_message, waiting)))
     return [
@@ -381,7 +381,7 @@ def _open_store(
         "versions": registry.library_versions(),
         "created": utc_now(),
     }
-    folder = state.encoder_folder(workspace, name, str(found.fingerprint))
+    folder = workspace.encoder_folder(name, str(found.fingerprint))
     store = EmbeddingStore.open_or_create(folder, document)
     return store, lambda: loaded or registry.load(found, device=options.device)
 

@@ -222,7 +222,7 @@ class _Finetuning:
         # Beside the folder, which goes away while others may be waiting.
         lock = training.with_name(f".lock-{run_id}")
         with locked(lock, partial(self.told.on_message, waiting)):
-            folder = self.workspace.runs / run_id
+            folder = Path(self.workspace.runs / run_id)
             is_there = (folder / run_files.RECORD).exists()
             is_kept = has_encoders(self.workspace, run_id)
             if not is_there or (self.options.save and not is_kept):

@@ -162,7 +162,7 @@ def check(workspace: Workspace) -> CheckReport:
     _, files = state.image_files(workspace)
     digests = DigestCache(workspace.digests)
     found = hash_images(files, digests, max(2, usable_cores()))
-    if workspace.store.is_dir():
+    if workspace.has_store():
         digests.save()
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         reasons = list(pool.map(_reason, files))

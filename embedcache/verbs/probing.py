@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
-
 from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.fold_tables import read_fold_table, store_fold_table
 from embedcache.data.folds import (
     FoldSize,
     FoldTable,
@@ -26,7 +25,7 @@ from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import RunError
 from embedcache.files.cores import at_most
-from embedcache.files.durable import canonical_json, find_table, publish_table, read_table, utc_now
+from embedcache.files.durable import canonical_json, utc_now
 from embedcache.protocol.choice import CHOICE_TOL, FIT_TOL
 from embedcache.protocol.nested import ProbeResult, ProbeSettings, fit_probe
 from embedcache.protocol.protocols import PROTOCOLS
@@ -105,21 +104,18 @@ def find_folds(workspace: Workspace, cohorts: Cohorts, options: CohortOptions) -
         table = replace(table, notes=fold_notes(patient_id, label, table.n_folds))
     else:
         folds_id = folds_identity(patient_id, label, options.folds, options.seed)
-        stored = find_table(workspace.folds, folds_id)
-        if stored is not None:
-            rows = read_table(stored).to_pydict()
+        patients = read_fold_table(workspace, folds_id)
+        if patients is not None:
             table = FoldTable(
                 folds_id=folds_id,
                 n_folds=options.folds,
                 seed=options.seed,
-                patients=dict(zip(rows["patient_id"], rows["fold"], strict=True)),
+                patients=patients,
                 notes=fold_notes(patient_id, label, options.folds),
             )
             return _noted(table, options)
         table = assign_folds(patient_id, label, n_folds=options.folds, seed=options.seed)
-    workspace.create_store()
-    rows = {"patient_id": list(table.patients), "fold": list(table.patients.values())}
-    publish_table(workspace.folds, table.folds_id, pa.table(rows))
+    store_fold_table(workspace, table.folds_id, table.patients)
     return _noted(table, options)
 
 
@@ -151,7 +147,7 @@ def probe_models(workspace: Workspace, models: Sequence[str]) -> list[str]:
     """Return the models meant: 'all' is every fingerprint that the store holds."""
     if "all" not in models:
         return list(dict.fromkeys(models))
-    documents = state.encoder_documents(workspace)
+    documents = workspace.encoder_documents()
     names = [str(document["name"]) for document in documents]
     return [
         name if names.count(name) == 1 else f"{name}@{document['fingerprint'][:12]}"
@@ -319,7 +315,7 @@ def answer(
     }
     versions = {name: version(name) for name in DECISIVE}
     run_id = run_id_of(kind, train.encoder, [fingerprint, settings, data, versions])
-    folder = question.workspace.runs / run_id
+    folder = Path(question.workspace.runs / run_id)
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, n_skipped)
     with at_most(options.n_threads):

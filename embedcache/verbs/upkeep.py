@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcache.extract.pictures import pixel_folders
-from embedcache.files.durable import TEMPORARY, read_table, remove_folder
-from embedcache.files.locks import if_unmarked
+from embedcache.data.fold_tables import FoldTables
+from embedcache.data.snapshots import Snapshots, is_snapshot_of, snapshot_files
+from embedcache.encoders.kept import KeptWeights
+from embedcache.extract.pictures import PictureStores
+from embedcache.files.documents import read_table
+from embedcache.files.durable import TEMPORARY
+from embedcache.finetune.states import Trainings
 from embedcache.runs.files import run_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
@@ -83,7 +87,7 @@ def status(workspace: Workspace) -> Status:
     cohort = images.table["cohort"].to_pylist()
     return Status(
         manifest=workspace.manifest,
-        store=workspace.store,
+        store=Path(str(workspace.store)),
         n_images=len(cohort),
         n_patients=len(set(images.table["patient_id"].to_pylist())),
         n_unreadable=images.keys.count(None),
@@ -150,8 +154,8 @@ def collect_garbage(
     """
     images = state.load_images(workspace)
     wanted = {key for key in images.keys if key}
-    for table in map(read_table, state.snapshot_files(workspace)):
-        if not state.is_snapshot_of(workspace, table):
+    for table in map(read_table, snapshot_files(workspace)):
+        if not is_snapshot_of(workspace, table):
             wanted |= set(table["sha256"].to_pylist())
     n_rows = freed = 0
     for store in state.open_stores(workspace):
@@ -163,29 +167,10 @@ def collect_garbage(
                     store.rewrite(kept)
             freed += care.sweep(store.folder, grace_s=grace_s)
     if not dry_run:
-        for folder in workspace.runs.glob(f"{TEMPORARY}*"):
+        for folder in Path(workspace.runs).glob(f"{TEMPORARY}*"):
             shutil.rmtree(folder)
-        with if_unmarked(workspace.training) as unused:
-            freed += sum(map(_removed, _training_leftovers(workspace))) if unused else 0
+        # The pictures last: they go once no training is left.
+        for kind in (FoldTables, Snapshots, KeptWeights, Trainings, PictureStores):
+            freed += kind(workspace).sweep(grace_s)
         state.renew_catalog(workspace, images)
     return GcReport(n_rows, freed)
-
-
-def _training_leftovers(workspace: Workspace) -> list[Path]:
-    """Return the states of trainings whose run is published; without others, the pictures too."""
-    states = [path for path in workspace.training.glob("*") if path.is_dir()]
-    done = [
-        path
-        for path in states
-        if path.name.startswith(TEMPORARY) or (workspace.runs / path.name).exists()
-    ]
-    if len(done) < len(states):
-        return done
-    return [*done, *pixel_folders(workspace), *workspace.pixels.glob(f"{TEMPORARY}*")]
-
-
-def _removed(folder: Path) -> int:
-    """Remove a folder and return how many bytes it held."""
-    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    remove_folder(folder)
-    return n_bytes

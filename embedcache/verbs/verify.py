@@ -10,30 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.catalog.index import check_catalog
-from embedcache.encoders.kept import check_encoders
+from embedcache.data.fold_tables import FoldTables
+from embedcache.data.snapshots import Snapshots
+from embedcache.encoders.kept import KeptWeights
 from embedcache.encoders.plugins import register_file
 from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
-from embedcache.extract.pictures import pixel_folders
+from embedcache.extract.pictures import PictureStores
 from embedcache.extract.report import PassReport, Progress
 from embedcache.files.digests import DigestCache
-from embedcache.files.durable import (
-    check_named_file,
-    find_table,
-    publish,
-    read_document,
-    read_table,
-    remove_folder,
-    seal_document,
-    utc_now,
-)
-from embedcache.files.locks import if_unmarked
+from embedcache.files.kinds import ArtefactKind, check_references
 from embedcache.runs.files import check_runs, read_run, run_folders
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.kind import EmbeddingStores
 from embedcache.verbs import state
 from embedcache.verbs.cohorts import CohortOptions, choose_cohorts
 from embedcache.verbs.extract import ExtractOptions, encode_images, identify_store
-from embedcache.workspace import FORMAT_VERSION, Workspace
+from embedcache.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +49,6 @@ class Finding:
     problem: str
     encoder: str = ""
     images: tuple[str, ...] = ()
-
-    @property
-    def is_record(self) -> bool:
-        """Whether it is a commit record that is damaged or missing."""
-        return self.path.parent.name == "commit" or self.path.suffix == ".zarr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +79,28 @@ class VerifyReport:
 
 def verify(workspace: Workspace) -> VerifyReport:
     """Hold every file of the store against its checksum, and every row."""
-    if not workspace.store.is_dir():
+    if not workspace.has_store():
         return VerifyReport(0, 0, ())
     derived = [*_check_derived(workspace)]  # first: naming the images may write digests anew
     names = _image_names(workspace)
     findings = [*_check_format(workspace)]
-    n_rows = 0
-    folders = state.encoder_folders(workspace)
-    for folder in folders:
-        for damage in care.check_store(folder):
-            lost = tuple(name for key in damage.keys for name in names.get(key, [key[:12]]))
-            findings.append(Finding(damage.path, damage.problem, folder.name, lost))
-        n_rows += care.count_rows(folder)
-    findings += _check_tables(workspace)
+    for kind in _kinds(workspace):
+        for item in kind.items():
+            for damage in kind.check(item):
+                lost = tuple(name for key in damage.keys for name in names.get(key, [key[:12]]))
+                encoder = item.name if isinstance(kind, EmbeddingStores) else ""
+                findings.append(Finding(Path(str(damage.path)), damage.problem, encoder, lost))
     findings += [Finding(path, problem) for path, problem in check_runs(workspace.runs)]
-    findings += [Finding(path, problem) for path, problem in check_encoders(workspace)]
-    for folder in pixel_folders(workspace):
-        findings += [Finding(one.path, one.problem) for one in care.check_store(folder)]
     findings += _check_references(workspace)
     findings += derived
+    folders = workspace.encoder_folders()
+    n_rows = sum(len(care.recorded_keys(folder)) for folder in folders)
     return VerifyReport(len(folders), n_rows, tuple(findings))
+
+
+def _kinds(workspace: Workspace) -> list[ArtefactKind]:
+    kinds = (EmbeddingStores, FoldTables, Snapshots, KeptWeights, PictureStores)
+    return [kind(workspace) for kind in kinds]
 
 
 def _image_names(workspace: Workspace) -> dict[str, list[str]]:
@@ -125,44 +115,20 @@ def _image_names(workspace: Workspace) -> dict[str, list[str]]:
 def _check_format(workspace: Workspace) -> Iterator[Finding]:
     try:
         workspace.check_format()
-    except StoreCorruptError:
-        missing = not workspace.format_file.exists()
-        problem = "is missing" if missing else "does not match its checksum"
-        yield Finding(workspace.format_file, problem)
-
-
-def _tables(workspace: Workspace) -> list[Path]:
-    return sorted([*workspace.manifests.glob("*.parquet"), *workspace.folds.glob("*.parquet")])
-
-
-def _check_tables(workspace: Workspace) -> Iterator[Finding]:
-    for path in _tables(workspace):
-        try:
-            check_named_file(path)
-        except StoreCorruptError:
-            yield Finding(path, "does not match the checksum in its name")
+    except StoreCorruptError as error:
+        yield Finding(Path(str(workspace.format_file)), error.problem)
 
 
 def _check_references(workspace: Workspace) -> Iterator[Finding]:
     """Find fold tables and remembered manifests that something names but that are gone."""
-    manifests: dict[str, str] = {}  # content to who names it
-    for folder in state.encoder_folders(workspace):
-        for content in care.named_in_context(folder, "manifest"):
-            manifests[content] = folder.name
+    for damage in check_references(_kinds(workspace)):
+        yield Finding(Path(str(damage.path)), damage.problem)
+    tables, snapshots = FoldTables(workspace), Snapshots(workspace)
     for folder, run in _readable_runs(workspace):
-        manifests[run["data"]["manifest"]] = folder.name
-        if find_table(workspace.folds, run["data"]["folds_id"]) is None:
-            path = workspace.folds / f"{run['data']['folds_id']}.*.parquet"
-            yield Finding(path, f"is missing, but {folder.name} names it")
-    for path in state.snapshot_files(workspace):
-        with contextlib.suppress(StoreCorruptError):
-            parent = state.snapshot_metadata(read_table(path))["parent"]
-            if parent:
-                manifests[parent] = path.name
-    for content, by in manifests.items():
-        if not state.has_snapshot(workspace, content):
-            path = workspace.manifests / f"*-{content}.*.parquet"
-            yield Finding(path, f"is missing, but {by} names it")
+        for kind, name in ((tables, "folds_id"), (snapshots, "manifest")):
+            if name in run["data"] and not kind.holds(run["data"][name]):
+                path = Path(str(kind.folder / run["data"][name]))
+                yield Finding(path, f"is missing, but {folder.name} names it")
 
 
 def _readable_runs(workspace: Workspace) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -197,43 +163,43 @@ def repair(
         return report
     if options.encoder_file is not None:
         register_file(options.encoder_file)
-    _mend_format(workspace)
-    damaged = sorted({finding.encoder for finding in report.findings if finding.encoder})
-    notes: list[str] = []
-    before: dict[str, set[str]] = {}
-    for name in damaged:
-        folder = workspace.encoders / name
-        # Where a record is lost, so is the list of its images: then all that is missing counts.
-        known = not any(
-            finding.encoder == name and finding.is_record for finding in report.findings
-        )
-        before[name] = care.known_keys(folder) if known else _wanted(workspace)
-        n_saved = care.mend_store(folder)
-        on_message(f"{name}: {n_saved} rows of damaged segments saved")
-    notes += [*_mend_tables(workspace), *_drop_damaged(workspace)]
+    if any(finding.path == Path(str(workspace.format_file)) for finding in report.findings):
+        workspace.mend_format()
+    notes, lost = _mend_items(workspace, on_message)
+    notes += _mend_tables(workspace)
     passes = []
-    for name in damaged:
+    for name, keys in lost.items():
         try:
-            passes.append(
-                _encode_again(workspace, name, before[name], options, on_progress, on_message)
-            )
+            passes.append(_encode_again(workspace, name, keys, options, on_progress, on_message))
         except EncoderError as error:
             notes.append(f"{name}: lost rows are not encoded again yet: {error}")
     state.renew_catalog(workspace, force=True)
     return replace(report, repaired=True, passes=tuple(passes), notes=tuple(notes))
 
 
-def _wanted(workspace: Workspace) -> set[str]:
-    return {key for key in state.load_images(workspace).keys if key}
+def _mend_items(
+    workspace: Workspace, on_message: Callable[[str], None]
+) -> tuple[list[str], dict[str, frozenset[str]]]:
+    """Mend what is damaged; return notes, and the lost images of each encoder's folder."""
+    notes: list[str] = []
+    lost: dict[str, frozenset[str]] = {}
+    for kind in _kinds(workspace):
+        for item in kind.items():
+            if not any(kind.check(item)):
+                continue
+            mended = kind.mend(item)
+            if isinstance(kind, EmbeddingStores):
+                on_message(mended.message)
+                # Where a record is lost, so is the list of its images: all that is missing counts.
+                wanted = _wanted(workspace) if mended.lost_keys is None else mended.lost_keys
+                lost[item.name] = wanted
+            elif not isinstance(kind, FoldTables | Snapshots):
+                notes.append(mended.message)
+    return notes, lost
 
 
-def _mend_format(workspace: Workspace) -> None:
-    try:
-        read_document(workspace.format_file)
-    except StoreCorruptError:
-        document = {"format": "embedcache", "version": FORMAT_VERSION, "created": utc_now()}
-        workspace.format_file.unlink(missing_ok=True)
-        publish(workspace.format_file, seal_document(document))
+def _wanted(workspace: Workspace) -> frozenset[str]:
+    return frozenset(key for key in state.load_images(workspace).keys if key)
 
 
 def _mend_tables(workspace: Workspace) -> Iterator[str]:
@@ -241,29 +207,13 @@ def _mend_tables(workspace: Workspace) -> Iterator[str]:
     for folder in sorted({path.parent for path, _ in check_runs(workspace.runs)}):
         shutil.rmtree(folder)
         yield f"run {folder.name} removed; make it again with the same command"
-    for finding in list(_check_tables(workspace)):
-        finding.path.unlink()
     images = state.load_images(workspace)
     state.save_snapshot(workspace, images)
     for _, run in _readable_runs(workspace):
-        if find_table(workspace.folds, run["data"]["folds_id"]) is None:
+        if not FoldTables(workspace).holds(run["data"].get("folds_id", "")):
             _assign_again(workspace, images, run["settings"])
     for finding in _check_references(workspace):
         yield f"{finding.path} cannot be made again: the manifest or the folds have changed since"
-
-
-def _drop_damaged(workspace: Workspace) -> Iterator[str]:
-    """Drop damaged pictures at training size, which can be made again, and damaged weights."""
-    with if_unmarked(workspace.training) as unused:
-        for folder in pixel_folders(workspace):
-            if any(care.check_store(folder)) and unused:
-                remove_folder(folder)
-                yield f"{folder} removed; the next `embedcache finetune` makes it again"
-            elif any(care.check_store(folder)):
-                yield f"{folder} is in use by a training; repair it when that has ended"
-    for folder in sorted({path.parent for path, _ in check_encoders(workspace)}):
-        shutil.rmtree(folder)
-        yield f"{folder} removed; make it again with the same `embedcache finetune --save`"
 
 
 def _assign_again(workspace: Workspace, images: state.Images, settings: dict[str, Any]) -> None:
@@ -282,14 +232,14 @@ def _assign_again(workspace: Workspace, images: state.Images, settings: dict[str
 def _encode_again(
     workspace: Workspace,
     folder: str,
-    before: set[str],
+    keys: frozenset[str],
     options: ExtractOptions,
     on_progress: Callable[[Progress], None],
     on_message: Callable[[str], None],
 ) -> PassReport:
     store = EmbeddingStore(workspace.encoders / folder)
     images = state.load_images(workspace)
-    lost = before - set(store.row_keys()) - set(store.failures)
+    lost = keys - set(store.row_keys()) - set(store.failures)
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in lost]
     digests = DigestCache(workspace.digests)
     found = identify_store(

@@ -179,7 +179,7 @@ def _answer(
     data = {"external": [rows_digest(rows) for rows in cohorts]}
     versions = {name: version(name) for name in _DECISIVE}
     run_id = run_id_of("zeroshot", store.name, [store.fingerprint, settings, data, versions])
-    folder = workspace.runs / run_id
+    folder = Path(workspace.runs / run_id)
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, n_skipped)
     directions = _class_directions(workspace, store, question.classes, options)
