@@ -11,6 +11,7 @@ EmbedcacheError
 ├ StoreError
 │ ├ StoreMismatchError(ValueError)  another encoder, another format
 │ ├ StoreCorruptError(OSError)      stored bytes do not match their checksum
+│ ├ StoreReadError(OSError)         the disk refused to read; nothing is known to be damaged
 │ ├ StoreWriteError(OSError)        the disk refused; nothing finished is lost
 │ └ MissingEmbeddingsError(LookupError)
 ├ LeakageError(ValueError)          a patient on both sides of a split
@@ -94,6 +95,10 @@ class StoreCorruptError(StoreError, OSError):
 
 def _corrupt(message: str, is_missing: bool) -> StoreCorruptError:
     return StoreCorruptError(message, is_missing=is_missing)
+
+
+class StoreReadError(StoreError, OSError):
+    """The file system refused a read; what is stored may be whole."""
 
 
 class StoreWriteError(StoreError, OSError):

@@ -1,18 +1,28 @@
-"""Where things are: the manifest, the images' root, and the store with its parts."""
+"""Where things are: the manifest, the images' root, the store, and what a store holds."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import platformdirs
 
 from embedcache.errors import ManifestError, StoreMismatchError
-from embedcache.files.durable import publish, read_document, seal_document, utc_now
+from embedcache.files.backend import Location, on_disk
+from embedcache.files.documents import read_document, seal
+from embedcache.files.durable import utc_now
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+READABLE_VERSIONS: Final = (1, 2)
 MANIFEST_NAME: Final = "data_manifest.csv"
 STORE_NAME: Final = ".embedcache"
+ENCODER_DOCUMENT: Final = "encoder.json"
+RUN_DOCUMENT: Final = "run.json"
+_STORE_FOLDER: Final = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,95 +35,179 @@ class Workspace:
         The CSV file. It may be absent where only the store was copied (a laptop that probes what a
         GPU machine has encoded).
     data_root
-        The folder that relative image paths start from.
+        Folder that relative image paths start from.
     store
-        The folder of everything `embedcache` writes.
+        Root of everything that `embedcache` writes.
     """
 
     manifest: Path
     data_root: Path
-    store: Path
+    store: Location
 
     @property
-    def format_file(self) -> Path:
-        """The file that says which format this store has."""
+    def format_file(self) -> Location:
+        """The document that says which format the store has."""
         return self.store / "embedcache.json"
 
     @property
-    def encoders(self) -> Path:
-        """One folder an encoder fingerprint."""
+    def encoders(self) -> Location:
+        """Stores of embeddings, one folder an encoder fingerprint."""
         return self.store / "encoders"
 
     @property
-    def manifests(self) -> Path:
+    def manifests(self) -> Location:
         """The manifests that were worked with, with the digest of each image."""
         return self.store / "manifests"
 
     @property
-    def folds(self) -> Path:
+    def folds(self) -> Location:
         """Fold tables, one file each."""
         return self.store / "folds"
 
     @property
-    def runs(self) -> Path:
-        """One folder a run."""
+    def runs(self) -> Location:
+        """Runs, one folder each."""
         return self.store / "runs"
 
     @property
-    def pixels(self) -> Path:
-        """Images at training size, one folder a way of fitting them: derived, deletable."""
+    def pixels(self) -> Location:
+        """Pictures at training size, one folder a way of fitting them: derived, deletable."""
         return self.store / "pixels"
 
     @property
+    def local(self) -> Path:
+        """Folder for what has to be files of this machine.
+
+        The store's own folder where that is on this machine, else one below the user's cache
+        folder, which the store's address names.
+        """
+        if self.store.local_path is not None:
+            return self.store.local_path
+        name = hashlib.sha256(str(self.store).encode()).hexdigest()[:16]
+        return platformdirs.user_cache_path("embedcache") / "stores" / name
+
+    @property
     def training(self) -> Path:
-        """State of fine-tuning under way, one folder a run, until the run is published."""
-        return self.store / "training"
+        """State of trainings under way, one folder a run, until the run is published."""
+        return self.local / "training"
 
     @property
     def weights(self) -> Path:
         """Fine-tuned weights that were kept, one folder a run."""
-        return self.store / "weights"
+        return self.local / "weights"
 
     @property
     def logs(self) -> Path:
         """TensorBoard's event files, one folder a run: derived, deletable."""
-        return self.store / "logs"
+        return self.local / "logs"
 
     @property
     def catalog(self) -> Path:
         """The DuckDB index: derived, deletable."""
-        return self.store / "catalog.duckdb"
+        return self.local / "catalog.duckdb"
 
     @property
     def digests(self) -> Path:
-        """What is known of files by their size and time stamps: derived, deletable."""
-        return self.store / "digests.tsv"
+        """Digests of image files by size and time stamps: derived, deletable."""
+        return self.local / "digests.tsv"
+
+    def has_store(self) -> bool:
+        """Tell whether anything is stored."""
+        return bool(self.store.list())
 
     def create_store(self) -> None:
-        """Make the store's folder and its format file where there is none yet."""
-        if not self.format_file.exists():
-            document = {"format": "embedcache", "version": FORMAT_VERSION, "created": utc_now()}
-            with contextlib.suppress(FileExistsError):
-                publish(self.format_file, seal_document(document))
-        self.check_format()
+        """Prepare the store for a write of this release; called before anything is written.
 
-    def check_format(self) -> None:
-        """Refuse a store of another format.
+        A store without a format file gets one. A store of an earlier format version becomes one of
+        this version, which an earlier release refuses instead of misreading new records.
 
         Raises
         ------
         StoreMismatchError
-            The store was written by another format version.
+            The store has a format version that this release does not know.
+        StoreCorruptError
+            The format file is damaged.
+        StoreWriteError
+            The storage refused.
+        """
+        if not self.format_file.exists():
+            with contextlib.suppress(FileExistsError):
+                self.format_file.put(seal(_format_document()))
+        if self.check_format() != FORMAT_VERSION:
+            document = read_document(self.format_file)
+            self.format_file.replace(seal({**document, "version": FORMAT_VERSION}))
+
+    def check_format(self) -> int:
+        """Return the store's format version, if this release can read it.
+
+        Raises
+        ------
+        StoreMismatchError
+            The store has a format version that this release does not know.
         StoreCorruptError
             The format file is missing or damaged.
         """
-        document = read_document(self.format_file)
-        if document.get("version") != FORMAT_VERSION:
+        version = read_document(self.format_file).get("version")
+        if version not in READABLE_VERSIONS:
             raise StoreMismatchError(
-                f"{self.format_file}: format version {document.get('version')}, this release reads "
-                f"version {FORMAT_VERSION}; install the release that wrote it, or use another "
-                "--store"
+                f"{self.format_file}: format version {version}, this release reads versions "
+                f"{', '.join(map(str, READABLE_VERSIONS))}; install the release that wrote it, or "
+                "use another --store"
             )
+        return int(version)
+
+    def mend_format(self) -> None:
+        """Write a format file where it is missing or damaged."""
+        self.format_file.replace(seal(_format_document()))
+
+    def encoder_folders(self) -> tuple[Location, ...]:
+        """Return the folder of each encoder fingerprint that holds anything, by name."""
+        return store_folders(self.encoders)
+
+    def encoder_documents(self) -> list[dict[str, Any]]:
+        """Return the content of each `encoder.json` that is there.
+
+        Raises
+        ------
+        StoreCorruptError
+            A document does not match its checksum.
+        """
+        documents = (folder / ENCODER_DOCUMENT for folder in self.encoder_folders())
+        return [read_document(document) for document in documents if document.exists()]
+
+    def encoder_folder(self, name: str, fingerprint: str) -> Location:
+        """Return the folder of a fingerprint: the one there is, whatever its name, or a new one.
+
+        Parameters
+        ----------
+        name
+            Name of the encoder, for a new folder.
+        fingerprint
+            Fingerprint of the encoder, 64 hexadecimal digits.
+        """
+        suffix = f"-{fingerprint[:12]}"
+        present = (one for one in self.encoder_folders() if one.name.endswith(suffix))
+        plain = re.sub(r"[^A-Za-z0-9._]+", "-", name)
+        return next(present, self.encoders / f"{plain}{suffix}")
+
+    def has_run(self, run_id: str) -> bool:
+        """Tell whether a run is published."""
+        return (self.runs / run_id / RUN_DOCUMENT).exists()
+
+    def unfinished_trainings(self) -> list[Location]:
+        """Return the folder of each training under way or stopped, whose run is not published."""
+        folders = on_disk(self.training).folders()
+        return [folder for folder in folders if not self.has_run(folder.name)]
+
+
+def _format_document() -> dict[str, Any]:
+    return {"format": "embedcache", "version": FORMAT_VERSION, "created": utc_now()}
+
+
+def store_folders(parent: Location) -> tuple[Location, ...]:
+    """Return the folders named `<name>-<12 hexadecimal digits>` that hold anything, by name."""
+    named = (one for one in parent.folders() if _STORE_FOLDER.fullmatch(one.name))
+    return tuple(one for one in named if one.list())
 
 
 def find_workspace(
@@ -121,16 +215,20 @@ def find_workspace(
     *,
     manifest: Path | str | None = None,
     data_root: Path | str | None = None,
-    store: Path | str | None = None,
+    store: Path | str | Location | None = None,
 ) -> Workspace:
     """Return the workspace of a folder or of a manifest file.
 
     Parameters
     ----------
     path
-        A folder with a `data_manifest.csv`, or a manifest file itself.
-    manifest, data_root, store
-        Override `<folder>/data_manifest.csv`, the manifest's folder, and `.embedcache` beside the
+        Folder with a `data_manifest.csv`, or a manifest file itself.
+    manifest
+        Manifest file; None for `data_manifest.csv` in the folder.
+    data_root
+        Folder that relative image paths start from; None for the manifest's folder.
+    store
+        Folder of the store, or its root in another storage; None for `.embedcache` beside the
         manifest.
 
     Raises
@@ -146,10 +244,14 @@ def find_workspace(
         if not given.exists() and not given.suffix:
             raise ManifestError(f"{given}: no such folder or manifest")
     manifest = Path(manifest)
-    store = Path(store) if store is not None else manifest.parent / STORE_NAME
-    if store.exists() and not store.is_dir():
-        raise StoreMismatchError(f"{store}: a file, not a store's folder; name a folder as --store")
-    if not manifest.is_file() and not (store / "manifests").is_dir():
+    if not isinstance(store, Location):
+        folder = Path(store) if store is not None else manifest.parent / STORE_NAME
+        if folder.exists() and not folder.is_dir():
+            raise StoreMismatchError(
+                f"{folder}: a file, not a store's folder; name a folder as --store"
+            )
+        store = on_disk(folder)
+    if not manifest.is_file() and not (store / "manifests").list():
         raise ManifestError(
             f"{manifest}: no such manifest; write one with `embedcache manifest folder --root "
             "DIR`, name one with --manifest, or start with `embedcache quickstart`"

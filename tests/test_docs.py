@@ -26,6 +26,7 @@ from embedcache.datasets.phantom import phantom_rows
 from embedcache.encoders import registry
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.extract.report import PassReport
+from embedcache.files.backend import on_disk
 from embedcache.finetune.recipe import read_recipe
 from embedcache.probes.logistic import C_GRID
 from embedcache.probes.selection import TIE
@@ -33,7 +34,7 @@ from embedcache.project import Project
 from embedcache.protocol.nested import ProbeSettings
 from embedcache.protocol.protocols import PROTOCOLS
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.store.layout import segment_path
+from embedcache.store.layout import segment_folder
 from embedcache.verbs import state
 from embedcache.verbs.compare import CompareReport
 from embedcache.verbs.extract import Plan
@@ -328,7 +329,7 @@ def test_each_worked_query_answers(likeness, query):
 
 
 def test_python_snippets_run(likeness, monkeypatch, capsys):
-    monkeypatch.chdir(likeness.workspace.store.parent)
+    monkeypatch.chdir(Path(likeness.workspace.store).parent)
     Image.new("L", (20, 20)).save("image.png")
     n_run = 0
     for file in PAGES:
@@ -345,12 +346,12 @@ def test_python_snippets_run(likeness, monkeypatch, capsys):
 
 def test_snippets_of_the_format_read_the_store(likeness, tmp_path):
     folder = state.find_store(likeness.workspace, MODELS[0]).folder
-    store = EmbeddingStore(Path(shutil.copytree(folder, tmp_path / "encoder")))
+    store = EmbeddingStore(on_disk(Path(shutil.copytree(folder, tmp_path / "encoder"))))
     keys = store.row_keys()[:-14]  # replaced records that still lie there hold the other rows
     store.rewrite(keys)
     (record,) = store.records
     rows = store.read(keys)
-    names = {"path": str(segment_path(store.folder, record.id)), "folder": str(store.folder)}
+    names = {"path": str(segment_folder(store.folder, record.id)), "folder": str(store.folder)}
     blocks = fences(page("docs/format.md"), "python")
     assert len(blocks) == 3
     for number, code in enumerate(blocks):
@@ -364,7 +365,7 @@ def test_snippets_of_the_format_read_the_store(likeness, tmp_path):
 
 def test_the_tree_of_the_format_is_the_tree_of_a_store(likeness):
     (tree,) = [code for code in fences(page("docs/format.md"), "text") if "encoders/" in code]
-    root = likeness.workspace.store
+    root = Path(likeness.workspace.store)
     for path in root.iterdir():
         assert path.name in tree, path.name
     for path in (root / "encoders").glob("*/*"):

@@ -18,7 +18,10 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
-from embedcache.files.durable import TEMPORARY, fsync, read_table, table_stem, write_error
+from embedcache.data.fold_tables import fold_table_files
+from embedcache.files.backend import Location
+from embedcache.files.documents import read_table
+from embedcache.files.durable import TEMPORARY, fsync, write_error
 from embedcache.runs import files as run_files
 from embedcache.store.embedding_store import EmbeddingStore
 
@@ -102,8 +105,8 @@ class Sources:
 
     images: pa.Table
     stores: Sequence[EmbeddingStore]
-    folds: Path
-    runs: Path
+    folds: Location
+    runs: Location
 
 
 def index_tables(sources: Sources) -> dict[str, pa.Table]:
@@ -179,11 +182,11 @@ def _failure_rows(sources: Sources) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _fold_rows(folder: Path) -> pa.Table:
+def _fold_rows(folder: Location) -> pa.Table:
     tables = [FOLDS.empty_table()]
-    for path in sorted(folder.glob("*.parquet")):
-        table = read_table(path).select(["patient_id", "fold"])
-        name = pa.array([table_stem(path)] * len(table), pa.string())
+    for folds_id, file in fold_table_files(folder).items():
+        table = read_table(file).select(["patient_id", "fold"])
+        name = pa.array([folds_id] * len(table), pa.string())
         tables.append(table.add_column(0, "folds_id", name).cast(FOLDS))
     return pa.concat_tables(tables)
 

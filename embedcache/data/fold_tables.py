@@ -1,39 +1,98 @@
-"""Tables of folds as they are kept: one file each, named by what it was made from."""
+"""Fold tables in a store: which fold each patient is tested in, one file a table."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import pyarrow as pa
 
-from embedcache.data.folds import FoldTable
-from embedcache.files.documents import find_table, put_table, read_table
+from embedcache.errors import StoreCorruptError
+from embedcache.files.backend import Location
+from embedcache.files.documents import (
+    checked_bytes,
+    find_table,
+    put_table,
+    read_table,
+    table_files,
+)
+from embedcache.files.kinds import FOLD_TABLES, ArtefactKind, Damage, Mended, sweep_temporaries
 from embedcache.workspace import Workspace
 
+_FOLDS_ID: Final = re.compile(r"[0-9a-f]{16}")
 
-def find_fold_table(workspace: Workspace, folds_id: str) -> FoldTable | None:
-    """Return a kept table, without its seed and notes; None where it is lost.
+
+def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | None:
+    """Return the fold of each patient in a stored table, or None where there is no such table.
 
     Raises
     ------
     StoreCorruptError
-        The file does not match the checksum in its name.
+        The table does not match its checksum.
     """
     file = find_table(workspace.folds, folds_id)
     if file is None:
         return None
     rows = read_table(file).to_pydict()
-    patients = dict(zip(rows["patient_id"], rows["fold"], strict=True))
-    return FoldTable(folds_id, len(set(patients.values())), 0, patients)
+    return dict(zip(rows["patient_id"], rows["fold"], strict=True))
 
 
-def keep_fold_table(workspace: Workspace, table: FoldTable) -> None:
-    """Keep a table of folds under its id."""
+def store_fold_table(workspace: Workspace, folds_id: str, patients: Mapping[str, int]) -> None:
+    """Store the fold of each patient, unless a table of that id is there."""
     workspace.create_store()
-    rows = {"patient_id": list(table.patients), "fold": list(table.patients.values())}
-    put_table(workspace.folds, table.folds_id, pa.table(rows))
+    rows = {"patient_id": list(patients), "fold": list(patients.values())}
+    put_table(workspace.folds, folds_id, pa.table(rows))
 
 
-def without_class_notes(table: FoldTable) -> FoldTable:
-    """Return a table without notes on classes, where these are but strata of another label."""
-    return replace(table, notes=())
+def fold_table_files(folder: Location) -> dict[str, Location]:
+    """Return the fold tables of a folder by id, sorted by id."""
+    files = table_files(folder)
+    return {folds_id: file for folds_id, file in files.items() if _FOLDS_ID.fullmatch(folds_id)}
+
+
+class FoldTables(ArtefactKind):
+    """The fold tables of a workspace's store as one kind of artefact.
+
+    Parameters
+    ----------
+    workspace
+        Workspace of the fold tables.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+        return FOLD_TABLES
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which all of them lie."""
+        return self._workspace.folds
+
+    def items(self) -> Sequence[Location]:
+        """Return the file of each fold table."""
+        return list(fold_table_files(self.folder).values())
+
+    def check(self, item: Location) -> Iterator[Damage]:
+        """Compare a fold table with the checksum in its name."""
+        try:
+            checked_bytes(item)
+        except StoreCorruptError as error:
+            yield Damage(item, error.problem)
+
+    def mend(self, item: Location) -> Mended:
+        """Remove a fold table; the question of a run that names it makes it again."""
+        item.delete()
+        return Mended(f"{item} removed; it is made again from the runs that name it")
+
+    def sweep(self, grace_s: float) -> int:
+        """Delete leftovers of killed writes."""
+        return sweep_temporaries(self.folder, grace_s)
+
+    def holds(self, artefact: str) -> bool:
+        """Tell whether the fold table of that id is there."""
+        return artefact in fold_table_files(self.folder)

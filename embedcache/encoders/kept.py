@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +11,31 @@ from typing import Final
 
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
 from embedcache.errors import EncoderWeightsError, LeakageError, StoreCorruptError
+from embedcache.files.backend import Location, on_disk
 from embedcache.files.digests import DigestCache
-from embedcache.files.durable import fsync_tree, read_document, seal_document
-from embedcache.files.durable import replace as renew
+from embedcache.files.documents import read_document, seal
+from embedcache.files.durable import fsync_tree, make_folder, write_error
+from embedcache.files.kinds import ArtefactKind, Damage, Mended, age_s, size_of
 from embedcache.workspace import Workspace
 
 PREFIX: Final = "run:"
 _DOCUMENT: Final = "encoders.json"
+_WEIGHTS_FILE: Final = re.compile(r"fold-\d+\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One fold's encoder: its weights, and whose pictures moved or chose them."""
+    """One fold's encoder.
+
+    Parameters
+    ----------
+    fold
+        Number of the fold, from 0.
+    file
+        Safetensors file of the weights.
+    patients
+        Patients whose pictures moved or chose the weights.
+    """
 
     fold: int
     file: Path
@@ -41,18 +55,31 @@ def keep_encoders(
         Their files are copied.
     """
     folder = workspace.weights / run_id
-    folder.mkdir(parents=True, exist_ok=True)
     digests, before = DigestCache(), seen_by(workspace, base)
-    kept = []
-    for one in trained:
-        target = folder / f"fold-{one.fold}.safetensors"
-        shutil.copyfile(one.file, target)
-        digest, seen = digests.file_digest(target), sorted(before | set(one.patients))
-        kept.append({"fold": one.fold, "file": target.name, "sha256": digest, "trained_on": seen})
-    fsync_tree(folder)
-    document = {"run_id": run_id, "spec": base.document(), "encoders": kept}
-    renew(folder / _DOCUMENT, seal_document(document))  # last: what it names is there
-    fsync_tree(folder)
+    workspace.create_store()
+    entries = []
+    try:
+        make_folder(folder)
+        for encoder in trained:
+            target = folder / f"fold-{encoder.fold}.safetensors"
+            shutil.copyfile(encoder.file, target)
+            entries.append(
+                {
+                    "fold": encoder.fold,
+                    "file": target.name,
+                    "sha256": digests.file_digest(target),
+                    "trained_on": sorted(before | set(encoder.patients)),
+                }
+            )
+        fsync_tree(folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    document = {"run_id": run_id, "spec": base.document(), "encoders": entries}
+    _document_of(folder).replace(seal(document))  # last: what it names is there
+
+
+def _document_of(folder: Path) -> Location:
+    return on_disk(folder) / _DOCUMENT
 
 
 def seen_by(workspace: Workspace, spec: EncoderSpec) -> frozenset[str]:
@@ -61,20 +88,20 @@ def seen_by(workspace: Workspace, spec: EncoderSpec) -> frozenset[str]:
     Raises
     ------
     StoreCorruptError
-        What was written of it is missing or damaged, so nobody can tell.
+        The document beside the weights is missing or damaged, so nobody can tell.
     """
     if spec.weights.kind != "run":
         return frozenset()
-    path = workspace.weights / spec.weights.location / _DOCUMENT
-    for one in read_document(path)["encoders"]:
-        if one["file"] == spec.weights.file:
-            return frozenset(one["trained_on"])
-    raise StoreCorruptError(f"{path}: says nothing of {spec.weights.file}; train it again")
+    document = _document_of(workspace.weights / spec.weights.location)
+    for entry in read_document(document)["encoders"]:
+        if entry["file"] == spec.weights.file:
+            return frozenset(entry["trained_on"])
+    raise StoreCorruptError(f"{document}: says nothing of {spec.weights.file}; train it again")
 
 
 def has_encoders(workspace: Workspace, run_id: str) -> bool:
     """Tell whether a run's encoders were kept."""
-    return (workspace.weights / run_id / _DOCUMENT).exists()
+    return _document_of(workspace.weights / run_id).exists()
 
 
 def kept_encoders(workspace: Workspace, name: str) -> list[tuple[EncoderSpec, Path]]:
@@ -87,7 +114,7 @@ def kept_encoders(workspace: Workspace, name: str) -> list[tuple[EncoderSpec, Pa
     """
     run_id, _, fold = name.removeprefix(PREFIX).partition(":")
     folder = workspace.weights / run_id
-    if not (workspace.runs / run_id).is_dir():
+    if not workspace.has_run(run_id):
         raise EncoderWeightsError(
             f"no run '{run_id}' in {workspace.store}; `embedcache sql \"FROM runs\"` lists them"
         )
@@ -95,8 +122,8 @@ def kept_encoders(workspace: Workspace, name: str) -> list[tuple[EncoderSpec, Pa
         raise EncoderWeightsError(
             f"run '{run_id}' kept no weights; run the same `embedcache finetune` again with --save"
         )
-    document = read_document(folder / _DOCUMENT)
-    files = {str(one["fold"]): str(one["file"]) for one in document["encoders"]}
+    document = read_document(_document_of(folder))
+    files = {str(entry["fold"]): str(entry["file"]) for entry in document["encoders"]}
     if fold and fold not in files:
         raise EncoderWeightsError(
             f"run '{run_id}' has no fold '{fold}'; expected one of {', '.join(files)}"
@@ -146,18 +173,59 @@ def check_not_trained_on(
         )
 
 
-def check_encoders(workspace: Workspace) -> Iterator[tuple[Path, str]]:
-    """Yield each kept file that is damaged or missing, and what is wrong with it."""
-    digests = DigestCache()
-    for document in sorted(workspace.weights.glob(f"*/{_DOCUMENT}")):
+class KeptWeights(ArtefactKind):
+    """The weights that fine-tuning runs of a workspace have kept, one folder a run.
+
+    Parameters
+    ----------
+    workspace
+        Workspace of the runs.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+        return "kept weights"
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which all of them lie."""
+        return on_disk(self._workspace.weights)
+
+    def items(self) -> Sequence[Location]:
+        """Return the folder of each run that has kept its weights."""
+        return [folder for folder in self.folder.folders() if (folder / _DOCUMENT).exists()]
+
+    def check(self, item: Location) -> Iterator[Damage]:
+        """Compare a run's weights with their digests."""
         try:
-            kept = read_document(document)["encoders"]
-        except StoreCorruptError:
-            yield document, "does not match its checksum"
-            continue
-        for one in kept:
-            path = document.parent / str(one["file"])
-            if not path.exists():
-                yield path, "is missing"
-            elif digests.file_digest(path) != one["sha256"]:
-                yield path, "does not match its checksum"
+            entries = read_document(item / _DOCUMENT)["encoders"]
+        except StoreCorruptError as error:
+            yield Damage(item / _DOCUMENT, error.problem)
+            return
+        digests = DigestCache()
+        for entry in entries:
+            file = item / str(entry["file"])
+            if not file.exists():
+                yield Damage(file, "is missing")
+            elif digests.file_digest(Path(file)) != entry["sha256"]:
+                yield Damage(file, "does not match its checksum")
+
+    def mend(self, item: Location) -> Mended:
+        """Remove a run's weights: the same command with `--save` makes them again."""
+        item.delete()
+        return Mended(f"{item} removed; make it again with the same `embedcache finetune --save`")
+
+    def sweep(self, grace_s: float) -> int:
+        """Delete weights whose document was never written: the leftover of a killed `--save`."""
+        freed = 0
+        for folder in self.folder.folders():
+            entries = folder.list()
+            is_leftover = entries and all(_WEIGHTS_FILE.fullmatch(e.name) for e in entries)
+            if is_leftover and min(map(age_s, entries)) > grace_s:
+                freed += size_of(folder)
+                folder.delete()
+        return freed

@@ -14,7 +14,9 @@ import platformdirs
 
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderWeightsError
-from embedcache.files.durable import read_document, replace, seal_document, utc_now
+from embedcache.files.backend import Location, on_disk
+from embedcache.files.documents import read_document, seal
+from embedcache.files.durable import utc_now
 
 _log = logging.getLogger(__name__)
 HUB_FILES: Final = (
@@ -143,7 +145,7 @@ def registered_file(spec: EncoderSpec) -> Path:
             f"{source.location} (licence: {source.licence}) and run `embedcache weights add "
             f"{record.parent.name} FILE`, or pass --weights FILE"
         )
-    path = record.parent / str(read_document(record)["file"])
+    path = record.parent / str(read_document(_located(record))["file"])
     if not path.is_file():
         raise EncoderWeightsError(
             f"{path}: the registered weights of '{spec.name}' are gone; run `embedcache weights "
@@ -161,7 +163,7 @@ def check_registered(spec: EncoderSpec, file: Path, digest: str) -> None:
         It has been changed or damaged since.
     """
     record = _record(spec)
-    if file.parent == record.parent and read_document(record)["sha256"] != digest:
+    if file.parent == record.parent and read_document(_located(record))["sha256"] != digest:
         raise EncoderWeightsError(
             f"{file}: not what was registered for '{spec.name}' (sha256 {digest[:12]}); run "
             f"`embedcache weights add {record.parent.name} FILE` again"
@@ -193,5 +195,9 @@ def register_weights(spec: EncoderSpec, file: Path, digest: str, *, link: bool =
         shutil.copyfile(file, aside)
     aside.replace(target)
     document = {"file": target.name, "sha256": digest, "from": file.name, "added": utc_now()}
-    replace(record, seal_document(document))
+    _located(record).replace(seal(document))
     return target
+
+
+def _located(record: Path) -> Location:
+    return on_disk(record.parent) / record.name

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from embedcache.data.image_files import ImageFile
@@ -15,10 +14,14 @@ from embedcache.encoders.spec import EncoderSpec, WeightsSource, fingerprint_of,
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport, Progress
+from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache
-from embedcache.files.durable import TEMPORARY, utc_now
+from embedcache.files.durable import utc_now
+from embedcache.files.kinds import ArtefactKind, Damage, Mended, size_of, sweep_temporaries
+from embedcache.files.locks import if_unmarked
+from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.workspace import Workspace
+from embedcache.workspace import Workspace, store_folders
 
 _BATCH_BYTES: Final = 16 << 20
 
@@ -44,6 +47,7 @@ def hold_pixels(
     spec, document = _described(preprocess)
     name = f"{preprocess.fit}-{preprocess.height}x{preprocess.width}"
     folder = workspace.pixels / f"{name}-{document['fingerprint'][:12]}"
+    workspace.create_store()
     store = EmbeddingStore.open_or_create(folder, document)
     encoder = PixelsEncoder(spec, document["identity"])
     waiting = "another process is decoding the same pictures; waiting for it to end"
@@ -77,7 +81,57 @@ def _described(preprocess: Preprocess) -> tuple[EncoderSpec, dict[str, Any]]:
     }
 
 
-def pixel_folders(workspace: Workspace) -> list[Path]:
-    """Return the folder of each way of fitting pictures."""
-    folders = (path for path in workspace.pixels.glob("*") if path.is_dir())
-    return sorted(path for path in folders if not path.name.startswith(TEMPORARY))
+class PictureStores(ArtefactKind):
+    """The pictures at training size of a workspace, one folder a way of fitting them.
+
+    Parameters
+    ----------
+    workspace
+        Workspace of the pictures.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+        return "pictures at training size"
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which all of them lie."""
+        return self._workspace.pixels
+
+    def items(self) -> Sequence[Location]:
+        """Return the folder of each way of fitting pictures."""
+        return store_folders(self.folder)
+
+    def check(self, item: Location) -> Iterator[Damage]:
+        """Compare a folder of pictures with its checksums; no embedding is lost with a picture."""
+        return (Damage(damage.path, damage.problem) for damage in care.check_store(item))
+
+    def mend(self, item: Location) -> Mended:
+        """Remove damaged pictures, unless a training reads them: the next one makes them again."""
+        with if_unmarked(self._workspace.training) as is_unused:
+            if not is_unused:
+                return Mended(f"{item} is in use by a training; repair it when that has ended")
+            item.delete()
+        return Mended(f"{item} removed; the next `embedcache finetune` makes it again")
+
+    def sweep(self, grace_s: float) -> int:
+        """Delete all pictures, of any age, unless a training runs or has yet to end.
+
+        Trainings whose run is published have to be swept before.
+        """
+        is_empty = not self.folder.list(hidden=True)
+        if is_empty or self._workspace.unfinished_trainings():
+            return 0
+        with if_unmarked(self._workspace.training) as is_unused:
+            if not is_unused:
+                return 0
+            items = self.items()
+            freed = sum(map(size_of, items))
+            for item in items:
+                item.delete()
+            return freed + sweep_temporaries(self.folder, grace_s)

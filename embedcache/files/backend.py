@@ -9,6 +9,7 @@ or renames, but can refuse to overwrite.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ class Backend(Protocol):
     def list(self, folder: str, *, deep: bool = False) -> list[Entry]:
         """Return what lies in a folder, sorted by name; empty where there is no such folder.
 
-        Names that begin with a dot are temporaries, marks and locks; they are listed too.
+        Names that begin with a dot are temporaries, marks and locks; they are listed too. A file
+        that is deleted meanwhile may be left out.
 
         Parameters
         ----------
@@ -75,15 +77,41 @@ class Backend(Protocol):
             Name of the folder; '' for the root.
         deep
             Whether items of sub-folders are listed instead of the sub-folders themselves.
+
+        Raises
+        ------
+        StoreReadError
+            The storage refused.
         """
 
-    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+    def read(
+        self,
+        name: str,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        into: memoryview | None = None,
+    ) -> bytes | memoryview:
         """Return the bytes of a name, or at most `length` of them from `start` on.
+
+        Parameters
+        ----------
+        name
+            Name of the bytes.
+        start
+            Number of bytes to leave out at the beginning, at least 0.
+        length
+            Most bytes that are returned; None for all that follow `start`.
+        into
+            Buffer of single bytes that is filled instead of a new one; `length` is its length
+            then, and the part of it that was filled is returned.
 
         Raises
         ------
         FileNotFoundError
-            Nothing has that name.
+            Nothing has that name; a folder is nothing.
+        StoreReadError
+            The storage refused.
         """
 
     def delete(self, name: str) -> None:
@@ -143,29 +171,61 @@ class LocalBackend:
 
     def list(self, folder: str, *, deep: bool = False) -> list[Entry]:
         """List a folder; a file that goes away meanwhile is left out."""
-        return sorted(_scan(str(self.root / folder), "", deep=deep), key=lambda entry: entry.name)
-
-    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Read a file; a folder is no file."""
+        path = self.root / folder
         try:
-            with (self.root / name).open("rb", buffering=0) as stream:
+            return sorted(_scan(str(path), "", deep=deep), key=lambda entry: entry.name)
+        except OSError as error:
+            raise durable.read_error(path, error) from error
+
+    def read(
+        self,
+        name: str,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        into: memoryview | None = None,
+    ) -> bytes | memoryview:
+        """Read a file."""
+        path = self.root / name
+        try:
+            with path.open("rb", buffering=0) as stream:
                 stream.seek(start)
-                return stream.readall() if length is None else stream.read(length)
-        except (IsADirectoryError, NotADirectoryError) as error:
-            raise FileNotFoundError(error.errno, error.strerror, self.address(name)) from None
+                if into is not None:
+                    return into[: _fill(stream, into)]
+                return stream.readall() if length is None else _read_up_to(stream, length)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+        except OSError as error:
+            raise durable.read_error(path, error) from error
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder."""
+        """Remove a file or a folder, and flush the folder it was in."""
         path = self.root / name
         try:
             if path.is_dir() and not path.is_symlink():
                 durable.remove_folder(path)
             else:
-                path.unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass  # another process was first
+                path.unlink()
+                durable.fsync(path.parent)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # absent, or another process was first
         except OSError as error:
             raise durable.write_error(path, error) from error
+
+
+def _fill(stream: io.FileIO, buffer: memoryview) -> int:
+    # One call reads at most 2 GiB on Linux.
+    n_read = 0
+    while n_read < len(buffer) and (step := stream.readinto(buffer[n_read:])):
+        n_read += step
+    return n_read
+
+
+def _read_up_to(stream: io.FileIO, length: int) -> bytes:
+    data = stream.read(length)
+    while len(data) < length and (more := stream.read(length - len(data))):
+        data += more
+    return data
 
 
 def _scan(folder: str, prefix: str, *, deep: bool) -> Iterator[Entry]:
@@ -213,10 +273,14 @@ class Location:
         return self.backend.address(self.path)
 
     def __fspath__(self) -> str:
-        path = self.backend.local_path(self.path)
-        if path is None:
+        if self.local_path is None:
             raise TypeError(f"{self} is no file of this machine")
-        return str(path)
+        return str(self.local_path)
+
+    @property
+    def local_path(self) -> Path | None:
+        """The file of this machine that the name is; None where it is none."""
+        return self.backend.local_path(self.path)
 
     @property
     def name(self) -> str:
@@ -255,7 +319,23 @@ class Location:
 
     def read(self, start: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of the name; see `Backend.read`."""
-        return self.backend.read(self.path, start, length)
+        return bytes(self.backend.read(self.path, start, length))
+
+    def read_into(self, buffer: memoryview, start: int = 0) -> int:
+        """Fill a buffer with the bytes of the name; see `Backend.read`.
+
+        Parameters
+        ----------
+        buffer
+            Buffer of single bytes.
+        start
+            Number of bytes to leave out at the beginning.
+
+        Returns
+        -------
+        Number of bytes that were put into the buffer.
+        """
+        return len(self.backend.read(self.path, start, into=buffer))
 
     def exists(self) -> bool:
         """Tell whether bytes have this name; a folder has none."""

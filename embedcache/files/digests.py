@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from embedcache.errors import StoreWriteError
+from embedcache.files.backend import Location, on_disk
 from embedcache.files.durable import crc32c, replace
+from embedcache.files.kinds import ArtefactKind, Damage, Mended
 
 RACY_WINDOW_NS: Final = 2_000_000_000
 
@@ -38,7 +41,7 @@ class DigestCache:
     Parameters
     ----------
     file
-        Where the entries are kept between runs; None keeps them in memory only.
+        File that keeps the entries between runs; None keeps them in memory only.
 
     Attributes
     ----------
@@ -98,6 +101,49 @@ class DigestCache:
         with contextlib.suppress(StoreWriteError):
             replace(self._file, _head(body) + b"\n" + body)
         self._changed = False
+
+
+class DigestFiles(ArtefactKind):
+    """The remembered digests of a workspace as one kind of artefact: one file, or none.
+
+    Parameters
+    ----------
+    file
+        File of a `DigestCache`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+        return "digests of image files"
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which the file lies, beside other kinds."""
+        return on_disk(self._file.parent)
+
+    def items(self) -> Sequence[Location]:
+        """Return the file, if it is there."""
+        file = self.folder / self._file.name
+        return [file] if file.exists() else []
+
+    def check(self, item: Location) -> Iterator[Damage]:
+        """Compare the file with the checksum in its first line."""
+        if DigestCache(self._file).is_damaged:
+            yield Damage(item, "does not match its checksum (derived: it is ignored)")
+
+    def mend(self, item: Location) -> Mended:
+        """Remove the file: images are read again."""
+        item.delete()
+        return Mended(f"{item} removed; the next command reads the images again")
+
+    def sweep(self, grace_s: float) -> int:
+        """Delete nothing."""
+        del grace_s
+        return 0
 
 
 def _head(body: bytes) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
+import re
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,8 @@ from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
 
-_REPAIR = "run `embedcache verify --repair`"
+_REPAIR: Final = "run `embedcache verify --repair`"
+_TABLE_NAME: Final = re.compile(r"(?P<stem>.+)\.(?P<crc32c>[0-9a-f]{8})\.parquet")
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -94,11 +96,11 @@ def put_table(folder: Location, stem: str, table: pa.Table) -> Location:
 
 
 def table_files(folder: Location) -> dict[str, Location]:
-    """Return the tables of a folder by stem, sorted by name."""
+    """Return the tables of a folder by stem, sorted by name; files of other names are left out."""
     tables: dict[str, Location] = {}
     for entry in folder.list():
-        if entry.name.endswith(".parquet"):
-            tables.setdefault(table_stem(entry.name), folder / entry.name)
+        if match := _TABLE_NAME.fullmatch(entry.name):
+            tables.setdefault(match["stem"], folder / entry.name)
     return tables
 
 

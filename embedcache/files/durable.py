@@ -1,9 +1,8 @@
-"""Files that are whole or absent: checksummed, flushed to disk, then given their name.
+"""Files of this machine that are whole or absent: flushed to the disk, then given their name.
 
 A file that is part of the truth (`publish`) is written once under a temporary name, flushed, and
-linked to its final name, which fails if that exists. A derived file (`replace`) is renamed over
-the old one. JSON documents carry their own checksum; Parquet files carry theirs in their name,
-`<stem>.<crc32c>.parquet`, so that a flipped bit anywhere in either is found by whoever reads it.
+linked to its final name, which fails if that exists. Any other file (`replace`) is renamed over
+the old one.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import google_crc32c
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from embedcache.errors import StoreCorruptError, StoreWriteError
+from embedcache.errors import StoreReadError, StoreWriteError
 
 TEMPORARY: Final = ".tmp-"
 _NO_HARD_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -67,6 +64,23 @@ def fsync_tree(root: Path) -> None:
     fsync(root.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and the folders above it, so that they survive a power cut.
+
+    Flushing a file leaves the entries of the folders above it unflushed.
+    """
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        try:
+            one.mkdir(exist_ok=True)
+        except FileExistsError:  # a file; a caller would take this for its own name being taken
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+        fsync(one.parent)
+
+
 def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Path:
     temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
@@ -101,7 +115,7 @@ def publish(path: Path, data: bytes) -> None:
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = _write_temporary(path.parent, lambda stream: stream.write(data))
         try:
             os.link(temporary, path)
@@ -126,7 +140,7 @@ def publish(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step; for derived files, where the last writer wins.
+    """Put `data` at `path` in one step, durably; the last writer wins.
 
     A file that was there keeps its permissions.
     """
@@ -142,21 +156,24 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
         The file system refused; what was at `path` is there still.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = _write_temporary(path.parent, write)
         with _unlinked_on_error(temporary):
             if path.exists():
                 shutil.copymode(path, temporary)
             temporary.replace(path)
+        fsync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, first from sight, so that a kill leaves no half of it in its place."""
-    aside = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    aside = folder.with_name(f"{TEMPORARY}{folder.name.removeprefix(TEMPORARY)}")
+    if aside != folder:
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        fsync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -172,82 +189,8 @@ def write_error(path: Path, error: OSError) -> StoreWriteError:
     )
 
 
-def seal_document(document: dict[str, Any]) -> bytes:
-    """Return a JSON text of `document` that carries its own CRC-32C."""
-    sealed = {**document, "crc32c": crc32c(canonical_json(document))}
-    return json.dumps(sealed, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """Return a sealed JSON document.
-
-    Raises
-    ------
-    StoreCorruptError
-        The file is missing, is no JSON, or does not match its checksum.
-    """
-    try:
-        sealed = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise StoreCorruptError(f"{path} is missing; run `embedcache verify --repair`") from None
-    except ValueError:
-        sealed = None
-    document = dict(sealed) if isinstance(sealed, dict) else {}
-    if document.pop("crc32c", None) != crc32c(canonical_json(document)):
-        raise StoreCorruptError(
-            f"{path} does not match its checksum; run `embedcache verify --repair`"
-        )
-    return document
-
-
-def publish_table(folder: Path, stem: str, table: pa.Table) -> Path:
-    """Publish a Parquet file named by its checksum and return its path."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    path = folder / f"{stem}.{crc32c(data):08x}.parquet"
-    with contextlib.suppress(FileExistsError):  # equal content: already published
-        publish(path, data)
-    return path
-
-
-def find_table(folder: Path, stem: str) -> Path | None:
-    """Return the published Parquet file of that stem, if there is one."""
-    return next(iter(sorted(folder.glob(f"{stem}.*.parquet"))), None)
-
-
-def table_stem(path: Path) -> str:
-    """Return the name that `publish_table` was given."""
-    return path.name.rsplit(".", 2)[0]
-
-
-def read_table(path: Path) -> pa.Table:
-    """Return a published Parquet file.
-
-    Raises
-    ------
-    StoreCorruptError
-        The file is missing or does not match the checksum in its name.
-    """
-    return parse_table(check_named_file(path))
-
-
-def parse_table(data: bytes) -> pa.Table:
-    """Return the table in a Parquet file's bytes, read by one thread.
-
-    These files are small, and Arrow's threads, where a process ends while they start, abort it.
-    """
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-
-
-def check_named_file(path: Path) -> bytes:
-    """Return the bytes of a published Parquet file, checked against the checksum in its name."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise StoreCorruptError(f"{path} is missing; run `embedcache verify --repair`") from None
-    if path.name.split(".")[-2] != f"{crc32c(data):08x}":
-        raise StoreCorruptError(
-            f"{path} does not match the checksum in its name; run `embedcache verify --repair`"
-        )
-    return data
+def read_error(path: Path, error: OSError) -> StoreReadError:
+    """Return the one-line error for a refused read."""
+    return StoreReadError(
+        f"{path}: {error.strerror or error}; check that the file and its folder can be read"
+    )

@@ -1,4 +1,7 @@
-"""One process at a time: saves double work; correctness never rests on it."""
+"""One process at a time: saves double work; correctness never rests on it.
+
+Locks are files of this machine. Where a store is not on its disks, nobody is kept out.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Final
 
 import filelock
 
+from embedcache.files.backend import Location
 from embedcache.files.durable import write_error
 
 _MARK: Final = ".active-"
@@ -17,21 +21,26 @@ _GATE: Final = ".gate"
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock file while the block runs; the system lets go of it when the process ends.
 
     Parameters
     ----------
-    path
-        The file; its folder must exist.
+    file
+        The lock file, in a folder that exists. A location that is no file of this machine has no
+        lock: the block runs at once.
     on_wait
-        Called once if another process holds it, before waiting for that.
+        Function called once, before waiting, if another process holds the lock.
 
     Raises
     ------
     StoreWriteError
         The file cannot be written.
     """
+    path = file.local_path if isinstance(file, Location) else file
+    if path is None:
+        yield
+        return
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)

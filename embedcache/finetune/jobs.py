@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedcache.encoders.registry import Identified
+from embedcache.files.backend import Location
 from embedcache.finetune.recipe import Recipe
 from embedcache.finetune.regimes import Regime
 from embedcache.probes.logistic import LogisticPath
@@ -73,7 +74,7 @@ class FoldJob:
     validation: Part = field(repr=False)
     tests: tuple[Part, ...] = field(repr=False)
     probe: LogisticPath | None = field(repr=False)
-    pixels: Path
+    pixels: Location
     folder: Path
     logs: Path | None
     workers: int

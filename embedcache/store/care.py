@@ -3,174 +3,136 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 
 from embedcache.errors import StoreCorruptError
-from embedcache.files.durable import TEMPORARY, fsync, read_document, replace, seal_document
+from embedcache.files.backend import Location
+from embedcache.files.documents import read_document, seal
+from embedcache.files.durable import TEMPORARY
+from embedcache.files.kinds import Damage, Mended, age_s, size_of, sweep_temporaries
 from embedcache.store import layout, segment
-from embedcache.store.embedding_store import commit, read_records
+from embedcache.store.commits import publish_segment, read_records
 from embedcache.store.layout import Record
+from embedcache.workspace import ENCODER_DOCUMENT
 
 # Longer than any reader holds on to the records it listed.
 GRACE_S: Final = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that is wrong.
-
-    Parameters
-    ----------
-    path
-        The file.
-    problem
-        What is wrong with it.
-    keys
-        SHA-256 of the images whose rows are lost with it.
-    """
-
-    path: Path
-    problem: str
-    keys: tuple[str, ...] = ()
-
-
-def check_store(folder: Path) -> Iterator[Damage]:
-    """Hold everything in one encoder's folder against its checksums.
+def check_store(folder: Location) -> Iterator[Damage]:
+    """Compare everything in one encoder's folder with its checksums.
 
     Yields
     ------
-    What is wrong: encoder.json, records, segments' files with the rows that are lost, records that
-    others name but that are gone, and complete segments without a record.
+    Damage of encoder.json, of records, of segments' files with the rows that are lost; records that
+    others name but that are gone; complete segments without a record.
     """
     try:
-        read_document(folder / layout.DOCUMENT)
+        read_document(folder / ENCODER_DOCUMENT)
     except StoreCorruptError as error:
-        yield Damage(folder / layout.DOCUMENT, _after_path(error))
-    live, unreadable = read_records(folder)
+        yield Damage(folder / ENCODER_DOCUMENT, error.problem)
     files = layout.record_files(folder)
-    for record_id, message in unreadable.items():
-        yield Damage(files[record_id], message.split("; ")[0].removeprefix(f"{files[record_id]} "))
+    live, errors = read_records(folder, files)
+    for record_id, record_error in errors.items():
+        yield Damage(files[record_id], record_error.problem)
     for record in live:
         yield from _check_segment(folder, record)
-        yield from _check_parents(folder, record, live, set(files))
-    yield from _check_orphans(folder, live, set(files))
-
-
-def _after_path(error: StoreCorruptError) -> str:
-    return "is missing" if "is missing" in str(error) else "does not match its checksum"
-
-
-def _check_segment(folder: Path, record: Record) -> Iterator[Damage]:
-    wrong = [(file, segment.check_file(folder, record, file)) for file in record.files]
-    broken = [(file, problem) for file, problem in wrong if problem]
-    if not broken:
-        return
-    kept, _ = segment.salvage(folder, record)
-    lost = np.setdiff1d(np.arange(len(record.keys)), kept)
-    for file, problem in broken:
-        in_file = [
-            record.keys[row] for row in lost if file.path == f"c/{row // record.chunk_rows}/0"
-        ]
-        yield Damage(
-            layout.segment_path(folder, record.id) / file.path, str(problem), tuple(in_file)
-        )
-
-
-def _check_parents(
-    folder: Path, record: Record, live: list[Record], present: set[str]
-) -> Iterator[Damage]:
-    void = {gone for other in live for gone in other.replaces}
-    for parent in record.parents:
-        if parent not in present | void:
-            path = folder / "commit" / f"{parent}.*.parquet"
+        for parent in _absent_parents(record, live, files):
+            path = folder / layout.COMMITS / parent
             yield Damage(path, "is missing, but a later record names it")
+    for orphan in _segments_without_record(folder, live, files):
+        yield Damage(orphan, "holds rows that no record names: the record is missing")
 
 
-def _check_orphans(folder: Path, live: list[Record], present: set[str]) -> Iterator[Damage]:
-    void = {gone for record in live for gone in record.replaces}
-    for path in sorted((folder / "seg").glob("*.zarr")):
-        interrupted = layout.intent_path(folder, path.stem).exists()
-        if path.stem not in present | void and not interrupted and _is_complete(path):
-            yield Damage(path, "holds rows that no record names: the record is missing")
+def _check_segment(folder: Location, record: Record) -> Iterator[Damage]:
+    problems = [(file.path, segment.check_file(folder, record, file)) for file in record.files]
+    if not any(problem for _, problem in problems):
+        return
+    intact, _ = segment.salvage(folder, record)
+    lost = np.setdiff1d(np.arange(len(record.keys)), intact)
+    for path, problem in problems:
+        if problem:
+            in_file = [record.keys[n] for n in lost if path == f"c/{n // record.chunk_rows}/0"]
+            yield Damage(layout.segment_folder(folder, record.id) / path, problem, tuple(in_file))
 
 
-def _is_complete(path: Path) -> bool:
-    """Tell a segment that lost its record from half a segment whose write a power cut ended."""
-    import zarr
-
-    try:
-        array = zarr.open_array(path, mode="r")
-        return bool(array.nchunks_initialized == array.nchunks)
-    except (OSError, ValueError, KeyError):
-        return False
+def _absent_parents(record: Record, live: list[Record], files: Mapping[str, Location]) -> list[str]:
+    void = {replaced for other in live for replaced in other.replaces}
+    return [parent for parent in record.parents if parent not in files.keys() | void]
 
 
-def count_rows(folder: Path) -> int:
-    """Return how many images the readable records hold."""
-    return len(known_keys(folder))
+def _segments_without_record(
+    folder: Location, live: list[Record], files: Mapping[str, Location]
+) -> list[Location]:
+    """Return the segments that have lost their record, which a killed write's have not."""
+    void = {replaced for record in live for replaced in record.replaces}
+    return [
+        array
+        for segment_id, array in layout.segment_folders(folder).items()
+        if segment_id not in files.keys() | void
+        and not layout.intent_file(folder, segment_id).exists()
+        and segment.is_complete(array)
+    ]
 
 
-def known_keys(folder: Path) -> set[str]:
-    """Return the digests of the images that the readable records hold, damaged rows included."""
-    live, _ = read_records(folder)
-    return {key for record in live for key in record.keys}
+def live_records(folder: Location) -> list[Record]:
+    """Return the live records of one encoder's folder, without those that cannot be read."""
+    return read_records(folder, layout.record_files(folder))[0]
 
 
-def named_in_context(folder: Path, name: str) -> set[str]:
-    """Return the values that live records keep under a name in their context."""
-    live, _ = read_records(folder)
-    return {str(record.context[name]) for record in live if name in record.context}
+def recorded_keys(folder: Location) -> frozenset[str]:
+    """Return the SHA-256 of each image that a readable record names, damaged rows included."""
+    return frozenset(key for record in live_records(folder) for key in record.keys)
 
 
-def mend_store(folder: Path) -> int:
+def mend_store(folder: Location) -> Mended:
     """Make one encoder's folder whole again, without the rows that are lost.
 
     Damaged segments and unreadable records are replaced by a record of the rows that still match
     their own checksum. The lost images are then missing, and the next extraction encodes them.
-
-    Returns
-    -------
-    Number of rows that were saved from damaged segments.
 
     Raises
     ------
     StoreCorruptError
         Neither `encoder.json` nor any record says which encoder this was.
     """
-    live, unreadable = read_records(folder)
-    present = set(layout.record_files(folder))
+    files = layout.record_files(folder)
+    live, errors = read_records(folder, files)
+    before = frozenset(key for record in live for key in record.keys)
     document = _mend_document(folder, live)
     damaged = [record for record in live if any(_check_segment(folder, record))]
     keys: list[str] = []
-    rows = [np.empty((0, int(document["identity"]["dim"])), np.float32)]
+    identity = document["identity"]
+    rows = [np.empty((0, int(identity["dim"])), identity.get("dtype", "float32"))]
     for record in damaged:
-        kept, values = segment.salvage(folder, record)
-        keys += [record.keys[row] for row in kept]
+        intact, values = segment.salvage(folder, record)
+        keys += [record.keys[row] for row in intact]
         rows.append(values)
-    void = [gone for record in damaged for gone in (record.id, *record.replaces)]
-    absent = [p for r in live for p in r.parents if any(_check_parents(folder, r, live, present))]
-    if void or unreadable or absent:
-        commit(
+    void = [name for record in damaged for name in (record.id, *record.replaces)]
+    absent = [name for record in live for name in _absent_parents(record, live, files)]
+    if void or errors or absent:
+        publish_segment(
             folder,
             document,
             keys,
             _blocks(np.concatenate(rows)),
             failures={key: why for record in damaged for key, why in record.failures.items()},
             context={},
-            replaces=[*void, *unreadable, *absent],
+            replaces=[*void, *errors, *absent],
             parents=[record.id for record in live if record not in damaged],
         )
-    live, _ = read_records(folder)
-    for orphan in list(_check_orphans(folder, live, set(layout.record_files(folder)))):
-        shutil.rmtree(orphan.path)
-    return len(keys)
+    orphans = _segments_without_record(folder, live_records(folder), layout.record_files(folder))
+    for orphan in orphans:
+        orphan.delete()
+    is_record_lost = bool(errors or absent or orphans)
+    return Mended(
+        f"{folder.name}: {len(keys)} rows of damaged segments saved",
+        None if is_record_lost else before - recorded_keys(folder),
+    )
 
 
 def _blocks(rows: segment.Rows) -> Iterator[segment.Rows]:
@@ -178,65 +140,69 @@ def _blocks(rows: segment.Rows) -> Iterator[segment.Rows]:
     return (rows[i : i + step] for i in range(0, len(rows), step))
 
 
-def _mend_document(folder: Path, live: list[Record]) -> dict[str, Any]:
-    path = folder / layout.DOCUMENT
+def _mend_document(folder: Location, live: list[Record]) -> dict[str, Any]:
+    file = folder / ENCODER_DOCUMENT
     try:
-        return read_document(path)
+        return read_document(file)
     except StoreCorruptError:
         if not live:
             raise StoreCorruptError(
-                f"{path} is lost and no record repeats it; delete the folder {folder} and extract "
+                f"{file} is lost and no record repeats it; delete the folder {folder} and extract "
                 "again"
             ) from None
         document = dict(live[0].context["encoder"])
-        replace(path, seal_document(document))
+        file.replace(seal(document))
         return document
 
 
-def sweep(folder: Path, *, grace_s: float = GRACE_S) -> int:
+def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
     """Delete what no reader can need any more: replaced records, their segments, leftovers.
 
     Parameters
     ----------
     folder
-        One encoder's folder.
+        Folder of one encoder.
     grace_s
-        Nothing younger is touched, in seconds.
+        Age in seconds that a file must have reached to be deleted.
 
     Returns
     -------
-    Bytes freed.
+    Number of bytes freed.
     """
     files = layout.record_files(folder)
-    for record_id in _void_for(files, grace_s):
-        files.pop(record_id).unlink(missing_ok=True)
-    if (folder / "commit").is_dir():
-        fsync(folder / "commit")
+    for record_id in _void_records(folder, files, grace_s):
+        files.pop(record_id).delete()
     freed = 0
-    for path in (folder / "seg").glob("*.zarr"):
-        if path.stem not in files and _is_old(path, grace_s):
-            with contextlib.suppress(FileNotFoundError):  # of another sweep's making
-                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                shutil.rmtree(path)
-    for leftover in (folder / "commit").glob(f"{TEMPORARY}*"):
-        segment_is_gone = not (folder / "seg" / f"{leftover.name[len(TEMPORARY) :]}.zarr").exists()
-        if segment_is_gone and _is_old(leftover, grace_s):
-            leftover.unlink(missing_ok=True)
-    return freed
+    for segment_id, array in layout.segment_folders(folder).items():
+        if segment_id not in files and _unchanged_s(array) > grace_s:
+            freed += size_of(array)
+            array.delete()
+    marks = folder / layout.COMMITS
+    for entry in marks.list(hidden=True):
+        is_mark = entry.name.startswith(TEMPORARY) and age_s(entry) > grace_s
+        array = layout.segment_folder(folder, entry.name.removeprefix(TEMPORARY))
+        if is_mark and not array.list():
+            (marks / entry.name).delete()
+    freed += sweep_temporaries(folder / layout.SEGMENTS, grace_s)
+    return freed + sweep_temporaries(folder, grace_s)
 
 
-def _void_for(files: dict[str, Path], grace_s: float) -> list[str]:
+def _void_records(folder: Location, files: Mapping[str, Location], grace_s: float) -> list[str]:
     """Return the ids of records that were replaced at least `grace_s` ago, oldest first."""
-    void = set()
-    for path in files.values():
-        with contextlib.suppress(StoreCorruptError):
-            if _is_old(path, grace_s):
-                void |= set(layout.read_record(path).replaces)
+    entries = (folder / layout.COMMITS).list()
+    old = {entry.name for entry in entries if age_s(entry) > grace_s}
+    void: set[str] = set()
+    for file in files.values():
+        if file.name in old:
+            with contextlib.suppress(StoreCorruptError):
+                void |= set(layout.read_record(file).replaces)
     return [record_id for record_id in files if record_id in void]
 
 
-def _is_old(path: Path, grace_s: float) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > grace_s
-    except FileNotFoundError:
-        return False  # published or swept by another process since it was listed
+def _unchanged_s(array: Location) -> float:
+    """Return how long ago a segment was last written to, in seconds."""
+    newest = max((e.modified_ns for e in array.list(deep=True, hidden=True)), default=0)
+    if not newest:  # folders alone, where a write was killed at once
+        siblings = array.parent.list()
+        newest = max((e.modified_ns for e in siblings if e.name == f"{array.name}/"), default=0)
+    return time.time() - newest / 1e9

@@ -7,28 +7,21 @@ the record is what makes rows exist.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
-from embedcache.files.durable import (
-    find_table,
-    new_id,
-    publish,
-    read_document,
-    seal_document,
-    write_error,
-)
+from embedcache.errors import StoreCorruptError, StoreMismatchError
+from embedcache.files.backend import Location
+from embedcache.files.documents import read_document, seal
 from embedcache.files.locks import locked
 from embedcache.store import layout, segment
+from embedcache.store.commits import publish_segment, read_records
 from embedcache.store.layout import Record
 from embedcache.store.segment import Rows
+from embedcache.workspace import ENCODER_DOCUMENT
 
 
 class EmbeddingStore:
@@ -37,37 +30,40 @@ class EmbeddingStore:
     Parameters
     ----------
     folder
-        Its folder, with an `encoder.json`.
+        Folder of the encoder, with an `encoder.json`.
 
     Attributes
     ----------
     document
-        What `encoder.json` says: name, fingerprint, identity, spec, versions, created.
-    dim, dtype
-        Length of a row, and its type: 'float32', or 'uint8' where rows are pictures.
+        Content of `encoder.json`: name, fingerprint, identity, spec, versions, created.
+    dim
+        Number of values in a row.
+    dtype
+        Type of the rows: float32, or uint8 where rows are pictures.
     records
-        The live records, in the order in which a double row is decided.
+        The live records; of two rows for one image, that of the earlier record here counts.
     failures
-        Key of an image that could not be encoded, to the reason.
+        Reason for each image that could not be encoded, by the image's SHA-256.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.folder = folder
-        self.document = read_document(folder / layout.DOCUMENT)
+        self.document = read_document(folder / ENCODER_DOCUMENT)
         self.dim = int(self.document["identity"]["dim"])
         self.dtype = np.dtype(self.document["identity"].get("dtype", "float32"))
         self.refresh()
 
     @classmethod
-    def open_or_create(cls, folder: Path, document: Mapping[str, Any]) -> EmbeddingStore:
+    def open_or_create(cls, folder: Location, document: Mapping[str, Any]) -> EmbeddingStore:
         """Open the store of an encoder, or make an empty one.
 
         Parameters
         ----------
         folder
-            Where it is or will be.
+            Folder of the encoder, made where there is none.
         document
-            Name, fingerprint, identity, spec, versions and time of the encoder; JSON values.
+            Content of `encoder.json`: name, fingerprint, identity, spec, versions and time of the
+            encoder, as JSON values.
 
         Raises
         ------
@@ -75,8 +71,8 @@ class EmbeddingStore:
             The folder holds another encoder's rows.
         """
         with contextlib.suppress(FileExistsError):
-            if not (folder / layout.DOCUMENT).exists():
-                publish(folder / layout.DOCUMENT, seal_document(dict(document)))
+            if not (folder / ENCODER_DOCUMENT).exists():
+                (folder / ENCODER_DOCUMENT).put(seal(dict(document)))
         store = cls(folder)
         if store.fingerprint != document["fingerprint"]:
             raise StoreMismatchError(
@@ -87,7 +83,7 @@ class EmbeddingStore:
 
     @property
     def fingerprint(self) -> str:
-        """What its rows have in common; see `encoders.spec.fingerprint_of`."""
+        """Digest of all that decides a row but the image; see `encoders.spec.fingerprint_of`."""
         return str(self.document["fingerprint"])
 
     @property
@@ -97,7 +93,7 @@ class EmbeddingStore:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the live segments."""
+        """Size of the live segments in bytes."""
         return sum(record.size_bytes for record in self.records)
 
     def refresh(self) -> None:
@@ -108,17 +104,18 @@ class EmbeddingStore:
         StoreCorruptError
             A live record or segment is missing, cut short or damaged.
         """
-        # Listed before they are read: what is committed meanwhile may be seen, but is not replaced.
-        self._listed = tuple(layout.record_files(self.folder))
-        records, damage = read_records(self.folder)
-        if damage:
-            raise StoreCorruptError(next(iter(damage.values())))
+        files = layout.record_files(self.folder)
+        records, errors = read_records(self.folder, files)
+        if errors:
+            raise next(iter(errors.values()))
+        self._listed = tuple(files)
         self.records = records
         self.failures: dict[str, str] = {}
         self._rows: dict[str, int] = {}
         self._starts = [0]
+        sizes = segment.file_sizes(self.folder)  # after the records: a listed segment is whole
         for record in records:
-            segment.check_sizes(self.folder, record)
+            segment.check_sizes(self.folder, record, sizes)
             self._add_rows(record)
             self.failures |= record.failures
         self.failures = {k: why for k, why in self.failures.items() if k not in self._rows}
@@ -137,17 +134,17 @@ class EmbeddingStore:
         return key in self._rows
 
     def row_keys(self) -> list[str]:
-        """Return the digests of the images held, in the order of the rows on disk."""
+        """Return the SHA-256 of each image with a row, in the order of the rows on disk."""
         return list(self._rows)
 
     def locate(self, key: str) -> tuple[str, int]:
-        """Return segment id and row of an image that is held."""
+        """Return the segment's id and the row's number in it, for an image that has a row."""
         place = self._rows[key]
         number = bisect_right(self._starts, place) - 1
         return self.records[number].id, place - self._starts[number]
 
     def read(self, keys: Sequence[str]) -> Rows:
-        """Return the rows of images that are held, every byte of them checked.
+        """Return the rows of images, every byte of them checked.
 
         Parameters
         ----------
@@ -161,7 +158,7 @@ class EmbeddingStore:
         Raises
         ------
         LookupError
-            An image is not held.
+            An image has no row.
         StoreCorruptError
             Stored bytes do not match their checksum.
         """
@@ -202,18 +199,18 @@ class EmbeddingStore:
         keys
             SHA-256 of each image.
         rows
-            Shape (len(keys), dim), float32, finite; stored as `dtype`.
+            One row an image, shape (len(keys), dim), float32, finite; stored as `dtype`.
         failures
-            Images that could not be encoded, and why.
+            Reason for each image that could not be encoded, by the image's SHA-256.
         context
-            Kept with the record.
+            JSON values kept with the rows.
 
         Raises
         ------
         ValueError
             Another shape, a NaN or an infinity.
         StoreWriteError
-            The file system refused; nothing of this call is stored.
+            The storage refused; no row of this call is stored.
         """
         if rows.shape != (len(keys), self.dim) or not np.isfinite(rows).all():
             raise ValueError(
@@ -222,7 +219,7 @@ class EmbeddingStore:
         step = segment.chunk_rows_for(len(rows))
         stored = rows.astype(self.dtype, copy=False)
         blocks = (stored[i : i + step] for i in range(0, len(rows), step))
-        self._commit(keys, blocks, failures or {}, context or {})
+        self._publish(keys, blocks, failures or {}, context or {})
 
     def rewrite(self, keys: Sequence[str], *, context: Mapping[str, Any] | None = None) -> None:
         """Put the rows of `keys`, in that order, into one segment that replaces all others.
@@ -235,10 +232,10 @@ class EmbeddingStore:
         # All that was listed, not only what is live: or a record that this one's forerunner made
         # void would come back to life when the forerunner is swept. And nothing that was committed
         # since: its rows are not among `keys`.
-        self._commit(keys, blocks, self.failures, context or {}, replaces=self._listed)
+        self._publish(keys, blocks, self.failures, context or {}, replaces=self._listed)
         self.refresh()
 
-    def _commit(
+    def _publish(
         self,
         keys: Sequence[str],
         blocks: Iterable[Rows],
@@ -247,8 +244,9 @@ class EmbeddingStore:
         *,
         replaces: Sequence[str] = (),
     ) -> None:
+        """Publish one segment, and count its rows as held from now on."""
         seen = {parent for record in self.records for parent in record.parents}
-        record = commit(
+        record = publish_segment(
             self.folder,
             self.document,
             keys,
@@ -271,91 +269,8 @@ class EmbeddingStore:
         Parameters
         ----------
         on_wait
-            Called once if another process holds it, before waiting for that.
+            Function called once, before waiting, if another process holds the store.
         """
         with locked(self.folder / layout.LOCK, on_wait):
             self.refresh()
             yield
-
-
-def commit(
-    folder: Path,
-    document: Mapping[str, Any],
-    keys: Sequence[str],
-    blocks: Iterable[Rows],
-    *,
-    failures: Mapping[str, str],
-    context: Mapping[str, Any],
-    replaces: Sequence[str],
-    parents: Sequence[str],
-) -> Record:
-    """Write a segment, flush it, and only then publish the record that makes its rows exist.
-
-    Parameters
-    ----------
-    folder, document
-        The encoder's folder and what its `encoder.json` says.
-    keys
-        SHA-256 of each row's image.
-    blocks
-        The rows, `chunk_rows_for(len(keys))` at a time.
-    failures, context, replaces, parents
-        See `Record`.
-    """
-    record_id, dim = new_id(), int(document["identity"]["dim"])
-    dtype = str(document["identity"].get("dtype", "float32"))
-    sums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-
-    def summed() -> Iterator[Rows]:
-        for block in blocks:
-            sums.append(segment.row_sums(block))
-            yield block
-
-    path, intent = layout.segment_path(folder, record_id), layout.intent_path(folder, record_id)
-    try:
-        intent.parent.mkdir(exist_ok=True)
-        intent.touch()
-        files = segment.write_segment(path, len(keys), dim, summed(), dtype=dtype)
-        record = Record(
-            id=record_id,
-            keys=tuple(keys),
-            sums=np.concatenate(sums),
-            dim=dim,
-            chunk_rows=segment.chunk_rows_for(len(keys)),
-            files=files,
-            failures=dict(failures),
-            replaces=tuple(replaces),
-            parents=tuple(parents),
-            context={**context, "encoder": dict(document)},
-        )
-        layout.publish_record(folder, record)
-    except BaseException as error:  # an interruption too, lest it leaves rows that nothing names
-        if find_table(folder / "commit", record_id) is None:
-            shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, StoreWriteError):
-            raise write_error(path, error) from error
-        raise
-    finally:
-        intent.unlink(missing_ok=True)
-    return record
-
-
-def read_records(folder: Path) -> tuple[list[Record], dict[str, str]]:
-    """Return the live records, those that replaced others first, and what is wrong with the rest.
-
-    Returns
-    -------
-    The records, and id to message of each record that cannot be read and that none replaces.
-    """
-    records, damage = {}, {}
-    for record_id, path in layout.record_files(folder).items():
-        try:
-            records[record_id] = layout.read_record(path)
-        except StoreCorruptError as error:
-            # Where there are no hard links, a killed writer leaves a torn record, and its intent.
-            if not layout.intent_path(folder, record_id).exists():
-                damage[record_id] = str(error)
-    void = {gone for record in records.values() for gone in record.replaces}
-    live = [record for record in records.values() if record.id not in void]
-    live.sort(key=lambda record: (not record.replaces, record.id))
-    return live, {key: message for key, message in damage.items() if key not in void}

@@ -12,8 +12,8 @@ Rows exist when their record does: a segment without a record is an interrupted 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,10 +21,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedcache.errors import StoreCorruptError
-from embedcache.files.durable import TEMPORARY, publish_table, read_table, table_stem
+from embedcache.files.backend import Location
+from embedcache.files.documents import put_table, read_table, table_files, table_stem
+from embedcache.files.durable import TEMPORARY
 
-DOCUMENT: Final = "encoder.json"
 LOCK: Final = "LOCK"
+COMMITS: Final = "commit"
+SEGMENTS: Final = "seg"
+_SEGMENT_NAME: Final = re.compile(r"(?P<id>\d{8}T\d{12}-[0-9a-f]{12})\.zarr/")
 _METADATA: Final = b"embedcache"
 _SCHEMA: Final = pa.schema(
     [
@@ -43,12 +47,12 @@ class FileSum:
     Parameters
     ----------
     path
-        Relative to the segment, POSIX.
+        POSIX path of the file, relative to the segment.
     size
-        In bytes.
+        Size of the file in bytes.
     crc32c
-        Of a chunk: of its values, which is also what the chunk's last four bytes say. Of any
-        other file: of all of it.
+        CRC-32C of a chunk's values, which is also what the chunk's last four bytes say; of any
+        other file, CRC-32C of all bytes.
     """
 
     path: str
@@ -63,23 +67,23 @@ class Record:
     Parameters
     ----------
     id
-        Names the record and its segment.
+        Name that the record shares with its segment.
     keys
-        SHA-256 of each row's image, in row order.
+        SHA-256 of each row's image, n of them, in the order of the rows.
     sums
         CRC-32C of each row's bytes, uint32, shape (n,).
     dim, chunk_rows
-        Shape of a chunk is (chunk_rows, dim); the last one is padded with NaN.
+        Shape of a chunk, (chunk_rows, dim); the last chunk is padded with NaN.
     files
-        Every file of the segment.
+        Size and checksum of every file of the segment.
     failures
-        Key of an image that could not be encoded, to the reason.
+        Reason for each image that could not be encoded, by the image's SHA-256.
     replaces
         Ids of records that this one makes void.
     parents
-        Ids of the newest records its writer saw, so that a lost record is noticed.
+        Ids of the newest records that the writer saw, so that a lost record is noticed.
     context
-        What else is worth keeping: the encoder's document, library versions, stage times.
+        JSON values kept with the rows: the encoder's document, library versions, stage times.
     """
 
     id: str
@@ -104,30 +108,33 @@ class Record:
         return sum(file.size for file in self.files)
 
 
-def intent_path(folder: Path, record_id: str) -> Path:
-    """Return the file that is there while a commit is under way.
+def intent_file(folder: Location, record_id: str) -> Location:
+    """Return the mark that is there while a commit is under way.
 
-    A whole segment without a record is the leftover of a killed write if this file is there, and
+    A whole segment without a record is the leftover of a killed write if the mark is there, and
     a segment that lost its record if it is not.
     """
-    return folder / "commit" / f"{TEMPORARY}{record_id}"
+    return folder / COMMITS / f"{TEMPORARY}{record_id}"
 
 
-def segment_path(folder: Path, record_id: str) -> Path:
+def segment_folder(folder: Location, record_id: str) -> Location:
     """Return the Zarr array of a record."""
-    return folder / "seg" / f"{record_id}.zarr"
+    return folder / SEGMENTS / f"{record_id}.zarr"
 
 
-def record_files(folder: Path) -> dict[str, Path]:
-    """Return the records' files by id, oldest first; dot-files, ours and others', are none."""
-    return {
-        table_stem(path): path
-        for path in sorted((folder / "commit").glob("*.parquet"))
-        if not path.name.startswith(".")
-    }
+def segment_folders(folder: Location) -> dict[str, Location]:
+    """Return the Zarr arrays that are there by id, with a record or not, oldest first."""
+    segments = folder / SEGMENTS
+    matches = (_SEGMENT_NAME.fullmatch(entry.name) for entry in segments.list())
+    return {match["id"]: segment_folder(folder, match["id"]) for match in matches if match}
 
 
-def publish_record(folder: Path, record: Record) -> None:
+def record_files(folder: Location) -> dict[str, Location]:
+    """Return the records' files by id, oldest first."""
+    return table_files(folder / COMMITS)
+
+
+def put_record(folder: Location, record: Record) -> None:
     """Make a record, and with it its rows, exist."""
     n_rows, failed = len(record.keys), list(record.failures)
     metadata = {
@@ -147,10 +154,10 @@ def publish_record(folder: Path, record: Record) -> None:
         ],
         schema=_SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()}),
     )
-    publish_table(folder / "commit", record.id, table)
+    put_table(folder / COMMITS, record.id, table)
 
 
-def read_record(path: Path) -> Record:
+def read_record(file: Location) -> Record:
     """Return a record from its file.
 
     Raises
@@ -158,18 +165,18 @@ def read_record(path: Path) -> Record:
     StoreCorruptError
         The file is missing, damaged, or no record.
     """
-    table = read_table(path)
+    table = read_table(file)
     try:
         metadata = json.loads(table.schema.metadata[_METADATA])
         stored = table.filter(table["reason"].is_null())
         failed = table.filter(table["reason"].is_valid())
         return Record(
-            id=table_stem(path),
+            id=table_stem(file.name),
             keys=tuple(stored["key"].to_pylist()),
             sums=stored["crc32c"].to_numpy().astype(np.uint32, copy=False),
             dim=metadata["dim"],
             chunk_rows=metadata["chunk_rows"],
-            files=tuple(FileSum(*file) for file in metadata["files"]),
+            files=tuple(FileSum(*entry) for entry in metadata["files"]),
             failures=dict(
                 zip(failed["key"].to_pylist(), failed["reason"].to_pylist(), strict=True)
             ),
@@ -178,4 +185,4 @@ def read_record(path: Path) -> Record:
             context=metadata["context"],
         )
     except (KeyError, TypeError) as error:
-        raise StoreCorruptError(f"{path}: not a commit record ({error!r})") from None
+        raise StoreCorruptError(f"{file}: not a commit record ({error!r})") from None

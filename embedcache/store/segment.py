@@ -8,21 +8,19 @@ read alone, against its own checksum.
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
-from collections.abc import Iterable
-from pathlib import Path
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import StoreCorruptError
-from embedcache.files.durable import crc32c, fsync_tree, write_error
-from embedcache.store.layout import FileSum, Record, segment_path
+from embedcache.files.backend import Location
+from embedcache.files.durable import crc32c
+from embedcache.store.layout import SEGMENTS, FileSum, Record, segment_folder
 
-Rows = NDArray[Any]  # float32, or uint8 where rows are pictures
+Rows = NDArray[Any]  # (n, dim), float32, or uint8 where rows are pictures
 # Types of rows, with what a chunk that is not there reads as through zarr: NaN, which can never
 # pass for a value. Bytes have no such thing; there size and existence, as recorded, must do.
 DTYPES: Final = {"float32": ("<f4", float("nan")), "uint8": ("|u1", 0)}
@@ -31,6 +29,7 @@ _SUM_BYTES: Final = 4
 # A longer row is cheaper read alone than with its chunk, however many are wanted.
 _LONG_ROW: Final = 1 << 15
 _CHUNKS: Final = "c/"
+_METADATA: Final = "zarr.json"
 _REPAIR: Final = "run `embedcache verify --repair`"
 
 
@@ -41,58 +40,66 @@ def chunk_rows_for(n_rows: int) -> int:
 
 
 def write_segment(
-    folder: Path, n_rows: int, dim: int, blocks: Iterable[Rows], *, dtype: str = "float32"
+    folder: Location, n_rows: int, dim: int, blocks: Iterable[Rows], *, dtype: str = "float32"
 ) -> tuple[FileSum, ...]:
-    """Write an array, flush it to the disk, and return its files' checksums as read back.
+    """Write an array durably, chunk by chunk, and return its files' checksums, by path.
 
     Parameters
     ----------
     folder
-        The array's own folder; must not exist.
+        Folder of the array alone; must not exist.
     n_rows, dim
-        Its shape.
+        Shape of the array.
     blocks
-        The rows, `chunk_rows_for(n_rows)` at a time.
+        The rows in order, in blocks of shape (`chunk_rows_for(n_rows)`, dim), the last one shorter.
     dtype
-        One of `DTYPES`.
+        Type of the stored rows, one of `DTYPES`.
 
     Raises
     ------
     StoreWriteError
-        The file system refused; what was written of the array is removed again.
+        The storage refused; what was written so far is there, and nothing names it.
     """
     import zarr
     from zarr.codecs import Crc32cCodec
+    from zarr.core.buffer import Buffer
+    from zarr.storage import MemoryStore
 
     rows = chunk_rows_for(n_rows)
     code, fill_value = DTYPES[dtype]
-    try:
-        array = zarr.create_array(
-            store=folder,
-            shape=(n_rows, dim),
-            chunks=(rows, dim),
-            dtype=code,
-            fill_value=fill_value,
-            filters=None,
-            compressors=[Crc32cCodec()],
-        )
-        for number, block in enumerate(blocks):
-            array[number * rows : number * rows + len(block)] = block
-        fsync_tree(folder)
-        return _sums(folder)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise write_error(folder, error) from error
+    # zarr encodes into memory and each chunk goes from there to the storage, which alone knows how
+    # to make it durable. One chunk is in memory at a time.
+    encoded: dict[str, Buffer] = {}
+    array = zarr.create_array(
+        store=MemoryStore(encoded),
+        shape=(n_rows, dim),
+        chunks=(rows, dim),
+        dtype=code,
+        fill_value=fill_value,
+        filters=None,
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},  # a black picture equals the fill value, and counts
+    )
+    sums = [_put(folder, _METADATA, encoded.pop(_METADATA).to_bytes())]
+    for number, block in enumerate(blocks):
+        array[number * rows : number * rows + len(block)] = block
+        name = _chunk_name(number)
+        sums.append(_put(folder, name, encoded.pop(name).to_bytes()))
+    return tuple(sorted(sums, key=lambda file: file.path))
 
 
-def _sums(folder: Path) -> tuple[FileSum, ...]:
-    sums = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        data = path.read_bytes()
-        values = data[:-_SUM_BYTES] if name.startswith(_CHUNKS) else data
-        sums.append(FileSum(name, len(data), crc32c(values)))
-    return tuple(sums)
+def _put(folder: Location, name: str, data: bytes) -> FileSum:
+    (folder / name).put(data)
+    return FileSum(name, len(data), crc32c(_summed_bytes(name, data)))
+
+
+def _chunk_name(number: int) -> str:
+    return f"{_CHUNKS}{number}/0"
+
+
+def _summed_bytes(name: str, data: bytes) -> NDArray[np.uint8]:
+    """Return the bytes of a file that its recorded checksum is about."""
+    return np.frombuffer(data, np.uint8)[: -_SUM_BYTES if name.startswith(_CHUNKS) else None]
 
 
 def row_sums(rows: Rows) -> NDArray[np.uint32]:
@@ -101,62 +108,83 @@ def row_sums(rows: Rows) -> NDArray[np.uint32]:
     return np.fromiter((crc32c(row) for row in octets), dtype=np.uint32, count=len(rows))
 
 
-def check_file(folder: Path, record: Record, file: FileSum) -> str | None:
-    """Return what is wrong with one file of a segment, or None."""
-    path = segment_path(folder, record.id) / file.path
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if len(data) != file.size:
-        return f"has {len(data)} bytes, expected {file.size}"
-    is_chunk = file.path.startswith(_CHUNKS)
-    values = data[:-_SUM_BYTES] if is_chunk else data
-    said = int.from_bytes(data[-_SUM_BYTES:], "little") if is_chunk else file.crc32c
-    if not crc32c(values) == file.crc32c == said:
-        return "does not match its checksum"
-    return None
+def file_sizes(folder: Location) -> dict[str, int]:
+    """Return the size in bytes of every file of an encoder's segments, by path below `seg`."""
+    return {entry.name: entry.size for entry in (folder / SEGMENTS).list(deep=True)}
 
 
-def check_sizes(folder: Path, record: Record) -> None:
+def check_sizes(folder: Location, record: Record, sizes: Mapping[str, int]) -> None:
     """Check that every file of a segment is there, in full size, and its metadata intact.
+
+    Parameters
+    ----------
+    folder
+        Folder of the encoder.
+    record
+        Record of the segment.
+    sizes
+        What `file_sizes` returned: one listing serves all segments.
 
     Raises
     ------
     StoreCorruptError
+        A file is missing, has another size, or is damaged metadata.
     """
-    root = segment_path(folder, record.id)
     for file in record.files:
-        path = f"{root}/{file.path}"
-        try:
-            size = os.stat(path).st_size  # noqa: PTH116 - thousands of files; a Path costs as much
-        except OSError:
-            raise StoreCorruptError(f"{path} is missing; {_REPAIR}") from None
+        path = segment_folder(folder, record.id) / file.path
+        size = sizes.get(f"{record.id}.zarr/{file.path}")
+        if size is None:
+            raise StoreCorruptError(f"{path} is missing; {_REPAIR}", is_missing=True)
         if size != file.size:
             raise StoreCorruptError(f"{path} has {size} bytes, expected {file.size}; {_REPAIR}")
         if not file.path.startswith(_CHUNKS) and check_file(folder, record, file):
             raise StoreCorruptError(f"{path} does not match its checksum; {_REPAIR}")
 
 
+def check_file(folder: Location, record: Record, file: FileSum) -> str | None:
+    """Return what is wrong with one file of a segment, or None."""
+    try:
+        data = (segment_folder(folder, record.id) / file.path).read()
+    except FileNotFoundError:
+        return "is missing"
+    if len(data) != file.size:
+        return f"has {len(data)} bytes, expected {file.size}"
+    is_chunk = file.path.startswith(_CHUNKS)
+    stated = int.from_bytes(data[-_SUM_BYTES:], "little") if is_chunk else file.crc32c
+    if not crc32c(_summed_bytes(file.path, data)) == file.crc32c == stated:
+        return "does not match its checksum"
+    return None
+
+
+def is_complete(segment: Location) -> bool:
+    """Tell a segment that lost its record from half a segment whose write a power cut ended."""
+    try:
+        metadata = json.loads((segment / _METADATA).read())
+        n_rows = int(metadata["shape"][0])
+        chunk_rows = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
+        return False
+    names = {entry.name for entry in segment.list(deep=True)}
+    return names >= {_chunk_name(number) for number in range(-(-n_rows // chunk_rows))}
+
+
 def read_rows(
-    folder: Path, record: Record, rows: NDArray[np.int64], out: Rows, at: NDArray[np.int64]
+    folder: Location, record: Record, rows: NDArray[np.int64], out: Rows, places: NDArray[np.int64]
 ) -> None:
     """Copy rows of a segment into an array, checked.
 
     Parameters
     ----------
     folder
-        The encoder's folder.
+        Folder of the encoder.
     record
-        The segment's record.
+        Record of the segment.
     rows
-        Rows wanted, ascending, shape (k,).
+        Numbers of the wanted rows in the segment, ascending, shape (k,).
     out
-        Shape (n, dim), of the segment's type, C-contiguous.
-    at
-        Where in `out` each goes, shape (k,).
+        Array to be filled, shape (n, dim), of the segment's type, C-contiguous.
+    places
+        Row of `out` that each wanted row goes to, shape (k,).
 
     Raises
     ------
@@ -166,88 +194,101 @@ def read_rows(
     chunks = rows // record.chunk_rows
     for chunk in np.unique(chunks):
         first, last = np.searchsorted(chunks, [chunk, chunk + 1])
-        where, target = rows[first:last] - chunk * record.chunk_rows, at[first:last]
+        wanted, targets = rows[first:last] - chunk * record.chunk_rows, places[first:last]
         # One row costs a seek and a checksum call, a whole chunk is read at memory speed: the two
         # meet at about one row in sixteen.
         is_long = record.dim * out.itemsize > _LONG_ROW
-        if is_long or 16 * len(where) < record.chunk_rows:
-            _read_single_rows(folder, record, int(chunk), where, out, target)
+        if is_long or 16 * len(wanted) < record.chunk_rows:
+            _read_single_rows(folder, record, int(chunk), wanted, out, targets)
         else:
-            _read_chunk(folder, record, int(chunk), where, out, target)
-
-
-def _chunk_file(record: Record, chunk: int) -> FileSum:
-    name = f"{_CHUNKS}{chunk}/0"
-    return next(file for file in record.files if file.path == name)
+            _read_chunk(folder, record, int(chunk), wanted, out, targets)
 
 
 def _read_chunk(
-    folder: Path,
+    folder: Location,
     record: Record,
     chunk: int,
-    where: NDArray[np.int64],
+    wanted: NDArray[np.int64],
     out: Rows,
-    target: NDArray[np.int64],
+    targets: NDArray[np.int64],
 ) -> None:
-    file, rows = _chunk_file(record, chunk), record.chunk_rows
-    start, n_rows = int(target[0]), len(where)
+    name, n_rows = _chunk_name(chunk), record.chunk_rows
+    start = int(targets[0])
     # All of a chunk, in order, to one place: the usual full read, straight into the result.
-    direct = n_rows == rows and bool(np.all(np.diff([where, target]) == 1))
-    values = out[start : start + rows] if direct else np.empty((rows, record.dim), out.dtype)
+    is_direct = len(wanted) == n_rows and bool(np.all(np.diff([wanted, targets]) == 1))
+    values = out[start : start + n_rows] if is_direct else np.empty((n_rows, record.dim), out.dtype)
     octets = values.reshape(-1).view(np.uint8)
-    path = segment_path(folder, record.id) / file.path
-    with _opened(path) as stream:
-        n_read = stream.readinto(octets.data)
-        said = int.from_bytes(stream.read(_SUM_BYTES + 1), "little")
-    if n_read != octets.size or not crc32c(octets) == file.crc32c == said:
+    path = segment_folder(folder, record.id) / name
+    expected = next((file.crc32c for file in record.files if file.path == name), None)
+    if _read_into(path, octets.data) != octets.size or crc32c(octets) != expected:
         raise StoreCorruptError(
-            f"{path} does not match its checksum; {n_rows} wanted rows lie in it, first image "
-            f"{record.keys[chunk * rows + int(where[0])][:12]}...; {_REPAIR}"
+            f"{path} does not match its checksum; {len(wanted)} wanted rows lie in it, first image "
+            f"{record.keys[chunk * n_rows + int(wanted[0])][:12]}...; {_REPAIR}"
         )
-    if not direct:
-        out[target] = values[where]
+    if not is_direct:
+        out[targets] = values[wanted]
 
 
 def _read_single_rows(
-    folder: Path,
+    folder: Location,
     record: Record,
     chunk: int,
-    where: NDArray[np.int64],
+    wanted: NDArray[np.int64],
     out: Rows,
-    target: NDArray[np.int64],
+    targets: NDArray[np.int64],
 ) -> None:
-    path = segment_path(folder, record.id) / _chunk_file(record, chunk).path
+    path = segment_folder(folder, record.id) / _chunk_name(chunk)
     octets = out.view(np.uint8)
     n_bytes = record.dim * out.itemsize
-    with _opened(path) as stream:
-        for row, place in zip(where.tolist(), target.tolist(), strict=True):
-            number = chunk * record.chunk_rows + row
-            stream.seek(row * n_bytes)
-            n_read = stream.readinto(octets[place].data)
-            if n_read != n_bytes or crc32c(octets[place]) != record.sums[number]:
+    for row, place, n_rows in _neighbours(wanted.tolist(), targets.tolist()):
+        block = octets[place : place + n_rows]
+        n_read = _read_into(path, block.reshape(-1).data, row * n_bytes)
+        first = chunk * record.chunk_rows + row
+        for number, one_row in enumerate(block, first):
+            if (number - first + 1) * n_bytes > n_read or crc32c(one_row) != record.sums[number]:
                 raise StoreCorruptError(
-                    f"{path}: row {row}, image {record.keys[number][:12]}..., does not match its "
-                    f"checksum; {_REPAIR}"
+                    f"{path}: row {row + number - first}, image {record.keys[number][:12]}..., "
+                    f"does not match its checksum; {_REPAIR}"
                 )
 
 
-def _opened(path: Path) -> io.FileIO:
+def _neighbours(rows: list[int], places: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield first row, first place and number of rows that lie side by side in both."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        is_next = end < len(rows) and (
+            rows[end] - rows[end - 1] == 1 and places[end] - places[end - 1] == 1
+        )
+        if not is_next:
+            yield rows[start], places[start], end - start
+            start = end
+
+
+def _read_into(file: Location, buffer: memoryview, start: int = 0) -> int:
     try:
-        return path.open("rb", buffering=0)
+        return file.read_into(buffer, start)
     except FileNotFoundError:
-        raise StoreCorruptError(f"{path} is missing; {_REPAIR}") from None
+        raise StoreCorruptError(f"{file} is missing; {_REPAIR}", is_missing=True) from None
 
 
-def salvage(folder: Path, record: Record) -> tuple[NDArray[np.int64], Rows]:
-    """Return the rows of a damaged segment that match their own checksum, and their numbers."""
-    good, rows = [], np.empty((len(record.keys), record.dim), record.dtype)
-    for number in range(len(record.keys)):
-        one, place = np.array([number]), np.array([number])
-        chunk = number // record.chunk_rows
+def salvage(folder: Location, record: Record) -> tuple[NDArray[np.int64], Rows]:
+    """Return the rows of a damaged segment that match their own checksum.
+
+    Returns
+    -------
+    Numbers of the rows, ascending, shape (k,), and the rows, shape (k, dim).
+    """
+    rows = np.empty((len(record.keys), record.dim), record.dtype)
+    octets = rows.view(np.uint8)
+    n_bytes, intact = octets.shape[1], []
+    for first in range(0, len(rows), record.chunk_rows):
+        file = segment_folder(folder, record.id) / _chunk_name(first // record.chunk_rows)
+        block = octets[first : first + record.chunk_rows]
         try:
-            _read_single_rows(folder, record, chunk, one - chunk * record.chunk_rows, rows, place)
-        except (StoreCorruptError, StopIteration):
+            n_read = file.read_into(block.reshape(-1).data)
+        except FileNotFoundError:
             continue
-        good.append(number)
-    kept = np.array(good, dtype=np.int64)
-    return kept, rows[kept]
+        last = first + min(len(block), n_read // n_bytes)
+        intact += [n for n in range(first, last) if crc32c(octets[n]) == record.sums[n]]
+    numbers = np.array(intact, dtype=np.int64)
+    return numbers, rows[numbers]

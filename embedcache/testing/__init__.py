@@ -3,3 +3,4 @@
 from embedcache.testing.contract import EncoderContract as EncoderContract
 from embedcache.testing.fake import FakeEncoder as FakeEncoder
 from embedcache.testing.images import write_cohort as write_cohort
+from embedcache.testing.memory import MemoryBackend as MemoryBackend

@@ -223,7 +223,7 @@ def test_sql_reads_a_query_from_stdin(encoded, command, monkeypatch):
 
 def test_verify_names_the_damage_with_exit_4_and_repair_mends_it(encoded, command):
     (store,) = state.open_stores(embedcache.open(encoded).workspace)
-    chunk = layout.segment_path(store.folder, store.records[0].id) / "c" / "0" / "0"
+    chunk = Path(layout.segment_folder(store.folder, store.records[0].id) / "c" / "0" / "0")
     data = bytearray(chunk.read_bytes())
     data[3000] ^= 1
     chunk.write_bytes(data)

@@ -15,13 +15,12 @@ import pytest
 import embedcache
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
-from embedcache.verbs import state
 
 N_KILLS = 50
 
 
 def open_store(folder: Path) -> EmbeddingStore | None:
-    folders = state.encoder_folders(embedcache.open(folder).workspace)
+    folders = embedcache.open(folder).workspace.encoder_folders()
     if not folders or not (folders[0] / "encoder.json").exists():
         return None
     return EmbeddingStore(folders[0])

@@ -3,10 +3,9 @@ from __future__ import annotations
 import errno
 import os
 
-import pyarrow as pa
 import pytest
 
-from embedcache.errors import StoreCorruptError, StoreWriteError
+from embedcache.errors import StoreWriteError
 from embedcache.files import durable
 
 
@@ -44,46 +43,6 @@ def test_a_refused_write_leaves_nothing_and_says_the_way_out(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_document_carries_its_checksum(tmp_path):
-    path = tmp_path / "d.json"
-    path.write_bytes(durable.seal_document({"b": 1, "a": ["ü", None]}))
-    assert durable.read_document(path) == {"a": ["ü", None], "b": 1}
-    path.write_text(path.read_text().replace('"b": 1', '"b": 2'))
-    with pytest.raises(StoreCorruptError, match=r"d\.json does not match its checksum"):
-        durable.read_document(path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "null"])
-def test_what_is_no_sealed_document_is_damage(tmp_path, text):
-    path = tmp_path / "d.json"
-    path.write_text(text)
-    with pytest.raises(StoreCorruptError, match="does not match its checksum"):
-        durable.read_document(path)
-    with pytest.raises(StoreCorruptError, match="is missing"):
-        durable.read_document(tmp_path / "nowhere.json")
-
-
-def test_any_flipped_bit_in_a_table_is_found(tmp_path):
-    path = durable.publish_table(tmp_path, "t", pa.table({"x": [1, 2, 3]}))
-    data = path.read_bytes()
-    assert durable.read_table(path).to_pydict() == {"x": [1, 2, 3]}
-    assert durable.table_stem(path) == "t"
-    assert durable.find_table(tmp_path, "t") == path
-    for position in range(0, len(data), 7):
-        broken = bytearray(data)
-        broken[position] ^= 1 << (position % 8)
-        path.write_bytes(broken)
-        with pytest.raises(StoreCorruptError, match="does not match the checksum in its name"):
-            durable.read_table(path)
-
-
-def test_publishing_an_equal_table_again_is_no_error(tmp_path):
-    table = pa.table({"x": ["a"]})
-    assert durable.publish_table(tmp_path, "t", table) == durable.publish_table(
-        tmp_path, "t", table
-    )
-
-
 def test_ids_sort_by_time_and_differ():
     ids = [durable.new_id() for _ in range(100)]
     assert len(set(ids)) == 100
@@ -97,3 +56,18 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     durable.replace(file, b"new")
     assert file.read_bytes() == b"new"
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_every_folder_that_is_made_is_flushed_with_the_one_it_lies_in(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(durable, "fsync", flushed.append)
+    durable.make_folder(tmp_path / "a" / "b")
+    assert flushed == [tmp_path, tmp_path / "a"]
+    durable.make_folder(tmp_path / "a" / "b")
+    assert len(flushed) == 2
+
+
+def test_a_file_where_a_folder_has_to_be_is_a_refused_write_not_a_taken_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"a file")
+    with pytest.raises(StoreWriteError, match="Not a directory"):
+        durable.publish(tmp_path / "a" / "b", b"data")

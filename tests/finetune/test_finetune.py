@@ -394,7 +394,7 @@ def test_stored_pictures_are_the_bytes_of_the_fitted_ones(stored, tmp_path):
     assert store.dtype == np.uint8
     rows = store.read(keys[:3])
     assert rows.dtype == np.uint8
-    folder = store.folder.parents[2]
+    folder = Path(store.folder).parents[2]
     images = state.load_images(embedcache.open(folder).workspace)
     fit = registry.find_spec("tiny-vit").preprocess.unnormalised()
     for row, file in zip(rows, images.files, strict=False):
@@ -485,7 +485,7 @@ def job(stored, name: str, regime: str, folder: Path, **changes: object) -> Fold
     probe = None
     if regime == "lp-ft":
         encoder = registry.load(found, device="cpu")
-        images = state.load_images(embedcache.open(store.folder.parents[2]).workspace)
+        images = state.load_images(embedcache.open(Path(store.folder).parents[2]).workspace)
         X = encoder.embed([file.path for file in images.files])
         [probe] = fit_sweep(X, codes, 3, [(np.arange(len(codes)), [1.0])])
     return FoldJob(
@@ -535,7 +535,7 @@ def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
 @pytest.mark.parametrize("name", TINY)
 def test_the_head_starts_at_the_probe(stored, tmp_path, name):
     one = job(stored, name, "lp-ft", tmp_path, epochs=1, lr=1e-12, **PLAIN)
-    images = state.load_images(embedcache.open(stored[0].folder.parents[2]).workspace)
+    images = state.load_images(embedcache.open(Path(stored[0].folder).parents[2]).workspace)
     X = registry.load(one.found, device="cpu").embed([file.path for file in images.files])
     expected = one.probe.probability(X)[0]
     assert np.abs(trained(one).probability[0] - expected).max() < 1e-3

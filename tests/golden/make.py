@@ -84,9 +84,9 @@ def _stop_the_clock(stack: ExitStack) -> None:
     def next_id() -> str:
         return f"20250101T000000{next(numbers):06d}-000000000000"
 
-    for module in ("store.embedding_store", "pipeline.state"):
+    for module in ("store.commits", "data.snapshots"):
         stack.enter_context(mock.patch(f"embedcache.{module}.new_id", next_id))
-    for module in ("workspace", "pipeline.state", "pipeline.probing"):
+    for module in ("workspace", "data.snapshots", "verbs.probing"):
         stack.enter_context(mock.patch(f"embedcache.{module}.utc_now", return_value=NOW))
     stack.enter_context(mock.patch("time.perf_counter", return_value=0.0))
 
@@ -102,7 +102,7 @@ def _extract(project: Project) -> None:
         "versions": {"embedcache-fm": embedcache.__version__},
         "created": NOW,
     }
-    folder = state.encoder_folder(project.workspace, encoder.spec.name, encoder.fingerprint)
+    folder = project.workspace.encoder_folder(encoder.spec.name, encoder.fingerprint)
     store = EmbeddingStore.open_or_create(folder, document)
     images = state.load_images(project.workspace)
     context = {"manifest": state.save_snapshot(project.workspace, images)}

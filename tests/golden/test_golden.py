@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from importlib.metadata import version
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_the_catalog_of_an_earlier_release_is_built_from_its_files(golden):
 def test_work_goes_on_in_the_store_of_an_earlier_release(golden):
     project, expected = golden
     table, _ = project.folds(folds=3)
-    assert [path.name.split(".")[0] for path in project.workspace.folds.iterdir()] == [
+    assert [path.name.split(".")[0] for path in Path(project.workspace.folds).iterdir()] == [
         table.folds_id
     ]
     project.extract("pixels")

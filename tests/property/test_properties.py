@@ -25,6 +25,7 @@ from embedcache.errors import MissingEmbeddingsError, RunError
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.files import digests as digests_module
+from embedcache.files.backend import on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.protocol.nested import ProbeSettings, fit_probe
 from embedcache.store import segment
@@ -109,7 +110,7 @@ def test_rows_read_back_bit_for_bit_however_they_were_appended_and_reordered(
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(segment, "MOST_CHUNK_ROWS", chunk_rows),
     ):
-        store = EmbeddingStore.open_or_create(Path(folder, "e"), document)
+        store = EmbeddingStore.open_or_create(on_disk(Path(folder, "e")), document)
         for number, (verb, *arguments) in enumerate(steps):
             if verb == "append":
                 keys = [key(one) for one in arguments[0]]
@@ -158,7 +159,7 @@ def open_store(folder: Path) -> EmbeddingStore:
         "identity": encoder.identity,
         "spec": encoder.spec.document(),
     }
-    return EmbeddingStore.open_or_create(folder, document)
+    return EmbeddingStore.open_or_create(on_disk(folder), document)
 
 
 def extract(store: EmbeddingStore, files, *, digests=None, workers=2, **settings):
@@ -203,10 +204,10 @@ def test_any_shards_and_batch_sizes_give_the_rows_of_one_pass_and_a_second_pass_
             n_written += extract(store, shard, batch_size=batch_sizes[number], **settings)[1]
         assert n_written == n_images
         assert bits(store.read(cohort.keys)) == cohort.rows
-        records = sorted(path.name for path in store.folder.rglob("*"))
+        records = sorted(path.name for path in Path(store.folder).rglob("*"))
         again = EmbeddingStore(store.folder)
         assert extract(again, cohort.files, batch_size=batch_sizes[0], **settings) == (n_images, 0)
-        assert sorted(path.name for path in store.folder.rglob("*")) == records
+        assert sorted(path.name for path in Path(store.folder).rglob("*")) == records
         assert bits(EmbeddingStore(store.folder).read(cohort.keys)) == cohort.rows
 
 

@@ -13,10 +13,13 @@ import tensorstore
 import zarr
 
 from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
+from embedcache.files import durable
+from embedcache.files.backend import LocalBackend, on_disk
 from embedcache.store import care, layout, segment
 from embedcache.store.embedding_store import EmbeddingStore
 
 DIM = 6
+OTHER_ID = "20000101T000000000000-0123456789ab"
 
 
 def document(fingerprint: str = "f" * 64) -> dict:
@@ -35,7 +38,7 @@ def rows(first: int, last: int) -> np.ndarray:
 @pytest.fixture
 def store(tmp_path: Path) -> EmbeddingStore:
     """Two commits: images 0-4, and 5-7 with image 8 failed."""
-    made = EmbeddingStore.open_or_create(tmp_path / "encoder", document())
+    made = EmbeddingStore.open_or_create(on_disk(tmp_path / "encoder"), document())
     made.append(keys(0, 5), rows(0, 5))
     made.append(keys(5, 8), rows(5, 8), failures={keys(8, 9)[0]: "a broken file"})
     return made
@@ -45,8 +48,13 @@ def again(store: EmbeddingStore) -> EmbeddingStore:
     return EmbeddingStore(store.folder)
 
 
+def segment_on_disk(store: EmbeddingStore) -> Path:
+    return Path(layout.segment_folder(store.folder, store.records[0].id))
+
+
 def data_files(store: EmbeddingStore) -> list[Path]:
-    return sorted(p for p in store.folder.rglob("*") if p.is_file() and p.name != "LOCK")
+    files = (path for path in Path(store.folder).rglob("*") if path.is_file())
+    return sorted(path for path in files if path.name != "LOCK")
 
 
 def test_what_is_appended_is_read_back_in_any_order(store):
@@ -60,7 +68,7 @@ def test_what_is_appended_is_read_back_in_any_order(store):
 
 @pytest.mark.parametrize("n", [1, 17, 1024, 1025, 3000])
 def test_every_size_reads_back_by_chunk_and_by_row(tmp_path, n):
-    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
     store.append(keys(0, n), rows(0, n))
     held = again(store)
     assert np.array_equal(held.read(keys(0, n)), rows(0, n))
@@ -93,20 +101,20 @@ def test_another_encoder_in_the_same_folder_is_refused(store):
 
 def test_plain_zarr_reads_it_in_two_lines(store):
     store.rewrite(store.row_keys())
-    path = layout.segment_path(store.folder, store.records[0].id)
-    array = zarr.open(path)
+    path = segment_on_disk(store)
+    array = zarr.open(path, mode="r")
     assert np.array_equal(array[:], rows(0, 8))
 
 
 def test_tensorstore_reads_it(store):
     store.rewrite(store.row_keys())
-    path = layout.segment_path(store.folder, store.records[0].id)
+    path = segment_on_disk(store)
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
     assert np.array_equal(tensorstore.open(spec).result().read().result(), rows(0, 8))
 
 
 def test_a_chunk_is_rows_and_their_checksum_and_the_fill_is_not_a_number(store):
-    path = layout.segment_path(store.folder, store.records[0].id)
+    path = segment_on_disk(store)
     chunk = (path / "c" / "0" / "0").read_bytes()
     assert chunk[:-4] == rows(0, 5).tobytes()
     assert int.from_bytes(chunk[-4:], "little") == google_crc32c.value(chunk[:-4])
@@ -157,13 +165,14 @@ def test_sweeping_leaves_the_young_and_the_live_and_nothing_comes_back(store):
         store.rewrite(store.row_keys())
     assert care.sweep(store.folder, grace_s=3600) == 0
     assert len(layout.record_files(store.folder)) == 5
-    orphan = store.folder / "seg" / "orphan.zarr" / "c"
-    orphan.mkdir(parents=True)
-    (orphan / "0").write_bytes(b"x" * 10)
-    leftover = store.folder / "commit" / ".tmp-1"
-    leftover.write_bytes(b"")
+    (layout.segment_folder(store.folder, OTHER_ID) / "c" / "0" / "0").put(b"x" * 10)
+    (store.folder / "commit" / ".tmp-1").put(b"")
+    unknown = (store.folder / "seg" / "mine.zarr" / "zarr.json", store.folder / "notes" / "a.txt")
+    for file in unknown:
+        file.put(b"not ours")
     assert care.sweep(store.folder, grace_s=-1) > 10
-    assert len(data_files(store)) == 4  # encoder.json, one record, zarr.json, one chunk
+    assert all(file.read() == b"not ours" for file in unknown)
+    assert len(data_files(store)) == 6  # encoder.json, one record, zarr.json, one chunk; not ours
     assert again(store).row_keys() == store.row_keys()
 
 
@@ -174,9 +183,9 @@ def test_a_sweep_cut_short_brings_no_dropped_row_back(store, kept):
     store.rewrite(keys(0, 3))
     void = list(layout.record_files(store.folder).values())[:-1]
     assert len(void) == 3
-    for number, path in enumerate(void):
+    for number, file in enumerate(void):
         if number != kept:
-            path.unlink()
+            file.delete()
     assert again(store).row_keys() == keys(0, 3)
 
 
@@ -193,7 +202,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(store, monkeypatch):
         return fsync
 
     at_rest = data_files(store)
-    for number in range(1, 8):
+    for number in range(1, 12):
         calls.clear()
         monkeypatch.setattr(os, "fsync", fail_at(number))
         with pytest.raises(StoreWriteError, match="No space left on device.*free some space"):
@@ -228,11 +237,11 @@ KINDS = ["encoder.json", "commit/first", "commit/last", "zarr.json", "c/0/0"]
 
 def victim(store: EmbeddingStore, kind: str) -> Path:
     if kind == "encoder.json":
-        return store.folder / kind
+        return Path(store.folder / kind)
     if kind.startswith("commit"):
         files = list(layout.record_files(store.folder).values())
-        return files[0] if kind.endswith("first") else files[-1]
-    return layout.segment_path(store.folder, store.records[0].id) / kind
+        return Path(files[0] if kind.endswith("first") else files[-1])
+    return segment_on_disk(store) / kind
 
 
 @pytest.mark.parametrize("harm", [flip, cut, delete])
@@ -245,10 +254,10 @@ def test_damage_anywhere_is_named_and_never_read(store, harm, kind, compacted):
     path = victim(store, kind)
     harm(path)
     found = list(care.check_store(store.folder))
-    named = [damage for damage in found if damage.path == path]
+    named = [damage for damage in found if Path(damage.path) == path]
     if kind.startswith("commit") and harm is delete:
         # The file is gone, so its orphaned segment or a later record tells.
-        record_id = layout.table_stem(path)
+        record_id = layout.table_stem(path.name)
         named = [damage for damage in found if record_id in damage.path.name]
     assert named, found
     assert all(damage.problem for damage in named)
@@ -281,14 +290,14 @@ def test_mending_keeps_every_row_that_can_be_kept(store, harm, kind):
 
 
 def test_a_flipped_bit_costs_one_row_not_its_chunk(tmp_path):
-    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
     store.append(keys(0, 2000), rows(0, 2000))
-    chunk = layout.segment_path(store.folder, store.records[0].id) / "c" / "1" / "0"
+    chunk = segment_on_disk(store) / "c" / "1" / "0"
     data = bytearray(chunk.read_bytes())
     data[DIM * 4 * 7 + 5] ^= 1
     chunk.write_bytes(data)
     (damage,) = care.check_store(store.folder)
-    assert damage.path == chunk
+    assert Path(damage.path) == chunk
     assert damage.keys == (keys(1007, 1008)[0],)
     held = EmbeddingStore(store.folder)
     assert np.array_equal(held.read(keys(1006, 1007)), rows(1006, 1007))  # its neighbour is fine
@@ -296,13 +305,15 @@ def test_a_flipped_bit_costs_one_row_not_its_chunk(tmp_path):
         held.read(keys(1007, 1008))
     with pytest.raises(StoreCorruptError, match="does not match its checksum"):
         held.read(keys(0, 2000))
-    assert care.mend_store(store.folder) == 1999
+    mended = care.mend_store(store.folder)
+    assert "1999 rows of damaged segments saved" in mended.message
+    assert mended.lost_keys == {keys(1007, 1008)[0]}
 
 
 def test_two_chunks_that_changed_places_are_found(tmp_path):
-    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
     store.append(keys(0, 2000), rows(0, 2000))
-    root = layout.segment_path(store.folder, store.records[0].id) / "c"
+    root = segment_on_disk(store) / "c"
     shutil.move(root / "0" / "0", root / "x")
     shutil.move(root / "1" / "0", root / "0" / "0")
     shutil.move(root / "x", root / "1" / "0")
@@ -312,21 +323,21 @@ def test_two_chunks_that_changed_places_are_found(tmp_path):
 
 
 def test_a_lost_encoder_json_without_records_cannot_be_mended(tmp_path):
-    store = EmbeddingStore.open_or_create(tmp_path / "e", document())
-    (store.folder / "encoder.json").unlink()
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
+    (store.folder / "encoder.json").delete()
     with pytest.raises(StoreCorruptError, match="no record repeats it; delete the folder"):
         care.mend_store(store.folder)
 
 
 def test_an_interrupted_write_is_not_damage(store):
     """A segment that was cut short before its record is a leftover, and is swept."""
-    path = store.folder / "seg" / "20000101T000000000000-0123456789ab.zarr"
+    folder = layout.segment_folder(store.folder, OTHER_ID)
     n_rows = 5
-    segment.write_segment(path, n_rows, DIM, iter([rows(0, n_rows)]))
-    (path / "c" / "0" / "0").unlink()
+    segment.write_segment(folder, n_rows, DIM, iter([rows(0, n_rows)]))
+    (folder / "c" / "0" / "0").delete()
     assert list(care.check_store(store.folder)) == []
     care.sweep(store.folder, grace_s=-1)
-    assert not path.exists()
+    assert not Path(folder).exists()
 
 
 def test_the_lock_keeps_a_second_pass_waiting_and_says_so(store):
@@ -357,14 +368,14 @@ def test_a_rewrite_keeps_what_others_committed_since_it_looked(store):
 
 @pytest.mark.parametrize("moment", ["before the record", "after the record"])
 def test_an_interruption_leaves_no_rows_that_nothing_names(store, monkeypatch, moment):
-    publish = layout.publish_record
+    put = layout.put_record
 
     def interrupted(folder, record):
         if moment == "after the record":
-            publish(folder, record)
+            put(folder, record)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(layout, "publish_record", interrupted)
+    monkeypatch.setattr(layout, "put_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.append(keys(20, 22), rows(20, 22))
     assert list(care.check_store(store.folder)) == []
@@ -372,11 +383,14 @@ def test_an_interruption_leaves_no_rows_that_nothing_names(store, monkeypatch, m
 
 
 def test_a_record_whose_folder_could_not_be_flushed_is_not_there(store, monkeypatch):
-    def refuse(path):
-        if path.name == "commit":
-            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    real_fsync = durable.fsync
 
-    monkeypatch.setattr("embedcache.files.durable.fsync", refuse)
+    def refuse(path):
+        if any(path.glob("*-*.*.parquet")) and len(list(path.glob("*.parquet"))) > 2:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        real_fsync(path)
+
+    monkeypatch.setattr(durable, "fsync", refuse)
     with pytest.raises(StoreWriteError, match="Disk quota exceeded"):
         store.append(keys(20, 22), rows(20, 22))
     assert len(again(store)) == 8
@@ -385,15 +399,16 @@ def test_a_record_whose_folder_could_not_be_flushed_is_not_there(store, monkeypa
 
 def test_a_torn_record_of_a_killed_writer_is_no_record(store):
     torn = store.folder / "commit" / "20991231T000000000000-abcdefabcdef.00000000.parquet"
-    torn.write_bytes(b"PAR1")
+    torn.put(b"PAR1")
     with pytest.raises(StoreCorruptError, match="does not match the checksum"):
         again(store)
-    layout.intent_path(store.folder, "20991231T000000000000-abcdefabcdef").touch()
+    layout.intent_file(store.folder, "20991231T000000000000-abcdefabcdef").replace(b"")
     assert len(again(store)) == 8
 
 
-def test_dot_files_of_others_are_no_records(store):
-    (store.folder / "commit" / "._x.parquet").write_bytes(b"of another system")
+def test_files_of_others_are_no_records(store):
+    (store.folder / "commit" / "._x.00000000.parquet").put(b"of another system")
+    (store.folder / "commit" / "backup.parquet").put(b"of somebody else")
     assert len(again(store)) == 8
     assert list(care.check_store(store.folder)) == []
 
@@ -409,15 +424,22 @@ def test_a_store_that_cannot_be_locked_is_a_clear_error(store, monkeypatch):
 
 def test_a_leftover_that_another_sweep_takes_first_is_no_error(store, monkeypatch):
     leftover = store.folder / "commit" / ".tmp-0123456789abcdef"
-    leftover.write_bytes(b"cut short")
-    real = Path.stat
+    leftover.put(b"cut short")
+    real = LocalBackend.delete
 
-    def vanishing(self, **options):
-        if self == leftover:
-            leftover.unlink(missing_ok=True)
-        return real(self, **options)
+    def overtaken(self, name):
+        real(self, name)
+        real(self, name)
 
-    monkeypatch.setattr(Path, "stat", vanishing)
+    monkeypatch.setattr(LocalBackend, "delete", overtaken)
     care.sweep(store.folder, grace_s=-1)
     assert not leftover.exists()
     assert len(store.read(keys(0, 5))) == 5
+
+
+def test_a_chunk_of_zeros_is_stored_like_any_other(tmp_path):
+    """Zero is the fill value of bytes; zarr leaves such a chunk out unless it is told not to."""
+    black = {"identity": {"dim": DIM, "dtype": "uint8"}}
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), {**document(), **black})
+    store.append(keys(0, 3), np.zeros((3, DIM), np.float32))
+    assert np.array_equal(again(store).read(keys(0, 3)), np.zeros((3, DIM)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -236,9 +237,9 @@ def test_a_patient_in_two_cohorts_is_leakage(project):
 
 def test_folds_are_assigned_once_and_shared(project):
     table, sizes = project.folds()
-    files = list(project.workspace.folds.iterdir())
+    files = list(Path(project.workspace.folds).iterdir())
     assert project.folds()[0].patients == table.patients
-    assert list(project.workspace.folds.iterdir()) == files
+    assert list(Path(project.workspace.folds).iterdir()) == files
     assert sum(size.n_images for size in sizes) == 72
     project.extract("pixels")
     (outcome,) = project.probe("pixels")
@@ -318,7 +319,7 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(project):
     (before,) = project.plan(["pixels"])
     assert (before.n_hits, before.n_misses, before.size_bytes) == (0, 132, 132 * 1024)
     assert before.estimate_s is None
-    assert not project.workspace.store.exists()
+    assert not Path(project.workspace.store).exists()
     project.extract("pixels", shard=(1, 2))
     (half,) = project.plan(["pixels"])
     assert (half.n_hits, half.n_misses) == (66, 66)
@@ -395,11 +396,12 @@ def test_gc_keeps_what_another_manifest_of_the_same_store_wants(project, tmp_pat
 def truth_files(project) -> list[Path]:
     """Every file of the store but what is derived and the lock."""
     skipped = {"LOCK", "catalog.duckdb", "digests.tsv"}
-    files = (path for path in project.workspace.store.rglob("*") if path.is_file())
+    files = (path for path in Path(project.workspace.store).rglob("*") if path.is_file())
     return sorted(path for path in files if path.name not in skipped)
 
 
-def flip(path: Path) -> None:
+def flip(path: os.PathLike) -> None:
+    path = Path(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 16
     path.write_bytes(data)
@@ -416,12 +418,12 @@ def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
     expected = probed.embeddings("pixels").X
     pristine = tmp_path / "pristine"
     shutil.copytree(probed.workspace.store, pristine)
-    files = [path.relative_to(probed.workspace.store) for path in truth_files(probed)]
+    files = [path.relative_to(Path(probed.workspace.store)) for path in truth_files(probed)]
     assert len(files) == 10, files
     for name in files:
         shutil.rmtree(probed.workspace.store)
         shutil.copytree(pristine, probed.workspace.store)
-        harm(probed.workspace.store / name)
+        harm(Path(probed.workspace.store) / name)
         report = probed.verify()
         named = " ".join(str(f.path) for f in report.findings)
         stem = (
@@ -443,7 +445,7 @@ def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
 def test_repair_encodes_only_what_was_lost(project, monkeypatch):
     project.extract("pixels", shard=(1, 2))
     (store,) = state.open_stores(project.workspace)
-    chunk = layout.segment_path(store.folder, store.records[0].id) / "c" / "0" / "0"
+    chunk = layout.segment_folder(store.folder, store.records[0].id) / "c" / "0" / "0"
     flip(chunk)
     report = project.verify()
     assert len(report.findings[0].images) == 1
@@ -456,7 +458,7 @@ def test_repair_encodes_only_what_was_lost(project, monkeypatch):
 def test_repair_without_the_weights_keeps_the_rest_and_says_so(project, monkeypatch):
     project.extract("pixels")
     (store,) = state.open_stores(project.workspace)
-    flip(layout.segment_path(store.folder, store.records[0].id) / "c" / "0" / "0")
+    flip(layout.segment_folder(store.folder, store.records[0].id) / "c" / "0" / "0")
     other_fingerprint(monkeypatch)
     mended = project.verify(repair=True)
     assert mended.passes == ()
@@ -478,11 +480,13 @@ def test_damaged_derived_files_are_named_and_harmless(probed, monkeypatch):
 
 def test_a_store_of_another_format_version_is_refused(project):
     project.extract("pixels")
-    from embedcache.files.durable import seal_document
+    from embedcache.files.documents import seal
 
     document = {"format": "embedcache", "version": 99, "created": "x"}
-    project.workspace.format_file.write_bytes(seal_document(document))
-    with pytest.raises(StoreMismatchError, match="format version 99, this release reads version 1"):
+    project.workspace.format_file.replace(seal(document))
+    with pytest.raises(
+        StoreMismatchError, match="format version 99, this release reads versions 1, 2"
+    ):
         project.extract("pixels")
     with pytest.raises(StoreMismatchError, match="format version 99"):
         project.status()

@@ -1,0 +1,172 @@
+"""What `verify`, `gc` and `status` need to know of each kind of artefact in a store.
+
+Each kind stands beside the code that writes it, and the verbs go through one list of them. A kind
+lists what it knows by its own rules, so a file that no kind knows is listed by nobody and deleted
+by nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from embedcache.files.backend import Entry, Location
+from embedcache.files.durable import TEMPORARY
+
+SNAPSHOTS: Final = "snapshots"
+FOLD_TABLES: Final = "fold tables"
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong with an artefact.
+
+    Parameters
+    ----------
+    path
+        The file that is damaged or missing.
+    problem
+        What is wrong with the file, in a few words.
+    keys
+        SHA-256 of each image whose row is lost with the file.
+    """
+
+    path: Location
+    problem: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An artefact of another kind, by the name under which it is looked up.
+
+    Parameters
+    ----------
+    kind
+        `ArtefactKind.name` of the kind, `SNAPSHOTS` or `FOLD_TABLES`.
+    artefact
+        Content digest of a snapshot, or id of a fold table.
+    """
+
+    kind: str
+    artefact: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What was done about a damaged artefact.
+
+    Parameters
+    ----------
+    message
+        One line for the user: what was done, and what is left to do.
+    lost_keys
+        SHA-256 of each image that has to be encoded again; None where the list of them is lost
+        too, so that every image of the manifest without a row counts.
+    """
+
+    message: str
+    lost_keys: frozenset[str] | None = frozenset()
+
+
+class ArtefactKind(Protocol):
+    """All artefacts of one kind in a workspace.
+
+    Attributes
+    ----------
+    name
+        Plural name of the kind, as in a report: 'fold tables'.
+    folder
+        The folder in which all of them lie.
+    """
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which all of them lie."""
+
+    def items(self) -> Sequence[Location]:
+        """Return the file or the folder of each artefact, by name."""
+
+    def check(self, item: Location) -> Iterable[Damage]:
+        """Compare an artefact with its checksums; changes nothing."""
+
+    def mend(self, item: Location) -> Mended:
+        """Make a damaged artefact whole, or remove it where the same command makes it again.
+
+        Raises
+        ------
+        StoreCorruptError
+            Nothing can be done without the user.
+        StoreWriteError
+            The storage refused.
+        """
+
+    def sweep(self, grace_s: float) -> int:
+        """Delete what nothing needs any more and return how many bytes that freed.
+
+        Parameters
+        ----------
+        grace_s
+            Age in seconds that a file must have reached: a reader may still hold a younger one.
+        """
+
+    def size(self) -> int:
+        """Return how many bytes the artefacts take."""
+        return sum(size_of(item) for item in self.items())
+
+    def references(self, item: Location) -> Iterable[Reference]:
+        """Return the artefacts of other kinds that an artefact needs; none where it is damaged."""
+        del item
+        return ()
+
+    def holds(self, artefact: str) -> bool:
+        """Tell whether the artefact of a `Reference` is there."""
+        return any(item.name == artefact for item in self.items())
+
+
+def check_references(kinds: Sequence[ArtefactKind]) -> Iterator[Damage]:
+    """Find what an artefact of any kind needs but that is gone."""
+    referrers: dict[Reference, str] = {}
+    for kind in kinds:
+        for item in kind.items():
+            for reference in kind.references(item):
+                referrers.setdefault(reference, item.name)
+    by_name = {kind.name: kind for kind in kinds}
+    for reference, referrer in referrers.items():
+        kind = by_name[reference.kind]
+        if not kind.holds(reference.artefact):
+            path = kind.folder / reference.artefact
+            yield Damage(path, f"is missing, but {referrer} names it")
+
+
+def size_of(item: Location) -> int:
+    """Return the size in bytes of a file, or of all files of a folder."""
+    files = item.list(deep=True, hidden=True)
+    if files:
+        return sum(entry.size for entry in files)
+    return sum(e.size for e in item.parent.list(hidden=True) if e.name == item.name)
+
+
+def age_s(entry: Entry) -> float:
+    """Return how long ago an entry of a listing was changed, in seconds."""
+    return time.time() - entry.modified_ns / 1e9
+
+
+def sweep_temporaries(folder: Location, grace_s: float) -> int:
+    """Delete what killed writers left in a folder, and return how many bytes that freed.
+
+    A temporary goes only after the grace time: a younger one may belong to a write under way.
+    """
+    freed = 0
+    for entry in folder.list(hidden=True):
+        if entry.name.startswith(TEMPORARY) and age_s(entry) > grace_s:
+            leftover = folder / entry.name.removesuffix("/")
+            freed += size_of(leftover)
+            leftover.delete()
+    return freed

@@ -1,0 +1,117 @@
+"""Making rows exist: a segment is written, and only then the record that names it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.errors import StoreCorruptError, StoreError
+from embedcache.files.backend import Location
+from embedcache.files.documents import find_table
+from embedcache.files.durable import new_id
+from embedcache.store import layout, segment
+from embedcache.store.layout import Record
+from embedcache.store.segment import Rows
+
+
+def publish_segment(
+    folder: Location,
+    document: Mapping[str, Any],
+    keys: Sequence[str],
+    blocks: Iterable[Rows],
+    *,
+    failures: Mapping[str, str],
+    context: Mapping[str, Any],
+    replaces: Sequence[str],
+    parents: Sequence[str],
+) -> Record:
+    """Write a segment durably, then the record that makes its rows exist.
+
+    Parameters
+    ----------
+    folder
+        Folder of the encoder.
+    document
+        Content of the folder's `encoder.json`.
+    keys
+        SHA-256 of each row's image.
+    blocks
+        The rows in order, in blocks of `chunk_rows_for(len(keys))`.
+    failures, context, replaces, parents
+        Parts of the record; see `Record`.
+
+    Raises
+    ------
+    StoreWriteError
+        The storage refused; no row of this call exists.
+    """
+    record_id, dim = new_id(), int(document["identity"]["dim"])
+    dtype = str(document["identity"].get("dtype", "float32"))
+    sums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+
+    def summed() -> Iterator[Rows]:
+        for block in blocks:
+            sums.append(segment.row_sums(block))
+            yield block
+
+    array = layout.segment_folder(folder, record_id)
+    intent = layout.intent_file(folder, record_id)
+    try:
+        intent.replace(b"")
+        files = segment.write_segment(array, len(keys), dim, summed(), dtype=dtype)
+        record = Record(
+            id=record_id,
+            keys=tuple(keys),
+            sums=np.concatenate(sums),
+            dim=dim,
+            chunk_rows=segment.chunk_rows_for(len(keys)),
+            files=files,
+            failures=dict(failures),
+            replaces=tuple(replaces),
+            parents=tuple(parents),
+            context={**context, "encoder": dict(document)},
+        )
+        layout.put_record(folder, record)
+    except BaseException:  # an interruption too, lest it leaves rows that nothing names
+        with contextlib.suppress(StoreError):
+            if find_table(folder / layout.COMMITS, record_id) is None:
+                array.delete()
+        raise
+    finally:
+        with contextlib.suppress(StoreError):  # a mark that stays is swept one day
+            intent.delete()
+    return record
+
+
+def read_records(
+    folder: Location, files: Mapping[str, Location]
+) -> tuple[list[Record], dict[str, StoreCorruptError]]:
+    """Return the live records, those that replaced others first, and what is wrong with the rest.
+
+    Parameters
+    ----------
+    folder
+        Folder of the encoder.
+    files
+        What `layout.record_files` returned: a record committed since is left out.
+
+    Returns
+    -------
+    The live records, and by id the error of each record that cannot be read and that none replaces.
+    """
+    records, errors = {}, {}
+    for record_id, file in files.items():
+        try:
+            records[record_id] = layout.read_record(file)
+        except StoreCorruptError as error:
+            # Where there are no hard links, a killed writer leaves a torn record, and its intent.
+            if not layout.intent_file(folder, record_id).exists():
+                errors[record_id] = error
+    void = {replaced for record in records.values() for replaced in record.replaces}
+    live = [record for record in records.values() if record.id not in void]
+    live.sort(key=lambda record: (not record.replaces, record.id))
+    return live, {key: error for key, error in errors.items() if key not in void}
