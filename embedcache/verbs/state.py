@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from embedcache.catalog.index import Sources, write_catalog
 from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import split_frame
 from embedcache.data.manifest import image_paths, read_manifest
@@ -30,9 +29,13 @@ from embedcache.files.durable import (
 )
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import DOCUMENT
+from embedcache.verbs import catalog
 from embedcache.workspace import Workspace
 
 _SNAPSHOT: Final = b"embedcache"
+
+is_catalog_stale = catalog.is_catalog_stale
+renew_catalog = catalog.renew_catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,38 +248,3 @@ def find_store(workspace: Workspace, model: str) -> EmbeddingStore:
         raise StoreMismatchError(f"'{model}' has several fingerprints; name one of {choices}")
     fingerprint = next(iter(documents))
     return EmbeddingStore(encoder_folder(workspace, name, fingerprint))
-
-
-def sources(workspace: Workspace, images: Images | None = None) -> Sources:
-    """Return what the catalog's tables are made of."""
-    images = images or load_images(workspace)
-    return Sources(
-        images=images.table.replace_schema_metadata(None),
-        stores=open_stores(workspace),
-        folds=workspace.folds,
-        runs=workspace.runs,
-    )
-
-
-def is_catalog_stale(workspace: Workspace) -> bool:
-    """Tell whether anything was committed, or the manifest edited, since it was written."""
-    sources = [workspace.manifest, workspace.manifests, workspace.folds, workspace.runs]
-    sources += [workspace.encoders, *(f / "commit" for f in encoder_folders(workspace))]
-    changed = max((path.stat().st_mtime_ns for path in sources if path.exists()), default=0)
-    return not workspace.catalog.exists() or workspace.catalog.stat().st_mtime_ns <= changed
-
-
-def renew_catalog(
-    workspace: Workspace, images: Images | None = None, *, force: bool = False
-) -> bool:
-    """Write the catalog anew if anything was committed since it was written.
-
-    Returns
-    -------
-    Whether it was written.
-    """
-    if not force and not is_catalog_stale(workspace):
-        return False
-    workspace.create_store()
-    write_catalog(workspace.catalog, sources(workspace, images))
-    return True
