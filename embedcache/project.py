@@ -237,7 +237,21 @@ class Project:
         CatalogError
             The statement is wrong, or would write.
         """
-        return Session(self.workspace).query(query)
+        from embedcache.verbs.sql import sql
+
+        return sql(self.workspace, query)
+
+    def sql_rows(self, query: str) -> QueryRows:
+        """Return the result of a SELECT as column names and plain values, in less time than `sql`.
+
+        Raises
+        ------
+        CatalogError
+            The statement is wrong, or would write.
+        """
+        from embedcache.verbs.sql import sql_rows
+
+        return sql_rows(self.workspace, query)
 
     # Runs
 

@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import pyarrow as pa
-
 from embedcache.data.class_maps import read_class_map
 from embedcache.data.image_table import Images
 from embedcache.data.labels import separate_labels
@@ -60,8 +58,7 @@ class Cohorts:
 
     def column(self, name: str, numbers: Sequence[int]) -> tuple[str, ...]:
         """Return one column of the images with these row numbers."""
-        values = self.images.table[name].take(pa.array(numbers, pa.int64()))
-        return tuple(values.to_pylist())
+        return self.images.column(name, numbers)
 
 
 def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) -> Cohorts:

@@ -20,7 +20,7 @@ from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import parse_table, read_document, seal, table_bytes
 from embedcache.files.durable import crc32c
 from embedcache.files.locks import locked
-from embedcache.runs.record import RECORD_NAME, RunRecord, TableFile, record_from_document
+from embedcache.runs.record import RunRecord, TableFile, record_from_document
 from embedcache.runs.tables import (
     SCHEMAS,
     answers_of,
@@ -30,6 +30,7 @@ from embedcache.runs.tables import (
     with_all_columns,
 )
 from embedcache.scoring.estimates import Estimate
+from embedcache.workspace import RUN_DOCUMENT, Workspace
 
 _MARK: Final = ".writing"
 _WAY_OUT: Final = "run `embedcache verify --repair`, then make the run again"
@@ -40,32 +41,26 @@ class RunFiles:
 
     Parameters
     ----------
+    workspace
+        Workspace of the runs.
+
+    Attributes
+    ----------
     folder
         Folder of the runs.
     """
 
-    def __init__(self, folder: Location) -> None:
-        self.folder = folder
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.folder = workspace.runs
         self._records: dict[str, RunRecord] = {}
-
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Return size and time of each run's record, by run id, sorted.
-
-        They differ where a run was removed and made again.
-        """
-        entries = ((entry, *_split(entry)) for entry in self.folder.list(deep=True))
-        return {
-            run_id: (entry.size, entry.modified_ns)
-            for entry, run_id, name in entries
-            if name == RECORD_NAME
-        }
 
     def ids(self) -> list[str]:
         """Return the names of the runs, sorted."""
-        return list(self.stamps())
+        return list(self.workspace.run_stamps())
 
     def __contains__(self, run_id: str) -> bool:
-        return run_id in self._records or (self.folder / run_id / RECORD_NAME).exists()
+        return run_id in self._records or (self.folder / run_id / RUN_DOCUMENT).exists()
 
     def record(self, run_id: str) -> RunRecord:
         """Return the record of a run.
@@ -76,7 +71,7 @@ class RunFiles:
             The record is missing or does not match its checksum.
         """
         if run_id not in self._records:
-            document = read_document(self.folder / run_id / RECORD_NAME)
+            document = read_document(self.folder / run_id / RUN_DOCUMENT)
             self._records[run_id] = record_from_document({**document, "run_id": run_id})
         return self._records[run_id]
 
@@ -177,7 +172,7 @@ class RunFiles:
             tables[name] = file
         record = replace(record, tables=tables)
         with contextlib.suppress(FileExistsError):
-            (folder / RECORD_NAME).put(seal(record.document()))
+            (folder / RUN_DOCUMENT).put(seal(record.document()))
         (folder / _MARK).delete()
         self._records.pop(run_id, None)
         return self.record(run_id)
@@ -186,7 +181,7 @@ class RunFiles:
         """Remove the record of a run and its tables; files of others stay where they are."""
         folder = self.folder / run_id
         names = [entry.name for entry in folder.list(hidden=True)]
-        ours = sorted(filter(_is_ours, names), key=lambda name: name != RECORD_NAME)
+        ours = sorted(filter(_is_ours, names), key=lambda name: name != RUN_DOCUMENT)
         for name in ours:  # the record first: without it there is no run
             (folder / name).delete()
         if len(ours) == len(names):
@@ -203,7 +198,7 @@ class RunFiles:
         try:
             record = self.record(run_id)
         except StoreCorruptError as error:
-            yield path / RECORD_NAME, error.problem
+            yield path / RUN_DOCUMENT, error.problem
             return
         for file in record.tables.values():
             try:
@@ -216,7 +211,7 @@ class RunFiles:
         for run_id, names in self._files().items():
             mark = names.get(_MARK)
             is_over = mark is not None and mark.modified_ns < before_ns
-            if is_over and RECORD_NAME not in names and all(map(_is_ours, names)):
+            if is_over and RUN_DOCUMENT not in names and all(map(_is_ours, names)):
                 yield run_id
 
     def _files(self) -> dict[str, dict[str, Entry]]:
@@ -234,7 +229,7 @@ def _split(entry: Entry) -> tuple[str, str]:
 
 
 def _is_run(names: Mapping[str, Entry]) -> bool:
-    return RECORD_NAME in names or (any(map(_is_table, names)) and _MARK not in names)
+    return RUN_DOCUMENT in names or (any(map(_is_table, names)) and _MARK not in names)
 
 
 def _is_table(name: str) -> bool:
@@ -242,4 +237,4 @@ def _is_table(name: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return _is_table(name) or name in {RECORD_NAME, _MARK}
+    return _is_table(name) or name in {RUN_DOCUMENT, _MARK}

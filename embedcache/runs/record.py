@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
 
-from embedcache.data.fold_tables import find_fold_table
+from embedcache.data.fold_tables import read_fold_table
+from embedcache.data.folds import FoldTable
 from embedcache.data.question import Question
 from embedcache.data.task_names import TaskName
 from embedcache.runs.legacy import request_of_version_1
@@ -15,7 +16,6 @@ from embedcache.runs.methods import FinetuneMethod, Method, ProbeMethod, method_
 from embedcache.runs.request import RunData, RunRequest
 from embedcache.workspace import Workspace
 
-RECORD_NAME: Final = "run.json"
 _FINAL: Final = "final_"
 
 
@@ -197,8 +197,11 @@ class RunRecord:
     def question(self, workspace: Workspace) -> Question:
         """Return the question that was asked, on the very folds where their table is kept."""
         question, folds_id = self.request.question, self.request.data.folds_id
-        table = None if folds_id is None else find_fold_table(workspace, folds_id)
-        return question if table is None else replace(question, folds=table)
+        patients = None if folds_id is None else read_fold_table(workspace, folds_id)
+        if folds_id is None or patients is None:
+            return question
+        n_folds = question.n_folds or len(set(patients.values()))
+        return question.on_folds(FoldTable(folds_id, n_folds, question.seed, patients))
 
     def document(self) -> dict[str, Any]:
         """Return the record as JSON can hold it."""

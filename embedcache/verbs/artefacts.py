@@ -6,7 +6,7 @@ from embedcache.catalog.kind import CatalogFile
 from embedcache.data.fold_tables import FoldTables
 from embedcache.data.snapshots import Snapshots
 from embedcache.encoders.kept import KeptWeights
-from embedcache.extract.pictures import Pictures
+from embedcache.extract.pictures import PictureStores
 from embedcache.files.digests import DigestFile
 from embedcache.files.kinds import ArtefactKind
 from embedcache.finetune.trainings import Trainings
@@ -29,6 +29,6 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
         FoldTables(workspace),
         RunsKind(session.runs),
         KeptWeights(workspace),
-        Pictures(workspace),
+        PictureStores(workspace),
         Trainings(workspace),
     ]

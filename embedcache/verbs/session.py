@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from embedcache.catalog.index import update
 from embedcache.catalog.query import select_images
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
-from embedcache.data.fold_tables import find_fold_table, keep_fold_table
+from embedcache.data.fold_tables import read_fold_table, store_fold_table
 from embedcache.data.folds import FoldTable, assign_folds, fold_notes, folds_identity, read_folds
-from embedcache.data.image_table import Images, load_images
+from embedcache.data.image_files import ImageFile
+from embedcache.data.image_table import Images, image_files, load_images, remembered_images
+from embedcache.data.manifest import Manifest, read_manifest
 from embedcache.data.question import Question
 from embedcache.data.snapshots import save_snapshot
 from embedcache.encoders.kept import check_not_trained_on
@@ -22,7 +25,9 @@ from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache
 from embedcache.protocol.tasks import task_named
 from embedcache.runs.files import RunFiles
+from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.verbs.catalog import catalog_source
 from embedcache.workspace import Workspace
 
 ALL = "all"
@@ -75,13 +80,29 @@ class Session:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.runs = RunFiles(workspace.runs)
+        self.runs = RunFiles(workspace)
         self._stores: dict[Location, EmbeddingStore] = {}
 
     @cached_property
     def digests(self) -> DigestCache:
         """Digests of files, remembered between commands."""
         return DigestCache(self.workspace.digests)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The checked manifest, parsed once.
+
+        Raises
+        ------
+        ManifestError
+            There is no manifest, or it cannot be used.
+        """
+        return read_manifest(self.workspace.manifest)
+
+    @cached_property
+    def image_files(self) -> tuple[ImageFile, ...]:
+        """The images of the manifest as files, in its order; reads none of them."""
+        return image_files(self.manifest, self.workspace.data_root)
 
     @cached_property
     def images(self) -> Images:
@@ -92,7 +113,9 @@ class Session:
         ManifestError
             There is neither a manifest nor a store that remembers one.
         """
-        return load_images(self.workspace, self.digests)
+        if not self.workspace.manifest.is_file():
+            return remembered_images(self.workspace)
+        return load_images(self.workspace, self.manifest, self.image_files, self.digests)
 
     def forget_images(self) -> None:
         """Take the digests of the images anew when they are asked for next: a pass read files."""
@@ -101,7 +124,7 @@ class Session:
     @cached_property
     def snapshot(self) -> str:
         """Content digest of the manifest, which is remembered in the store."""
-        return save_snapshot(self.workspace, self.images)
+        return save_snapshot(self.workspace, self.images.table)
 
     # Stores
 
@@ -170,6 +193,24 @@ class Session:
             for name, document in zip(names, documents, strict=True)
         ]
 
+    def count_rows(self, folder: Location) -> int:
+        """Return how many images the readable records of an encoder's folder hold."""
+        return len(recorded_keys(folder))
+
+    # Catalog
+
+    def renew_catalog(self, *, anew: bool = False) -> None:
+        """Bring the catalog up to date with what this session has read.
+
+        Parameters
+        ----------
+        anew
+            Whether to write all of it, even where it is up to date.
+        """
+        self.workspace.create_store()
+        source = catalog_source(self.workspace, self)
+        update(source.path, source.items, anew=anew)
+
     # Questions
 
     def study(self, question: Question) -> Study:
@@ -196,15 +237,14 @@ class Session:
         table = question.folds
         if isinstance(table, int):
             folds_id = folds_identity(patient_id, strata, table, question.seed)
-            stored = find_fold_table(self.workspace, folds_id)
-            if stored is None:
+            patients = read_fold_table(self.workspace, folds_id)
+            if patients is None:
                 table = assign_folds(patient_id, strata, n_folds=table, seed=question.seed)
-                keep_fold_table(self.workspace, table)
             else:
-                table = replace(stored, n_folds=table, seed=question.seed)
+                table = FoldTable(folds_id, table, question.seed, patients)
         elif not isinstance(table, FoldTable):
             table = read_folds(table)
-            keep_fold_table(self.workspace, table)
+        store_fold_table(self.workspace, table.folds_id, table.patients)
         # In other tasks the strata are no classes, and notes on them would say nothing.
         is_classes = question.task == "classification"
         notes = fold_notes(patient_id, strata, table.n_folds) if is_classes else ()
@@ -290,15 +330,3 @@ class Session:
 def same_name(first: str, second: str) -> bool:
     """Tell whether two names of encoders differ in hyphens and underscores at most."""
     return first.replace("_", "-") == second.replace("_", "-")
-
-
-def check_models(names: Sequence[str], workspace: Workspace) -> None:
-    """Check that there is a model at all.
-
-    Raises
-    ------
-    RunError
-        The store holds no embeddings.
-    """
-    if not names:
-        raise RunError(f"{workspace.store} holds no embeddings; run `embedcache extract -m NAME`")
