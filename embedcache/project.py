@@ -16,6 +16,7 @@ from embedcache.verbs.session import Session
 from embedcache.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
+    from embedcache.catalog.query import QueryRows
     from embedcache.data.embeddings import LabelledEmbeddings
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.question import Question

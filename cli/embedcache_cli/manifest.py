@@ -13,7 +13,7 @@ from embedcache_cli import options
 from embedcache_cli.output import print_json, say, short_path
 
 if TYPE_CHECKING:
-    from embedcache.verbs.manifest import Written
+    from embedcache.verbs.manifest import CheckReport, Written
 
 _SHOWN = 5
 
@@ -170,7 +170,12 @@ def check(manifest: Path | None, store: Path | None, data_root: Path | None, as_
         click.echo(text_table(("cohort", "label", "images"), rows))
         for trouble in report.troubles:
             click.echo(f"{trouble.kind}: {trouble.message}")
-        click.echo("sound" if not kinds else f"{len(kinds)} kinds of trouble")
+        click.echo(_verdict(report))
     if report.has_leaks:
         return 5
     return 3 if report.is_incomplete else 0
+
+
+def _verdict(report: CheckReport) -> str:
+    n_kinds = len({trouble.kind for trouble in report.troubles})
+    return f"{n_kinds} kinds of trouble" if n_kinds else "sound"

@@ -14,11 +14,18 @@ from embedcache.runs.files import RunFiles
 class RunsKind(ArtefactKind):
     """Every run of a workspace; see `ArtefactKind`."""
 
-    name = "runs"
-
     def __init__(self, runs: RunFiles) -> None:
         self.runs = runs
-        self.folder = runs.folder
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+        return "runs"
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which all of them lie."""
+        return self.runs.folder
 
     def items(self) -> Sequence[Location]:
         """Return the folder of each run, of one that lost its record too."""

@@ -68,4 +68,4 @@ def _method(kind: str, settings: Mapping[str, Any]) -> Method:
     if not isinstance(probe, Mapping):
         return UnknownMethod(settings)
     names = {"external": "external_by"}  # one word meant cohorts and a way of predicting them
-    return ProbeMethod.from_document({names.get(key, key): v for key, v in probe.items()})
+    return ProbeMethod.from_document({names.get(str(key), str(key)): v for key, v in probe.items()})

@@ -7,9 +7,9 @@ from embedcache.data.fold_tables import FoldTables
 from embedcache.data.snapshots import Snapshots
 from embedcache.encoders.kept import KeptWeights
 from embedcache.extract.pictures import PictureStores
-from embedcache.files.digests import DigestFile
+from embedcache.files.digests import DigestFiles
 from embedcache.files.kinds import ArtefactKind
-from embedcache.finetune.trainings import Trainings
+from embedcache.finetune.states import Trainings
 from embedcache.runs.kind import RunsKind
 from embedcache.store.kind import EmbeddingStores
 from embedcache.verbs.session import Session
@@ -22,7 +22,7 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
     """
     workspace = session.workspace
     return [
-        DigestFile(workspace),
+        DigestFiles(workspace.digests),
         CatalogFile(workspace),
         EmbeddingStores(workspace),
         Snapshots(workspace),

@@ -21,6 +21,7 @@ from embedcache.workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from embedcache.store.embedding_store import EmbeddingStore
     from embedcache.verbs.session import Session
 
 
@@ -51,7 +52,7 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
             for run_id, (size, modified_ns) in workspace.run_stamps().items()
         ),
     ]
-    return CatalogSource(workspace.catalog, items, lambda: lazy.session.stores())
+    return CatalogSource(workspace.catalog, items, lazy.stores)
 
 
 class _LazySession:
@@ -68,6 +69,10 @@ class _LazySession:
 
             self._session = Session(self._workspace)
         return self._session
+
+    def stores(self) -> list[EmbeddingStore]:
+        """Return the store of every encoder."""
+        return self.session.stores()
 
 
 def _manifest_item(workspace: Workspace, lazy: _LazySession) -> SourceItem:

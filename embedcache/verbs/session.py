@@ -20,7 +20,7 @@ from embedcache.data.question import Question
 from embedcache.data.snapshots import save_snapshot
 from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
-from embedcache.errors import MissingEmbeddingsError, RunError, StoreMismatchError
+from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache
 from embedcache.protocol.tasks import task_named
