@@ -16,7 +16,7 @@ from common import print_machine
 
 import embedcache
 from embedcache.finetune.jobs import Epoch
-from embedcache.protocol.nested import ProbeSettings
+from embedcache.runs.methods import ProbeMethod
 from embedcache.verbs.finetune import Told
 from embedcache.verbs.probing import ProbeOptions
 
@@ -46,7 +46,7 @@ def main() -> None:
     for name in ENCODERS:
         settings = weights.get(name, {})
         project.extract(name, **settings)
-        by_folds = ProbeOptions(settings=ProbeSettings(external="folds"))
+        by_folds = ProbeOptions(settings=ProbeMethod(external_by="folds"))
         runs = [
             one.run.run_id
             for options in (ProbeOptions(), by_folds)

@@ -121,7 +121,7 @@ def probe(
     encoder are paired, their p corrected by Holm for all pairs.
     """
     import embedcache
-    from embedcache.protocol.nested import ProbeSettings
+    from embedcache.runs.methods import ProbeMethod
     from embedcache.verbs.probing import ProbeOptions
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
@@ -142,8 +142,8 @@ def probe(
             )
         print_curves(curves, as_json=as_json)
         return 3 if any(curve.n_skipped for curve in curves) else 0
-    settings = ProbeSettings(
-        probe=family, protocol=protocol, rule=rule, external=external_by, seed=seed
+    settings = ProbeMethod(
+        probe=family, protocol=protocol, rule=rule, external_by=external_by, seed=seed
     )
     with steps_bar(progress_mode, n_steps + 3 * controls, quiet=quiet) as step:
         report = project.sweep(
@@ -171,7 +171,8 @@ def print_outcomes(
     verbose: bool = False,
 ) -> None:
     """Print a table of the headline score, what stands behind it, and where the runs lie."""
-    from embedcache.runs.record import HEADLINES, is_headline
+    from embedcache.runs.record import is_headline
+    from embedcache.scoring.estimates import HEADLINES
     from embedcache.verbs.probing import run_names
 
     columns = _columns(outcomes[0])
@@ -220,7 +221,7 @@ def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
         return
     header = ["patients", *(curve.run.encoder for curve in curves)]
     points = zip(*(curve.run.results["points"] for curve in curves), strict=True)
-    rows = [[one[0]["n_patients"], *(_range(point["macro_f1"]) for point in one)] for one in points]
+    rows = [[one[0]["n_patients"], *(_range(point["scores"]) for point in one)] for one in points]
     title = "macro F1, mean [least, most] over draws of training patients"
     click.echo(f"{title}\n{text_table(header, rows)}")
     for curve in curves:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import RunError
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, Path, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, Floats, ProbePath, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class MultiLabelPath:
         Each with the classes no and yes.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[ProbePath, ...]
 
     def probability(self, X: Embeddings) -> Floats:
         """Return the probability by value, row and label; labels need not sum to 1."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedcache.files.durable import canonical_json
+from embedcache.scoring import estimates
 from embedcache.scoring.estimates import Estimate
 
 
@@ -47,14 +48,10 @@ class Run:
     seconds: float
 
 
-# What a run is judged by, over images; more is better.
-HEADLINES = {"classification": "macro_f1", "regression": "r2", "multilabel": "macro_f1"}
-
-
 def is_headline(run: Run, estimate: Estimate) -> bool:
     """Return whether an estimate is of the score, over images, that a run is judged by."""
     task = run.settings.get("task", "classification")
-    return (estimate.metric, estimate.level) == (HEADLINES[task], "image")
+    return estimates.is_headline(estimate, task)
 
 
 def run_id_of(kind: str, encoder: str, decisive: Any) -> str:

@@ -10,12 +10,14 @@ from typing import Final, Literal
 import numpy as np
 
 from embedcache.data.predictions import Predictions, Role
-from embedcache.errors import RunError
 from embedcache.runs import files as run_files
 from embedcache.runs.contenders import Contender, choose_runs
-from embedcache.scoring.compare import Bin, Comparison, Spread, compare, drop, reliability, spread
+from embedcache.scoring.calibration import Bin, reliability
+from embedcache.scoring.class_units import ClassUnits, class_units
+from embedcache.scoring.compare import Comparison, compare, drop, spread
 from embedcache.scoring.estimates import Estimate, Level
-from embedcache.scoring.scores import Units, check_metric, units_of
+from embedcache.scoring.resampling import Spread
+from embedcache.scoring.subject import check_metric
 from embedcache.verbs import state
 from embedcache.verbs.cohorts import label_column
 from embedcache.workspace import Workspace
@@ -155,8 +157,8 @@ def compare_runs(workspace: Workspace, options: CompareOptions) -> CompareReport
         `by` is no column of the manifest.
     """
     models, cohorts, notes = choose_runs(workspace, options.models, options.runs)
-    labels = sorted({label for one in cohorts.values() for label in one.label})
-    check_metric(options.metric, tuple(labels))
+    if not any(_applies(options.metric, one) for one in cohorts.values()):
+        check_metric(options.metric, class_units(next(iter(cohorts.values()))))
     fit = [name for name, one in cohorts.items() if _applies(options.metric, one)]
     notes += [
         f"'{name}' left out: {options.metric} is not defined on its classes"
@@ -179,16 +181,12 @@ def compare_runs(workspace: Workspace, options: CompareOptions) -> CompareReport
 
 
 def _applies(metric: str, predictions: Predictions) -> bool:
-    try:
-        check_metric(metric, predictions.own_classes)
-    except RunError:
-        return False
-    return True
+    return metric in class_units(predictions).metrics
 
 
-def _units(predictions: Predictions, options: CompareOptions) -> Units:
+def _units(predictions: Predictions, options: CompareOptions) -> ClassUnits:
     masked = options.scoring == "masked" and len(predictions.own_classes) > 1
-    return units_of(predictions, level=options.level, masked=masked)
+    return class_units(predictions, level=options.level, masked=masked)
 
 
 def _on(
@@ -227,9 +225,9 @@ def _drops(models: Mapping[str, Contender], cohort: str, options: CompareOptions
             name,
             cohort,
             drop(
-                options.metric,
                 _units(inside.take(rows), options),
                 _units(outside, options),
+                options.metric,
                 n_resamples=options.n_resamples,
                 seed=options.seed,
             ),
@@ -283,7 +281,7 @@ def _part(
         n_patients=len(set(counted.patient_id)),
         n_images=len(counted.image_id),
         score=spread(
-            metric, _units(scored, options), n_resamples=options.n_resamples, seed=options.seed
+            _units(scored, options), metric, n_resamples=options.n_resamples, seed=options.seed
         ),
     )
 

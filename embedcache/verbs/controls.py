@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.images import picture_size
+from embedcache.protocol.controls import majority_features, metadata_features, shuffled_labels
 from embedcache.runs.record import is_headline
 from embedcache.scoring.estimates import Estimate
 from embedcache.verbs import state
@@ -35,7 +36,6 @@ from embedcache.workspace import Workspace
 
 RANDOM: Final = "random:"  # how the names of encoders with random weights begin
 SHUFFLED: Final = "shuffled labels"
-_MOST_SIZES: Final = 200  # that get a column of their own
 
 
 def controls(
@@ -63,7 +63,7 @@ def controls(
     best = max(contenders(outcomes), key=lambda outcome: headline(outcome).value).run
     store = state.find_store(workspace, f"{best.encoder}@{best.fingerprint}")
     train, *_ = load_rows(question, store)
-    label = _shuffled(train, np.random.default_rng(cohort_options.seed))
+    label = shuffled_labels(train.patient_id, train.label, seed=cohort_options.seed)
     shuffled = replace(train, encoder=f"{SHUFFLED} ({best.encoder})", label=label)
     yield answer(question, "control", [shuffled], best.fingerprint)
     state.renew_catalog(workspace, question.cohorts.images)
@@ -129,7 +129,7 @@ def _plain_rows(
     """Return rows of given features, or of one that never varies."""
     cohorts = question.cohorts
     if features is None:
-        features = np.zeros((cohorts.images.table.num_rows, 1), np.float32)
+        features = majority_features(cohorts.images.table.num_rows)
     return [
         LabelledEmbeddings(
             encoder=name,
@@ -145,34 +145,11 @@ def _plain_rows(
 
 
 def _metadata(question: Question) -> NDArray[np.float32]:
-    """Return what is known of each image without looking at it: device, and size.
-
-    One column a device and a size of the training cohort, and width, height and their ratio, by
-    logarithm. Sizes are left out unless every file is here: what is missing would say something.
-    """
-    images, train = question.cohorts.images, list(question.cohorts.train)
-    columns: list[NDArray[Any]] = []
+    """Return what is known of each image without looking at it: device, and size."""
+    images = question.cohorts.images
+    device = None
     if "device" in images.table.column_names:
-        device = np.array([str(value or "") for value in images.table["device"].to_pylist()])
-        columns += [device == name for name in np.unique(device[train])]
+        device = [str(value or "") for value in images.table["device"].to_pylist()]
     sizes = np.array([picture_size(file.path) for file in images.files])
-    if sizes.size and sizes.min() > 0:
-        kinds, counts = np.unique(sizes[train], axis=0, return_counts=True)
-        common = kinds[np.argsort(-counts, kind="stable")[:_MOST_SIZES]]
-        columns += [(sizes == kind).all(axis=1) for kind in common]
-        width, height = np.log(sizes.T)
-        columns += [width, height, width - height]
-    rows = images.table.num_rows
-    return np.array(columns, np.float32).T if columns else np.empty((rows, 0), np.float32)
-
-
-def _shuffled(rows: LabelledEmbeddings, chance: np.random.Generator) -> tuple[str, ...]:
-    """Return the labels with their patients in another order, laid over the images anew."""
-    patient, label = np.array(rows.patient_id), np.array(rows.label)
-    names = np.unique(patient)
-    place = {name: number for number, name in enumerate(chance.permutation(names))}
-    taken = np.argsort([place[name] for name in patient], kind="stable")
-    laid = np.argsort(patient, kind="stable")
-    shuffled = np.empty_like(label)
-    shuffled[laid] = label[taken]
-    return tuple(shuffled.tolist())
+    features = metadata_features(question.cohorts.train, device=device, sizes=sizes)
+    return features.reshape(images.table.num_rows, -1)

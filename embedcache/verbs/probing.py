@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -27,15 +27,14 @@ from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import RunError
 from embedcache.files.cores import at_most
 from embedcache.files.durable import canonical_json, find_table, publish_table, read_table, utc_now
-from embedcache.protocol.choice import CHOICE_TOL, FIT_TOL
-from embedcache.protocol.nested import ProbeResult, ProbeSettings, fit_probe
-from embedcache.protocol.protocols import PROTOCOLS
-from embedcache.protocol.tasks import TaskResult, fit_label_sets, fit_regression, strata
+from embedcache.protocol.nested import fit_probe
+from embedcache.protocol.protocols import PROTOCOLS, check_method, grid_of
+from embedcache.protocol.tasks import CHOICE_TOL, FIT_TOL, strata
 from embedcache.runs import files as run_files
+from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.record import Run, run_id_of
 from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.evaluate import evaluate
-from embedcache.scoring.evaluate_tasks import evaluate_task
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs import state
 from embedcache.verbs.cohorts import (
@@ -64,7 +63,7 @@ class ProbeOptions:
         None: one a core. It is in no record, for it decides nothing.
     """
 
-    settings: ProbeSettings = field(default_factory=ProbeSettings)
+    settings: ProbeMethod = field(default_factory=ProbeMethod)
     n_resamples: int = 10_000
     n_threads: int | None = None
 
@@ -97,9 +96,7 @@ class RunOutcome:
 def find_folds(workspace: Workspace, cohorts: Cohorts, options: CohortOptions) -> FoldTable:
     """Return the fold table of the training cohort: the stored one, or a new one, stored now."""
     patient_id = cohorts.column("patient_id", cohorts.train)
-    label = [cohorts.labels[number] for number in cohorts.train]
-    if options.task != "classification":
-        label = strata(options.task, label)
+    label = strata(options.task, [cohorts.labels[number] for number in cohorts.train])
     if isinstance(options.folds, Path):
         table = read_folds(options.folds)
         table = replace(table, notes=fold_notes(patient_id, label, table.n_folds))
@@ -226,33 +223,13 @@ class Question:
 def ask(workspace: Workspace, cohort_options: CohortOptions, options: ProbeOptions) -> Question:
     """Return a question, its folds and manifest stored."""
     images = state.load_images(workspace)
-    options = replace(options, settings=settings_of(options.settings, cohort_options.task))
+    options = replace(options, settings=check_method(options.settings, cohort_options.task))
     cohorts = choose_cohorts(images, cohort_options)
     if PROTOCOLS[options.settings.protocol].official_split:
         cohorts = official_split(cohorts)
     table = find_folds(workspace, cohorts, cohort_options)
     snapshot = state.save_snapshot(workspace, images)
     return Question(workspace, cohorts, table, snapshot, cohort_options, options)
-
-
-def settings_of(settings: ProbeSettings, task: str) -> ProbeSettings:
-    """Return what is in fact done for a task.
-
-    Raises
-    ------
-    RunError
-        Something was asked for that the task has no choice of.
-    """
-    if task == "classification":
-        return settings
-    plain = ProbeSettings(probe=settings.probe, seed=settings.seed)
-    if settings != plain or (task == "regression" and plain.probe not in {"logistic", "ridge"}):
-        raise RunError(
-            f"--task {task} has the default protocol, rule and refit"
-            + (", and ridge for a probe" if task == "regression" else "")
-            + "; leave out the options that ask for others"
-        )
-    return replace(plain, probe="ridge") if task == "regression" else plain
 
 
 def _probe_one(question: Question, store: EmbeddingStore) -> RunOutcome:
@@ -297,9 +274,9 @@ def answer(
     cohorts, folds, options = question.cohorts, question.folds, question.options
     n_skipped = sum(one.n_failed for one in rows)
     settings = {
-        "protocol": options.settings.scheme.name,
-        "probe": asdict(options.settings),
-        "values": list(options.settings.values),
+        "protocol": PROTOCOLS[options.settings.protocol].name,
+        "probe": _document(options.settings),
+        "values": list(grid_of(options.settings)),
         "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
         "label": question.cohort_options.label,
         "task": question.cohort_options.task,
@@ -323,7 +300,16 @@ def answer(
     if (folder / run_files.RECORD).exists():
         return stored_outcome(folder, n_skipped)
     with at_most(options.n_threads):
-        result, estimates = _fit(question, train, external)
+        result = fit_probe(
+            train,
+            folds,
+            external,
+            task=question.cohort_options.task,
+            method=options.settings,
+        )
+        estimates = evaluate(
+            result.answers, n_resamples=options.n_resamples, seed=question.cohort_options.seed
+        )
     notes = [*cohorts.notes, *folds.notes, *result.choices.pop("notes")]
     if n_skipped:
         notes.append(f"{n_skipped} images without an embedding left out: they could not be read")
@@ -339,25 +325,19 @@ def answer(
         created=utc_now(),
         seconds=round(time.perf_counter() - start, 3),
     )
-    run_files.write_run(question.workspace.runs, run, result.predictions, estimates)
+    run_files.write_run(question.workspace.runs, run, result.answers, estimates)
     return RunOutcome(run, tuple(estimates), n_skipped, was_cached=False, folder=folder)
 
 
-def _fit(
-    question: Question, train: LabelledEmbeddings, external: Sequence[LabelledEmbeddings]
-) -> tuple[ProbeResult | TaskResult, list[Estimate]]:
-    options, task = question.options, question.cohort_options.task
-    draws = {"n_resamples": options.n_resamples, "seed": question.cohort_options.seed}
-    if task == "classification":
-        result = fit_probe(train, question.folds, external, options.settings)
-        return result, evaluate(result.predictions, **draws)
-    if task == "regression":
-        found = fit_regression(train, question.folds, external)
-    else:
-        found = fit_label_sets(train, question.folds, external, probe=options.settings.probe)
-    return found, [
-        estimate for one in found.predictions for estimate in evaluate_task(one, **draws)
-    ]
+def _document(method: ProbeMethod) -> dict[str, object]:
+    """Return a method as it stands in a record."""
+    document = {name: getattr(method, name) for name in ("probe", "protocol", "rule")}
+    return {
+        **document,
+        "external": method.external_by,
+        "grid": method.grid,
+        "seed": method.seed,
+    }
 
 
 def rows_digest(rows: LabelledEmbeddings) -> str:
