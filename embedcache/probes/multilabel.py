@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, Path, Problems
+from embedcache.errors import RunError
+from embedcache.probes.seam import Embeddings, FitSweep, Floats, ProbePath, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class MultiLabelPath:
         Each with the classes no and yes.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[ProbePath, ...]
 
     def probability(self, X: Embeddings) -> Floats:
         """Return the probability by value, row and label; labels need not sum to 1."""

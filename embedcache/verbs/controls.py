@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.images import picture_size
 from embedcache.data.predictions import Answers
-from embedcache.protocol.controls import metadata_features, shuffled_labels
-from embedcache.protocol.nested import check_method
+from embedcache.protocol.controls import majority_features, metadata_features, shuffled_labels
+from embedcache.protocol.protocols import check_method
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.compare import lead
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.subject import subject_of
+from embedcache.scoring.answers import subject_of
 from embedcache.verbs.probe import ProbeOptions, probe_rows
 from embedcache.verbs.session import Session, Study
 
@@ -49,8 +49,7 @@ def control_runs(
     method = check_method(
         replace(template.record.method, probe="logistic", grid=None), study.question.task
     )
-    n_images = study.cohorts.images.table.num_rows
-    constant = np.zeros((n_images, 1), np.float32)
+    constant = majority_features(study.cohorts.images.table.num_rows)
     yield probe_rows(session, study, "control", _rows(study, "majority", constant), method, options)
     metadata = _metadata(study)
     if metadata.shape[1]:
@@ -140,16 +139,10 @@ def _rows(study: Study, name: str, features: NDArray[np.float32]) -> list[Labell
 
 
 def _metadata(study: Study) -> NDArray[np.float32]:
-    """Return what is known of each image without looking at it: device, and size.
-
-    Sizes are left out unless every file is here: what is missing would say something.
-    """
-    images, train = study.cohorts.images, list(study.cohorts.train)
+    """Return what is known of each image without looking at it: device, and size."""
+    images = study.cohorts.images
     device = None
     if "device" in images.table.column_names:
-        device = np.array([str(value or "") for value in images.table["device"].to_pylist()])
-    sizes = np.array([picture_size(file.path) for file in images.files])
-    is_known = bool(sizes.size) and sizes.min() > 0
-    return metadata_features(
-        device, sizes if is_known else None, train, n_images=images.table.num_rows
-    )
+        device = [str(value or "") for value in images.table["device"].to_pylist()]
+    sizes = np.array([picture_size(file.path) for file in images.files], np.int64)
+    return metadata_features(study.cohorts.train, device=device, sizes=sizes)

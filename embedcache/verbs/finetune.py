@@ -19,7 +19,7 @@ from embedcache.encoders.kept import Trained, check_not_trained_on, has_encoders
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.select import ALL, EncoderOptions, identify_models, select_models
 from embedcache.errors import MissingEmbeddingsError, RunError
-from embedcache.extract.pictures import hold_pictures
+from embedcache.extract.pictures import hold_pixels
 from embedcache.extract.report import Progress
 from embedcache.files.cores import usable_cores
 from embedcache.files.durable import canonical_json, remove_folder
@@ -197,11 +197,10 @@ def _gather(session: Session, study: Study, encoder: Identified, callbacks: Call
             "themselves, so run it where they are"
         )
     numbers = sorted({number for part in cohorts.parts.values() for number in part})
-    pictures, _ = hold_pictures(
+    pictures, _ = hold_pixels(
         session.workspace,
         encoder.spec.preprocess,
         [files[number] for number in numbers],
-        session.digests,
         on_progress=callbacks.on_progress,
         on_message=callbacks.on_message,
     )

@@ -11,9 +11,9 @@ from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.question import Question
 from embedcache.errors import RunError
 from embedcache.files.cores import at_most
-from embedcache.protocol.choice import CHOICE_TOL, FIT_TOL
-from embedcache.protocol.nested import check_method, fit_probe, method_values
-from embedcache.protocol.protocols import PROTOCOLS
+from embedcache.protocol.nested import fit_probe
+from embedcache.protocol.protocols import PROTOCOLS, check_method, grid_of
+from embedcache.protocol.tasks import CHOICE_TOL, FIT_TOL
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome, RunOutcomes
@@ -194,7 +194,7 @@ def probe_rows(
         data=run_data(study, rows),
         constants={
             "protocol": scheme.name,
-            "values": list(method_values(method)),
+            "values": list(grid_of(method)),
             "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
         },
         n_resamples=options.n_resamples,

@@ -23,7 +23,7 @@ from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache
-from embedcache.protocol.tasks import task_named
+from embedcache.protocol.tasks import strata
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
@@ -233,13 +233,13 @@ class Session:
         """Return the folds of the training cohort: given, stored, or assigned and stored now."""
         question = cohorts.question
         patient_id = cohorts.column("patient_id", cohorts.train)
-        strata = task_named(question.task).strata(cohorts.train_labels)
+        classes = strata(question.task, cohorts.train_labels)
         table = question.folds
         if isinstance(table, int):
-            folds_id = folds_identity(patient_id, strata, table, question.seed)
+            folds_id = folds_identity(patient_id, classes, table, question.seed)
             patients = read_fold_table(self.workspace, folds_id)
             if patients is None:
-                table = assign_folds(patient_id, strata, n_folds=table, seed=question.seed)
+                table = assign_folds(patient_id, classes, n_folds=table, seed=question.seed)
             else:
                 table = FoldTable(folds_id, table, question.seed, patients)
         elif not isinstance(table, FoldTable):
@@ -247,7 +247,7 @@ class Session:
         store_fold_table(self.workspace, table.folds_id, table.patients)
         # In other tasks the strata are no classes, and notes on them would say nothing.
         is_classes = question.task == "classification"
-        notes = fold_notes(patient_id, strata, table.n_folds) if is_classes else ()
+        notes = fold_notes(patient_id, classes, table.n_folds) if is_classes else ()
         return replace(table, notes=notes)
 
     def rows(self, study: Study, store: EmbeddingStore) -> list[LabelledEmbeddings]:
