@@ -14,10 +14,9 @@ from embedcache_cli import options
 from embedcache_cli.output import print_json, say
 
 if TYPE_CHECKING:
-    from embedcache.scoring.resampling import Spread
-
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
+    from embedcache.scoring.resampling import Spread
     from embedcache.verbs.compare import CohortComparison, CompareReport
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import RunError
 from embedcache.probes.seam import Embeddings, FitSweep, Floats, ProbePath, Problems
 
 

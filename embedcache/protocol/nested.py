@@ -112,7 +112,11 @@ def fit_probe(
     answers, fold_answers = [_with_temperature(in_domain, temperature)], []
     for cohort in external:
         of_folds = np.stack([question.predict(path, cohort.X)[0] for path in paths])
-        predicted = of_folds.mean(axis=0) if method.external_by == "folds" else question.predict(last, cohort.X)[0]
+        predicted = (
+            of_folds.mean(axis=0)
+            if method.external_by == "folds"
+            else question.predict(last, cohort.X)[0]
+        )
         answers.append(_external(question, cohort, predicted, outside))
         fold_answers.append(_by_folds(question, cohort, of_folds, numbers, chosen))
     gaps = [gap for path in (*paths, last) for gap in _certificates(path)]

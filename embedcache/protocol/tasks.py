@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.labels import label_matrix, separate_labels
 from embedcache.data.predictions import (
     CALLED_FROM,
     Answers,
@@ -28,7 +29,6 @@ from embedcache.errors import RunError
 from embedcache.probes import logistic
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
-from embedcache.data.labels import label_matrix, separate_labels
 from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
 from embedcache.probes.seam import Embeddings, FitSweep, Floats, Problems

@@ -6,7 +6,7 @@ Each method is a frozen value that can be written into a run's record and read b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Literal, Self
 
 Rule = Literal["tie", "one-se"]
@@ -33,7 +33,8 @@ class Method:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """Return the method in a document; a key that it lacks has its default."""
-        values = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
+        names = [field.name for field in fields(cls)]
+        values = {name: document[name] for name in names if name in document}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     @property

@@ -20,9 +20,9 @@ from embedcache.protocol.controls import majority_features, metadata_features, s
 from embedcache.protocol.protocols import check_method
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.outcome import RunOutcome
+from embedcache.scoring.answers import subject_of
 from embedcache.scoring.compare import lead
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.answers import subject_of
 from embedcache.verbs.probe import ProbeOptions, probe_rows
 from embedcache.verbs.session import Session, Study
 
