@@ -6,23 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-
-from embedcache.encoders.select import EncoderOptions
-from embedcache.files.backend import Location
 from embedcache.runs.methods import CurveMethod, ExternalBy, ProbeMethod, Rule
-from embedcache.verbs.extract import ExtractOptions, extract, plan
-from embedcache.verbs.session import Session
 from embedcache.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from embedcache.catalog.query import QueryRows
     from embedcache.data.embeddings import LabelledEmbeddings
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.question import Question
     from embedcache.data.task_names import TaskName
+    from embedcache.encoders.select import EncoderOptions
     from embedcache.encoders.spec import Precision
     from embedcache.extract.report import PassReport, Progress
+    from embedcache.files.backend import Location
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
     from embedcache.scoring.estimates import Level, Scoring
     from embedcache.verbs.compare import CompareReport
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from embedcache.verbs.gc import GcReport
     from embedcache.verbs.manifest import CheckReport
     from embedcache.verbs.probe import ProbeReport
+    from embedcache.verbs.session import Session
     from embedcache.verbs.status import Status
     from embedcache.verbs.verify import VerifyReport
 
@@ -69,11 +68,17 @@ class Project:
     def __repr__(self) -> str:
         return f"Project(manifest={self.workspace.manifest}, store={self.workspace.store})"
 
+    def _session(self) -> Session:
+        # Verbs are imported where they are called: a query pays for no encoder and no probe.
+        from embedcache.verbs.session import Session
+
+        return Session(self.workspace)
+
     # Images and embeddings
 
     def images(self) -> pa.Table:
         """Return one row an image: every manifest column, and `sha256` of its bytes."""
-        return Session(self.workspace).images.table
+        return self._session().images.table
 
     def check_manifest(self) -> CheckReport:
         """Check the manifest and every image it names: there, readable, unchanged, and no leak.
@@ -85,7 +90,7 @@ class Project:
         """
         from embedcache.verbs.manifest import check
 
-        return check(Session(self.workspace))
+        return check(self._session())
 
     def plan(
         self,
@@ -105,8 +110,10 @@ class Project:
         models, weights, preprocess, precision, encoder_file, offline, shard
             See `extract`.
         """
+        from embedcache.verbs.extract import ExtractOptions, plan
+
         encoders = _encoders(weights, preprocess, precision, encoder_file, offline=offline)
-        return plan(Session(self.workspace), _names(models), ExtractOptions(encoders, shard=shard))
+        return plan(self._session(), _names(models), ExtractOptions(encoders, shard=shard))
 
     def extract(
         self,
@@ -165,6 +172,8 @@ class Project:
         StoreWriteError
             The disk refused; what was committed before is safe.
         """
+        from embedcache.verbs.extract import ExtractOptions, extract
+
         options = ExtractOptions(
             _encoders(weights, preprocess, precision, encoder_file, offline=offline),
             device=device,
@@ -175,7 +184,7 @@ class Project:
             shard=shard,
         )
         return extract(
-            Session(self.workspace),
+            self._session(),
             _names(models),
             options,
             on_progress=on_progress,
@@ -203,7 +212,7 @@ class Project:
         StoreCorruptError
             Stored bytes do not match their checksum.
         """
-        return Session(self.workspace).embeddings(model, where=where, label=label)
+        return self._session().embeddings(model, where=where, label=label)
 
     def export(
         self,
@@ -264,7 +273,7 @@ class Project:
         models
             Names of encoders; 'all' for every fingerprint that the store holds.
         """
-        return Session(self.workspace).model_names(_names(models))
+        return self._session().model_names(_names(models))
 
     def folds(
         self,
@@ -290,7 +299,7 @@ class Project:
         from embedcache.verbs.folds import folds as find_folds
 
         question = _question(label, task, train_cohort, external, where, class_map, folds, seed)
-        return find_folds(Session(self.workspace), question)
+        return find_folds(self._session(), question)
 
     def probe(
         self,
@@ -372,7 +381,7 @@ class Project:
         method = ProbeMethod(probe, protocol, rule, external_by, values, seed)
         question = _question(label, task, train_cohort, external, where, class_map, folds, seed)
         return probe_models(
-            Session(self.workspace),
+            self._session(),
             _names(models),
             question,
             method,
@@ -412,7 +421,7 @@ class Project:
 
         question = _question(label, task, train_cohort, None, where, class_map, folds, seed)
         return learning_curves(
-            Session(self.workspace),
+            self._session(),
             _names(models),
             question,
             CurveMethod(None if sizes is None else tuple(sizes), n_draws),
@@ -495,7 +504,7 @@ class Project:
             n_resamples=n_resamples,
         )
         return finetune_models(
-            Session(self.workspace),
+            self._session(),
             _names(models),
             question,
             options,
@@ -556,7 +565,7 @@ class Project:
             device=device,
         )
         return classify(
-            Session(self.workspace), _names(models), options, on_message=on_message, on_run=on_run
+            self._session(), _names(models), options, on_message=on_message, on_run=on_run
         )
 
     def compare(
@@ -611,7 +620,7 @@ class Project:
             n_resamples=n_resamples,
             seed=seed,
         )
-        return compare_runs(Session(self.workspace), options)
+        return compare_runs(self._session(), options)
 
     # Upkeep
 
@@ -619,7 +628,7 @@ class Project:
         """Return what the store holds, against what the manifest wants."""
         from embedcache.verbs.status import status
 
-        return status(Session(self.workspace))
+        return status(self._session())
 
     def verify(
         self,
@@ -644,18 +653,17 @@ class Project:
             See `extract`; for the rows that are encoded again.
         """
         from embedcache.verbs import verify as verb
+        from embedcache.verbs.extract import ExtractOptions
 
         if not repair:
-            return verb.verify(Session(self.workspace))
+            return verb.verify(self._session())
         options = ExtractOptions(
             _encoders(weights, None, "auto", encoder_file, offline=offline),
             device=device,
             batch_size=batch_size,
             workers=workers,
         )
-        return verb.repair(
-            Session(self.workspace), options, on_progress=on_progress, on_message=on_message
-        )
+        return verb.repair(self._session(), options, on_progress=on_progress, on_message=on_message)
 
     def gc(self, *, dry_run: bool = False, grace_s: float = 600.0) -> GcReport:
         """Drop rows that no manifest wants, and files that nothing needs any more.
@@ -669,11 +677,11 @@ class Project:
         """
         from embedcache.verbs.gc import gc
 
-        return gc(Session(self.workspace), dry_run=dry_run, grace_s=grace_s)
+        return gc(self._session(), dry_run=dry_run, grace_s=grace_s)
 
     def index(self) -> Path:
         """Write `catalog.duckdb` anew from the files and return its path."""
-        session = Session(self.workspace)
+        session = self._session()
         session.renew_catalog(anew=True)
         return self.workspace.catalog
 
@@ -746,4 +754,6 @@ def _encoders(
     *,
     offline: bool,
 ) -> EncoderOptions:
+    from embedcache.encoders.select import EncoderOptions
+
     return EncoderOptions(_path(weights), preprocess, precision, _path(encoder_file), offline)
