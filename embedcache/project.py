@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from embedcache.catalog.query import QueryRows, query_rows, query_table
+from embedcache.catalog.output import QueryRows
+from embedcache.catalog.query import query_rows, query_table
 from embedcache.extract.report import PassReport, Progress
 from embedcache.verbs import cohorts, state
 from embedcache.verbs import extract as encode

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedcache.catalog.holdings import EncoderHoldings, read_holdings
 from embedcache.extract.pictures import pixel_folders
 from embedcache.files.durable import TEMPORARY, read_table, remove_folder
 from embedcache.files.locks import if_unmarked
-from embedcache.runs.files import run_folders
 from embedcache.store import care
-from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs import state
+from embedcache.verbs.catalog import catalog_source
 from embedcache.workspace import Workspace
 
 
@@ -79,41 +78,32 @@ class Status:
 
 def status(workspace: Workspace) -> Status:
     """Return what the store holds, against what the manifest wants."""
-    images = state.load_images(workspace)
-    cohort = images.table["cohort"].to_pylist()
+    held = read_holdings(catalog_source(workspace))
     return Status(
         manifest=workspace.manifest,
         store=workspace.store,
-        n_images=len(cohort),
-        n_patients=len(set(images.table["patient_id"].to_pylist())),
-        n_unreadable=images.keys.count(None),
-        cohorts={name: cohort.count(name) for name in sorted(set(cohort))},
-        encoders=tuple(
-            _encoder_status(store, images.keys) for store in state.open_stores(workspace)
-        ),
-        n_runs=len(run_folders(workspace.runs)),
+        n_images=held.n_images,
+        n_patients=held.n_patients,
+        n_unreadable=held.n_unreadable,
+        cohorts=held.cohorts,
+        encoders=tuple(_encoder_status(encoder, held.n_images) for encoder in held.encoders),
+        n_runs=held.n_runs,
     )
 
 
-def _encoder_status(store: EmbeddingStore, keys: Sequence[str | None]) -> EncoderStatus:
-    n_held = sum(key in store for key in keys)
-    n_failed = sum(key in store.failures for key in keys)
-    seconds: dict[str, float] = {}
-    for record in store.records:
-        for stage, spent in record.context.get("seconds", {}).items():
-            seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
+def _encoder_status(held: EncoderHoldings, n_wanted: int) -> EncoderStatus:
     return EncoderStatus(
-        encoder=store.name,
-        fingerprint=store.fingerprint,
-        dim=store.dim,
-        precision=str(store.document["identity"]["precision"]),
-        n_wanted=len(keys),
-        n_held=n_held,
-        n_failed=n_failed,
-        n_missing=len(keys) - n_held - n_failed,
-        n_spare=len(set(store.row_keys()) - set(keys)),
-        size_bytes=store.size_bytes,
-        seconds=seconds,
+        encoder=held.encoder,
+        fingerprint=held.fingerprint,
+        dim=held.dim,
+        precision=held.precision,
+        n_wanted=n_wanted,
+        n_held=held.n_held,
+        n_failed=held.n_failed,
+        n_missing=n_wanted - held.n_held - held.n_failed,
+        n_spare=held.n_spare,
+        size_bytes=held.size_bytes,
+        seconds=held.seconds,
     )
 
 
