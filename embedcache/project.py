@@ -15,7 +15,7 @@ from embedcache.workspace import find_workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from embedcache.catalog.query import QueryRows
+    from embedcache.catalog.output import QueryRows
     from embedcache.data.embeddings import LabelledEmbeddings
     from embedcache.encoders.spec import Precision
     from embedcache.extract.report import PassReport, Progress

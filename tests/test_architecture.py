@@ -71,7 +71,7 @@ LATE = (
     "embedcache.encoders.torch_encoder",
     "embedcache.store.segment",
     "embedcache.store.care",
-    "embedcache.catalog.export",
+    "embedcache.catalog.",
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.data.folds",
