@@ -7,6 +7,7 @@ tensor of the published layout: a tensor that is forgotten, swapped or left as i
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import json
 import pickle
@@ -846,7 +847,9 @@ def foreign_module(name: str, **members: Any) -> Iterator[None]:
             patch.setitem(sys.modules, one, types.ModuleType(one))
         for key, member in members.items():
             patch.setattr(sys.modules[name], key, member, raising=False)
-            patch.setattr(member, "__module__", name)
+            # Its methods too: pickle of Python 3.13 looks for them where they say they are from.
+            for one in (member, *filter(inspect.isfunction, vars(member).values())):
+                patch.setattr(one, "__module__", name)
         yield
 
 
