@@ -16,6 +16,12 @@ from embedcache.pipeline.project import Project
 from embedcache.testing import write_cohort
 
 ROOT = Path(__file__).parents[1]
+# Seconds until a test gives up on a process: only one that hangs takes as long on a slow machine.
+PATIENCE = 600
+# First statements of a process: the tests may themselves run in the background, where a shell has
+# SIGINT ignored by all that they start, so one that stands for a job in the foreground says so.
+IN_FOREGROUND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+IN_BACKGROUND = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
 REAL_DATA = Path(os.environ.get("EMBEDCACHE_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -640,7 +641,7 @@ def test_a_process_that_waits_for_a_dead_one_ends(tmp_path):
         [sys.executable, tmp_path / "stuck.py"],
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1
