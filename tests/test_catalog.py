@@ -52,8 +52,8 @@ def test_a_reader_that_has_the_old_catalog_open_is_not_disturbed(probed):
         assert len(reader.sql("FROM embedding_rows").fetchall()) == n_rows
 
 
-def test_every_manifest_column_is_there_and_rows_join_by_digest(probed):
-    got = probed.sql("SELECT * FROM images LIMIT 1")
+def test_every_manifest_column_is_there_and_rows_join_by_digest(asked):
+    got = asked.sql("SELECT * FROM images LIMIT 1")
     assert {
         "image_id",
         "path",
@@ -64,20 +64,20 @@ def test_every_manifest_column_is_there_and_rows_join_by_digest(probed):
         "frame",
         "sha256",
     } == set(got.column_names)
-    assert str(probed.sql("SELECT typeof(frame) AS t FROM images LIMIT 1")["t"][0]) == "BIGINT"
-    joined = probed.sql("SELECT count(*) AS n FROM images JOIN embedding_rows USING (image_id)")
-    assert joined["n"].to_pylist() == [len(probed.images())]
+    assert str(asked.sql("SELECT typeof(frame) AS t FROM images LIMIT 1")["t"][0]) == "BIGINT"
+    joined = asked.sql("SELECT count(*) AS n FROM images JOIN embedding_rows USING (image_id)")
+    assert joined["n"].to_pylist() == [len(asked.images())]
 
 
-def test_rows_of_a_patient_lie_together(probed):
-    rows = probed.sql("SELECT patient_id, row FROM embedding_rows ORDER BY cohort, patient_id, row")
+def test_rows_of_a_patient_lie_together(asked):
+    rows = asked.sql("SELECT patient_id, row FROM embedding_rows ORDER BY cohort, patient_id, row")
     assert rows["row"].to_pylist() == list(range(len(rows)))
 
 
-def test_vectors_are_arrays_of_the_encoders_length(probed):
-    kind = probed.sql("SELECT DISTINCT typeof(vector) AS t FROM embeddings")["t"].to_pylist()
+def test_vectors_are_arrays_of_the_encoders_length(asked):
+    kind = asked.sql("SELECT DISTINCT typeof(vector) AS t FROM embeddings")["t"].to_pylist()
     assert kind == ["FLOAT[256]"]
-    near = probed.sql(
+    near = asked.sql(
         "SELECT array_cosine_similarity(a.vector, b.vector) AS c FROM embeddings_pixels a "
         "JOIN embeddings b USING (image_id)"
     )
@@ -121,9 +121,9 @@ def test_embeddings_are_read_only_where_a_query_names_them(probed, monkeypatch):
         "UPDATE images SET label = 'x'",
     ],
 )
-def test_what_would_write_is_refused(probed, text):
+def test_what_would_write_is_refused(asked, text):
     with pytest.raises(CatalogError, match="is refused, SQL is read-only here; expected SELECT"):
-        probed.sql(text)
+        asked.sql(text)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_what_would_write_is_refused(probed, text):
         "SELECT * FROM read_parquet('https://example.com/x.parquet')",
     ],
 )
-def test_no_query_reaches_a_file(probed, text):
+def test_no_query_reaches_a_file(asked, text):
     with pytest.raises(CatalogError, match="disabled|Permission|not exist"):
-        probed.sql(text)
+        asked.sql(text)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_no_query_reaches_a_file(probed, text):
         ("SELECT * FROM nowhere", "nowhere"),
     ],
 )
-def test_a_wrong_query_is_one_line(probed, text, message):
+def test_a_wrong_query_is_one_line(asked, text, message):
     with pytest.raises(CatalogError, match=message) as caught:
-        probed.sql(text)
+        asked.sql(text)
     assert "\n" not in str(caught.value)
 
 
-def test_pivots_describes_and_explains_are_reading(probed):
-    assert len(probed.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
-    assert len(probed.sql("DESCRIBE predictions")) == len(PREDICTIONS)
-    assert len(probed.sql("EXPLAIN SELECT 1"))
-    assert len(probed.sql("FROM patients")) == 22
+def test_pivots_describes_and_explains_are_reading(asked):
+    assert len(asked.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
+    assert len(asked.sql("DESCRIBE predictions")) == len(PREDICTIONS)
+    assert len(asked.sql("EXPLAIN SELECT 1"))
+    assert len(asked.sql("FROM patients")) == 22
 
 
 def test_an_empty_store_has_all_its_tables(project):
@@ -184,8 +184,8 @@ def test_a_predicate_selects_images_and_cannot_do_anything_else(project):
         query.select_images(images, "labl = 'x'")
 
 
-def test_index_tables_have_their_documented_columns(probed):
-    tables = index_tables(state.sources(probed.workspace))
+def test_index_tables_have_their_documented_columns(asked):
+    tables = index_tables(state.sources(asked.workspace))
     assert tables["runs"].column_names[:4] == ["run_id", "kind", "regime", "encoder"]
     assert tables["folds"].column_names == ["folds_id", "patient_id", "fold"]
     assert tables["embedding_rows"].column_names[-2:] == ["segment", "row"]

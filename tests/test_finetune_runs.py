@@ -204,6 +204,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_said(tmp_path):
 # Encoders that were kept
 
 
+@pytest.mark.slow
 def test_a_kept_encoder_is_an_encoder(tuned, tmp_path):
     project = copied(tuned, tmp_path)
     run_id = run_of(project, "finetune").name

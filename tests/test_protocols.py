@@ -179,6 +179,7 @@ def test_the_mean_of_the_folds_predicts_otherwise_than_a_refit():
     assert not np.allclose(refit.predictions[1].probability, mean.predictions[1].probability)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2", "clip"])
 def test_others_choose_on_a_tenth_of_the_images_from_their_own_grid(name):
     train = embeddings(40)
