@@ -21,9 +21,10 @@ from common import print_machine
 from sklearn.metrics import f1_score, roc_auc_score
 
 from embedcache.data.predictions import Predictions
+from embedcache.scoring.answers import subject_of
 from embedcache.scoring.compare import compare
 from embedcache.scoring.evaluate import evaluate
-from embedcache.scoring.scores import resample_weights, score, units_of
+from embedcache.scoring.resampling import resample_weights
 
 N_IMAGES, N_PATIENTS, N_MODELS, N_RESAMPLES = 12_400, 1_792, 7, 10_000
 CLASSES = tuple("abcdef")
@@ -81,7 +82,7 @@ def auroc(truth, _, probability):
 def main() -> None:
     print_machine("numpy", "scikit-learn")
     said = list(models())
-    units = [units_of(one) for one in said]
+    units = [subject_of(one) for one in said]
     print(
         f"{N_IMAGES} images of {N_PATIENTS} patients, {len(CLASSES)} classes, {N_MODELS} models, "
         f"{N_RESAMPLES} resamples; CPU s on one thread"
@@ -93,8 +94,8 @@ def main() -> None:
     weights = draw()
     ours = {
         "resampling, once": timed(draw),
-        "macro F1, 7 models": timed(lambda: [score("macro_f1", one, weights) for one in units]),
-        "macro AUROC, 1 model": timed(lambda: score("auroc", units[0], weights)),
+        "macro F1, 7 models": timed(lambda: [one.score("macro_f1", weights) for one in units]),
+        "macro AUROC, 1 model": timed(lambda: units[0].score("auroc", weights)),
     }
     theirs = {
         "macro F1, 7 models": N_MODELS * loop(said[0], macro_f1, 40),

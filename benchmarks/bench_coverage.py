@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 from common import print_machine
 
-from embedcache.scoring.scores import (
-    Units,
-    calibration_gaps,
-    ece_interval,
-    interval,
-    resample_weights,
-    table_score,
-)
+from embedcache.scoring.calibration import calibration_gaps
+from embedcache.scoring.class_units import ClassUnits
+from embedcache.scoring.confusion import table_score
+from embedcache.scoring.resampling import ece_interval, interval, resample_weights
 
 N_POPULATION = 60_000
 N_RESAMPLES = 1000
@@ -181,8 +178,14 @@ def calibration(n_rounds):
     draw = chance.random(len(patient))[:, None]
     truth = (draw > softmax(logits).cumsum(axis=1)).sum(axis=1).clip(0, K - 1)
     for name, factor in {"calibrated": 1.0, "too sure": 2.0}.items():
-        model = Units(
-            CLASSES, patient, truth, logits.argmax(axis=1), softmax(factor * logits), np.arange(K)
+        model = ClassUnits(
+            classes=CLASSES,
+            patient=patient,
+            truth=truth,
+            predicted=logits.argmax(axis=1),
+            probability=softmax(factor * logits),
+            columns=np.arange(K),
+            fold=np.zeros(len(truth), np.int64),
         )
         gaps = calibration_gaps(model, model.everyone)
         goal = 0.0 if factor == 1 else np.abs(gaps).sum()
@@ -205,13 +208,13 @@ def softmax(logits):
 
 def ece_round(model, first, who, goal, seed):
     rows = np.concatenate([np.arange(first[one], first[one + 1]) for one in who])
-    units = Units(
-        CLASSES,
-        np.repeat(np.arange(len(who)), np.diff(first)[who]),
-        model.truth[rows],
-        model.predicted[rows],
-        model.probability[rows],
-        model.own,
+    units = replace(
+        model,
+        patient=np.repeat(np.arange(len(who)), np.diff(first)[who]),
+        truth=model.truth[rows],
+        predicted=model.predicted[rows],
+        probability=model.probability[rows],
+        fold=model.fold[rows],
     )
     (gaps,), drawn = (
         calibration_gaps(units, weights)

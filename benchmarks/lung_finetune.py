@@ -16,9 +16,7 @@ from common import print_machine
 
 import embedcache
 from embedcache.finetune.jobs import Epoch
-from embedcache.protocol.nested import ProbeSettings
-from embedcache.verbs.finetune import Told
-from embedcache.verbs.probing import ProbeOptions
+from embedcache.verbs.finetune import Callbacks
 
 ENCODERS = ("sononet16", "efficientnet-lite0")
 WHERE = "label <> 'viral_pneumonia'"  # four patients, fewer than folds
@@ -46,32 +44,30 @@ def main() -> None:
     for name in ENCODERS:
         settings = weights.get(name, {})
         project.extract(name, **settings)
-        by_folds = ProbeOptions(settings=ProbeSettings(external="folds"))
         runs = [
-            one.run.run_id
-            for options in (ProbeOptions(), by_folds)
-            for one in project.probe(name, probe_options=options, **asked)
+            probe.run_id
+            for external_by in ("refit", "folds")
+            for probe in project.probe(name, external_by=external_by, **asked)
         ]
         for regime in given.regimes:
             [outcome] = project.finetune(
                 name,
                 regime=regime,
                 changes={"epochs": given.epochs},
-                cohort_options=asked,
-                told=Told(on_epoch=tell),
+                callbacks=Callbacks(on_epoch=tell),
+                **asked,
                 **settings,
             )
-            runs.append(outcome.run.run_id)
-            cost = outcome.run.results["cost"]
-            epochs = [one for fold in outcome.run.results["epochs"] for one in fold]
-            rate = sum(one["images_per_s"] for one in epochs) / len(epochs)
-            share = sum(one["compute_share"] for one in epochs) / len(epochs)
+            runs.append(outcome.run_id)
+            record = outcome.record
+            costs = record.training_costs
             print(
-                f"{name} {regime}: {len(cost)} folds of {given.epochs} epochs in "
-                f"{sum(one['seconds'] for one in cost):.0f} s, {rate:.0f} images/s, {share:.0%} "
-                f"of it forward and backward; best epochs {outcome.run.results['best_epoch']}"
+                f"{name} {regime}: {len(costs)} folds of {given.epochs} epochs in "
+                f"{sum(cost.seconds for cost in costs):.0f} s, {record.images_per_s:.0f} images/s, "
+                f"{record.compute_share:.0%} of it forward and backward; best epochs "
+                f"{record.best_epochs}"
             )
-        compared = project.compare(runs=tuple(runs))
+        compared = project.compare(runs)
         print(f"\n{name}: macro F1 [95 % interval over patients], same images, same folds")
         for cohort in compared.cohorts:
             for standing in cohort.comparison.standings:

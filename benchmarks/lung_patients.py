@@ -53,22 +53,27 @@ def main() -> None:
         show("FRAMES at random: wrong", frames, MODELS)
 
 
-def show(title: str, project: embedcache.Project, models: list[str], **options: list[str]) -> None:
+def show(
+    title: str,
+    project: embedcache.Project,
+    models: list[str],
+    external: list[str] | None = None,
+) -> None:
     print(f"\n{title}")
     start = time.perf_counter()
     runs = project.probe(
-        models, train_cohort="pocus", where="label <> 'viral_pneumonia'", **options
+        models, train_cohort="pocus", external=external, where="label <> 'viral_pneumonia'"
     )
     for run in runs:
         for estimate in run.estimates:
             if estimate.metric == "macro_f1" and estimate.level == "image":
                 print(
-                    f"  {run.run.encoder:28} {estimate.cohort:12} {estimate.scoring:7} "
+                    f"  {run.encoder:28} {estimate.cohort:12} {estimate.scoring:7} "
                     f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]  "
                     f"{estimate.n_patients} patients, {estimate.n_images} images"
                 )
     print(f"  {len(runs)} probes, {time.perf_counter() - start:.0f} s")
-    compared = project.compare(runs=tuple(run.run.run_id for run in runs))
+    compared = project.compare(runs=[run.run_id for run in runs])
     for cohort in compared.cohorts:
         for standing in cohort.comparison.standings[1:]:
             pair = cohort.comparison.behind_best(standing.name)

@@ -11,32 +11,92 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedcache.data.embeddings import LabelledEmbeddings as LabelledEmbeddings
+    from embedcache.data.folds import FoldSize as FoldSize
+    from embedcache.data.folds import FoldTable as FoldTable
+    from embedcache.data.predictions import LabelSets as LabelSets
+    from embedcache.data.predictions import Measurements as Measurements
+    from embedcache.data.predictions import Predictions as Predictions
     from embedcache.encoders.registry import load_encoder as load_encoder
+    from embedcache.encoders.spec import Encoder as Encoder
+    from embedcache.encoders.spec import EncoderSpec as EncoderSpec
     from embedcache.errors import EmbedcacheError as EmbedcacheError
+    from embedcache.extract.report import PassReport as PassReport
     from embedcache.project import Project as Project
     from embedcache.project import open_project as open  # noqa: A004 - embedcache.open
     from embedcache.protocol.estimators import LinearProbe as LinearProbe
     from embedcache.protocol.estimators import LinearProbeCV as LinearProbeCV
+    from embedcache.runs.outcome import RunOutcome as RunOutcome
+    from embedcache.runs.outcome import RunOutcomes as RunOutcomes
+    from embedcache.runs.record import RunRecord as RunRecord
+    from embedcache.scoring.estimates import Estimate as Estimate
+    from embedcache.verbs.compare import CompareReport as CompareReport
+    from embedcache.verbs.extract import Plan as Plan
+    from embedcache.verbs.finetune import Callbacks as Callbacks
+    from embedcache.verbs.gc import GcReport as GcReport
+    from embedcache.verbs.manifest import CheckReport as CheckReport
+    from embedcache.verbs.probe import ProbeReport as ProbeReport
+    from embedcache.verbs.status import Status as Status
+    from embedcache.verbs.verify import VerifyReport as VerifyReport
 
 __version__ = "0.1.0"
 __all__ = [
+    "Callbacks",
+    "CheckReport",
+    "CompareReport",
     "EmbedcacheError",
+    "Encoder",
+    "EncoderSpec",
+    "Estimate",
+    "FoldSize",
+    "FoldTable",
+    "GcReport",
+    "LabelSets",
     "LabelledEmbeddings",
     "LinearProbe",
     "LinearProbeCV",
+    "Measurements",
+    "PassReport",
+    "Plan",
+    "Predictions",
+    "ProbeReport",
     "Project",
+    "RunOutcome",
+    "RunOutcomes",
+    "RunRecord",
+    "Status",
+    "VerifyReport",
     "__version__",
     "load_encoder",
     "open",
 ]
 
 _HOMES = {
-    "EmbedcacheError": "embedcache.errors:EmbedcacheError",
-    "LabelledEmbeddings": "embedcache.data.embeddings:LabelledEmbeddings",
-    "LinearProbe": "embedcache.protocol.estimators:LinearProbe",
-    "LinearProbeCV": "embedcache.protocol.estimators:LinearProbeCV",
-    "Project": "embedcache.project:Project",
-    "load_encoder": "embedcache.encoders.registry:load_encoder",
+    "Callbacks": "embedcache.verbs.finetune",
+    "CheckReport": "embedcache.verbs.manifest",
+    "CompareReport": "embedcache.verbs.compare",
+    "EmbedcacheError": "embedcache.errors",
+    "Encoder": "embedcache.encoders.spec",
+    "EncoderSpec": "embedcache.encoders.spec",
+    "Estimate": "embedcache.scoring.estimates",
+    "FoldSize": "embedcache.data.folds",
+    "FoldTable": "embedcache.data.folds",
+    "GcReport": "embedcache.verbs.gc",
+    "LabelSets": "embedcache.data.predictions",
+    "LabelledEmbeddings": "embedcache.data.embeddings",
+    "LinearProbe": "embedcache.protocol.estimators",
+    "LinearProbeCV": "embedcache.protocol.estimators",
+    "Measurements": "embedcache.data.predictions",
+    "PassReport": "embedcache.extract.report",
+    "Plan": "embedcache.verbs.extract",
+    "Predictions": "embedcache.data.predictions",
+    "ProbeReport": "embedcache.verbs.probe",
+    "Project": "embedcache.project",
+    "RunOutcome": "embedcache.runs.outcome",
+    "RunOutcomes": "embedcache.runs.outcome",
+    "RunRecord": "embedcache.runs.record",
+    "Status": "embedcache.verbs.status",
+    "VerifyReport": "embedcache.verbs.verify",
+    "load_encoder": "embedcache.encoders.registry",
     "open": "embedcache.project:open_project",
 }
 
@@ -46,4 +106,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'embedcache' has no attribute '{name}'")
     module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

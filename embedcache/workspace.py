@@ -190,6 +190,19 @@ class Workspace:
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", name)
         return next(present, self.encoders / f"{plain}{suffix}")
 
+    def run_stamps(self) -> dict[str, tuple[int, int]]:
+        """Return size and time of each run's record, by run id, sorted.
+
+        They differ where a run was removed and made again.
+        """
+        entries = self.runs.list(deep=True)
+        folders = ((entry, *entry.name.rpartition("/")[::2]) for entry in entries)
+        return {
+            run_id: (entry.size, entry.modified_ns)
+            for entry, run_id, name in folders
+            if name == RUN_DOCUMENT and run_id and "/" not in run_id
+        }
+
     def has_run(self, run_id: str) -> bool:
         """Tell whether a run is published."""
         return (self.runs / run_id / RUN_DOCUMENT).exists()

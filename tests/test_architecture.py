@@ -74,6 +74,7 @@ LATE = (
     "embedcache.catalog.export",
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
+    "embedcache.data.folds",
     "embedcache.data.images",
     "embedcache.finetune.regimes",
     "embedcache.finetune.train",

@@ -31,8 +31,8 @@ from embedcache.finetune.recipe import read_recipe
 from embedcache.probes.logistic import C_GRID
 from embedcache.probes.selection import TIE
 from embedcache.project import Project
-from embedcache.protocol.nested import ProbeSettings
 from embedcache.protocol.protocols import PROTOCOLS
+from embedcache.runs.methods import ProbeMethod
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_folder
 from embedcache.verbs import state
@@ -268,7 +268,7 @@ def likeness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         project.extract(MODELS)
         project.probe(
             MODELS,
-            probe_options=ProbeOptions(settings=ProbeSettings(grid=(0.001, 0.1)), n_resamples=200),
+            probe_options=ProbeOptions(settings=ProbeMethod(grid=(0.001, 0.1)), n_resamples=200),
         )
         yield project
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say, text_table
+from embedcache_cli.output import print_json, say
 
 if TYPE_CHECKING:
-    from embedcache.scoring.compare import Pair, Spread, Standing
+    from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
+    from embedcache.scoring.resampling import Spread
     from embedcache.verbs.compare import CohortComparison, CompareReport
 
 
@@ -31,10 +33,8 @@ if TYPE_CHECKING:
 @options.project
 @options.option(
     "--metric",
-    default="macro_f1",
-    show_default=True,
     metavar="METRIC",
-    help="macro_f1, balanced_accuracy, accuracy, auroc; f1:CLASS, recall:CLASS, auroc:CLASS.",
+    help="Score to compare by; see docs/protocol.md.  [default: the task's own]",
 )
 @options.option(
     "--level",
@@ -91,7 +91,7 @@ def compare(
     for note in report.notes:
         say(f"note: {note}")
     for cohort in report.cohorts:
-        _print_cohort(cohort, report.options.metric)
+        _print_cohort(cohort, report.metric)
         if pairs:
             _print_pairs(cohort)
     _print_drops(report)
@@ -152,7 +152,7 @@ def _print_parts(report: CompareReport) -> None:
         (one.cohort, one.part, one.name, _score(one.score), one.n_patients, one.n_images)
         for one in sorted(report.parts, key=lambda one: (one.cohort, one.part))
     ]
-    title = f"{report.options.metric} by {report.options.by}"
+    title = f"{report.metric} by {report.options.by}"
     _show(title, ("cohort", report.options.by or "", "run", "score", "patients", "images"), rows)
 
 

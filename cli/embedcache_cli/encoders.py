@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say, text_table
+from embedcache_cli.output import print_json, say
 
 
 @click.group(invoke_without_command=True, short_help="What is registered, and whether it is here.")

@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import (
-    bytes_text,
-    print_json,
-    progress,
-    say,
-    seconds_text,
-    short_path,
-    text_table,
-)
+from embedcache_cli.output import bytes_text, print_json, progress, say, seconds_text, short_path
 
 if TYPE_CHECKING:
     from embedcache.extract.report import PassReport, Tally

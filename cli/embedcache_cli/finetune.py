@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcache_cli import options
+from embedcache_cli.outcomes import print_outcomes
 from embedcache_cli.output import bytes_text, print_json, progress, say, seconds_text
-from embedcache_cli.probe import print_outcomes
 
 if TYPE_CHECKING:
     from embedcache.finetune.jobs import Epoch, Step
-    from embedcache.verbs.probing import RunOutcome
+    from embedcache.runs.outcome import RunOutcome
 
 
 def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -102,13 +102,9 @@ def finetune(
     data_root: Path | None,
     config: Path | None,
     changes: tuple[str, ...],
-    label: str,
-    train_cohort: str | None,
-    external: tuple[str, ...],
-    where: str | None,
-    class_map: str | None,
-    folds: int | Path,
-    seed: int,
+    epochs: int | None,
+    batch_size: int | None,
+    precision: str | None,
     resamples: int,
     progress_mode: str,
     as_json: bool,
@@ -124,29 +120,20 @@ def finetune(
     import embedcache
     from embedcache.finetune.recipe import parse_changes, read_recipe
 
-    named = {key: settings.pop(key) for key in ("epochs", "batch_size", "precision")}
+    named = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
     keys = {**parse_changes(changes), **{k: v for k, v in named.items() if v is not None}}
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    with _talk(progress_mode, read_recipe(config, keys).epochs, quiet=quiet) as told:
+    with _callbacks(progress_mode, read_recipe(config, keys).epochs, quiet=quiet) as callbacks:
         outcomes = project.finetune(
             models,
             recipe=config,
             changes=keys,
-            cohort_options={
-                "label": label,
-                "train_cohort": train_cohort,
-                "external": external or None,
-                "where": where,
-                "class_map": class_map,
-                "folds": folds,
-                "seed": seed,
-            },
-            told=told,
+            callbacks=callbacks,
             n_resamples=resamples,
             **settings,
         )
     if as_json:
-        print_json(outcomes)
+        print_json([outcome.document() for outcome in outcomes])
     else:
         print_outcomes(outcomes, verbose=verbose)
         for outcome in outcomes:
@@ -155,17 +142,15 @@ def finetune(
 
 
 def _cost_line(outcome: RunOutcome) -> str:
-    cost = outcome.run.results["cost"]
-    epochs = [one for fold in outcome.run.results["epochs"] for one in fold]
-    spent = sum(one["seconds"] for one in epochs)
-    share = sum(one["compute_share"] * one["seconds"] for one in epochs) / spent
-    regime = outcome.run.settings["regime"]
+    record = outcome.record
+    costs = record.training_costs
+    seconds = sum(cost.seconds for cost in costs)
+    peak = max(cost.peak_memory_bytes for cost in costs)
     return (
-        f"{outcome.run.encoder} ({regime}): {len(cost)} folds, "
-        f"{seconds_text(sum(one['seconds'] for one in cost))} on {cost[0]['devices']} x "
-        f"{cost[0]['device']}, {share:.0%} of it forward and backward; "
-        f"{cost[0]['parameters_trained']:,} of {cost[0]['parameters']:,} parameters trained, "
-        f"at most {bytes_text(max(one['peak_memory_bytes'] for one in cost))}"
+        f"{outcome.encoder} ({record.regime}): {len(costs)} folds, {seconds_text(seconds)} on "
+        f"{costs[0].devices} x {costs[0].device}, {record.compute_share:.0%} of it forward and "
+        f"backward; {costs[0].parameters_trained:,} of {costs[0].parameters:,} parameters trained, "
+        f"at most {bytes_text(peak)}"
     )
 
 
@@ -178,9 +163,9 @@ def _epoch_line(one: Epoch) -> str:
 
 
 @contextmanager
-def _talk(mode: str, n_epochs: int, *, quiet: bool) -> Iterator[Any]:
-    """Yield whom to tell: a bar a fold in a terminal, a line an epoch, or JSON lines."""
-    from embedcache.verbs.finetune import Told
+def _callbacks(mode: str, n_epochs: int, *, quiet: bool) -> Iterator[Any]:
+    """Yield what shows progress: a bar a fold in a terminal, a line an epoch, or JSON lines."""
+    from embedcache.verbs.finetune import Callbacks
 
     def message(text: str) -> None:
         say(f"note: {text}", quiet=quiet)
@@ -190,7 +175,7 @@ def _talk(mode: str, n_epochs: int, *, quiet: bool) -> Iterator[Any]:
         say(as_json if mode == "jsonl" else _epoch_line(one), quiet=quiet or mode == "off")
 
     with progress(mode, quiet=quiet) as decoded, _bars(mode, quiet=quiet) as step:
-        yield Told(on_message=message, on_progress=decoded, on_step=step, on_epoch=line)
+        yield Callbacks(on_message=message, on_progress=decoded, on_step=step, on_epoch=line)
 
 
 @contextmanager

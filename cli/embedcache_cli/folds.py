@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say, text_table
+from embedcache_cli.output import print_json, say
 
 
 @click.command(short_help="The patient folds of a question: assigned once, stored, shown.")
@@ -19,15 +20,14 @@ def folds(
     manifest: Path | None,
     store: Path | None,
     data_root: Path | None,
-    external: tuple[str, ...],
     as_json: bool,
-    **cohorts: Any,
+    **question: Any,
 ) -> None:
     """Show which fold tests how many patients and images of each class; no patient is in two."""
     import embedcache
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    table, sizes = project.folds(external=external or None, **cohorts)
+    table, sizes = project.folds(**question)
     if as_json:
         print_json({"table": table, "folds": sizes})
         return

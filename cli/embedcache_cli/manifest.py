@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say, short_path, text_table
+from embedcache_cli.output import print_json, say, short_path
 
 if TYPE_CHECKING:
-    from embedcache.verbs.manifest import Written
+    from embedcache.verbs.manifest import CheckReport, Written
 
 _SHOWN = 5
 
@@ -153,12 +154,10 @@ def check(manifest: Path | None, store: Path | None, data_root: Path | None, as_
     Exit code 3: images are missing, unreadable or changed. 5: a patient stands in two cohorts, or
     one image under two patients.
     """
-    from embedcache.verbs import manifest as manifests
-    from embedcache.workspace import find_workspace
+    import embedcache
 
-    workspace = find_workspace(manifest=manifest, store=store, data_root=data_root)
-    report = manifests.check(workspace)
-    kinds = {trouble.kind for trouble in report.troubles}
+    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
+    report = project.check_manifest()
     if as_json:
         print_json(report)
     else:
@@ -171,7 +170,12 @@ def check(manifest: Path | None, store: Path | None, data_root: Path | None, as_
         click.echo(text_table(("cohort", "label", "images"), rows))
         for trouble in report.troubles:
             click.echo(f"{trouble.kind}: {trouble.message}")
-        click.echo("sound" if not kinds else f"{len(kinds)} kinds of trouble")
-    if kinds & set(manifests.LEAKS):
+        click.echo(_verdict(report))
+    if report.has_leaks:
         return 5
-    return 3 if kinds & set(manifests.NOT_READABLE) else 0
+    return 3 if report.is_incomplete else 0
+
+
+def _verdict(report: CheckReport) -> str:
+    n_kinds = len({trouble.kind for trouble in report.troubles})
+    return f"{n_kinds} kinds of trouble" if n_kinds else "sound"

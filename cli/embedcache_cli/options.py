@@ -43,6 +43,14 @@ def patients(value: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def none_if_empty(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Return the values of a repeatable option, or None where it was not given."""
+    del context, parameter
+    return values or None
+
+
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     """Return `click.option` with an environment variable, named after the long option.
 
@@ -101,6 +109,7 @@ cohorts = compose(
     option(
         "--external",
         multiple=True,
+        callback=none_if_empty,
         metavar="NAME",
         help="Cohort to test on; repeat for several.  [default: every other one]",
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -18,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from embedcache.extract.report import Progress
+    from embedcache.files.backend import Location
 
 OnProgress = Callable[["Progress"], None]
 _PLAIN_EVERY_S = 10.0
@@ -39,32 +39,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Sequence):
         return [_plain(one) for one in value]
-    return str(value)
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as aligned text, numbers to the right; nothing is cut off."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    numeric = [
-        bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
-        for i in range(len(header))
-    ]
-    lines = []
-    for row in ([*header], ["-" * width for width in widths], *cells):
-        padded = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.3f}"
     return str(value)
 
 
@@ -99,11 +73,11 @@ def command_name() -> str:
     return "embedcache" if is_findable else short_path(started)
 
 
-def short_path(path: os.PathLike[str]) -> str:
-    """Return a path relative to here where that is shorter, or the address of a remote name."""
+def short_path(path: Path | Location) -> str:
+    """Return a path relative to here where that is shorter; a place elsewhere by its address."""
     try:
         return str(Path(path).absolute().relative_to(Path.cwd()))
-    except (ValueError, TypeError):
+    except (TypeError, ValueError):
         return str(path)
 
 

@@ -8,8 +8,8 @@ import click
 
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
+from embedcache_cli.outcomes import print_outcomes
 from embedcache_cli.output import command_name, print_json, progress, short_path
-from embedcache_cli.probe import print_outcomes
 
 _QUESTIONS = (
     "SELECT cohort, label, count(*) AS images, count(DISTINCT patient_id) AS patients "
@@ -57,7 +57,7 @@ def quickstart(
     tell("3. Linear probes: 5 folds by patient, C chosen inside, tested on the other cohort")
     outcomes = project.probe(steps.MODELS, on_message=lambda text: tell(f"   note: {text}"))
     if as_json:
-        print_json(outcomes)
+        print_json([outcome.document() for outcome in outcomes])
     else:
         print_outcomes(outcomes)
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"

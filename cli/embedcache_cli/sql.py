@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import say, short_path, text_table
+from embedcache_cli.output import say, short_path
 
 
 @click.command(short_help="Ask: SELECT over images, embeddings, runs, predictions, metrics ...")

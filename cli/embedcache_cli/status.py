@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import bytes_text, print_json, short_path, text_table
+from embedcache_cli.output import bytes_text, print_json, short_path
 
 
 @click.command(short_help="Per encoder: images wanted, held, failed; bytes; time.")

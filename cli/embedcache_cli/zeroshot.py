@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from embedcache_cli import options
+from embedcache_cli.outcomes import print_outcomes
 from embedcache_cli.output import print_json, say
-from embedcache_cli.probe import print_outcomes
 
 
 @click.command(short_help="Classify cached images by text prompts; nothing is trained.")
@@ -70,7 +70,7 @@ def zeroshot(
         **settings,
     )
     if as_json:
-        print_json(outcomes)
+        print_json([outcome.document() for outcome in outcomes])
     else:
         print_outcomes(outcomes, verbose=verbose)
     return 3 if any(outcome.n_skipped for outcome in outcomes) else 0

@@ -144,11 +144,11 @@ def table_bytes(table: pa.Table, kind: str) -> bytes:
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Return a table's rows as plain values, nested ones included."""
-    return [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    return [{name: plain_value(value) for name, value in row.items()} for row in table.to_pylist()]
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold.
+def plain_value(value: Any) -> Any:
+    """Return a value as one that JSON can hold.
 
     A MAP, which Arrow hands over as pairs, is a dict; a whole Decimal, which the sum of a BIGINT
     column is, an int; a number that is not finite, None.
@@ -158,8 +158,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain_value(one) for key, one in value.items()}
     if isinstance(value, list):
         pairs = bool(value) and all(isinstance(one, tuple) for one in value)
-        return _plain(dict(value)) if pairs else [_plain(one) for one in value]
+        return plain_value(dict(value)) if pairs else [plain_value(one) for one in value]
     return value

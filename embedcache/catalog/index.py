@@ -1,267 +1,351 @@
-"""From files to tables: what the stores, folds and runs hold, joined to the images by digest.
+"""`catalog.duckdb`: native tables, made from the items of a workspace and updated by what is new.
 
-The same tables serve an in-memory connection, built in milliseconds for a query, and
-`catalog.duckdb`, written aside and renamed for people and other programs. Nothing is known to the
-catalog alone: it can be deleted at any time.
+A writer copies the file, changes the copy and renames it into place, so that no reader is ever
+locked out and one that has the old file open keeps it. Nothing is known to the catalog alone: it
+can be deleted at any time.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING
 
 import duckdb
-import pyarrow as pa
 
-from embedcache.data.fold_tables import fold_table_files
-from embedcache.files.backend import Location
-from embedcache.files.documents import read_table
+from embedcache.catalog.connection import (
+    CATALOG,
+    SCHEMA_VERSION,
+    connect,
+    connect_file,
+    is_current,
+    writing,
+)
+from embedcache.catalog.sources import ROW_KEYS, TABLES, Kind, SourceItem
+from embedcache.errors import EmbedcacheError
 from embedcache.files.durable import TEMPORARY, fsync, write_error
-from embedcache.runs import files as run_files
-from embedcache.store.embedding_store import EmbeddingStore
 
-_CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-}
-
-ENCODERS: Final = pa.schema(
-    [
-        ("encoder", pa.string()),
-        ("fingerprint", pa.string()),
-        ("dim", pa.int32()),
-        ("n_rows", pa.int64()),
-        ("n_failed", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("architecture", pa.string()),
-        ("output", pa.string()),
-        ("precision", pa.string()),
-        ("weights_sha256", pa.string()),
-        ("licence", pa.string()),
-        ("preprocess", pa.string()),
-        ("created", pa.string()),
-    ]
-)
-EMBEDDING_ROWS: Final = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("cohort", pa.string()),
-        ("encoder", pa.string()),
-        ("fingerprint", pa.string()),
-        ("segment", pa.string()),
-        ("row", pa.int32()),
-    ]
-)
-FAILURES: Final = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("encoder", pa.string()),
-        ("fingerprint", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-FOLDS: Final = pa.schema(
-    [("folds_id", pa.string()), ("patient_id", pa.string()), ("fold", pa.int32())]
-)
-RUNS: Final = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("kind", pa.string()),
-        ("regime", pa.string()),
-        ("encoder", pa.string()),
-        ("fingerprint", pa.string()),
-        ("train_cohort", pa.string()),
-        ("label_column", pa.string()),
-        ("folds_id", pa.string()),
-        ("created", pa.string()),
-        ("seconds", pa.float64()),
-        ("settings", pa.string()),
-        ("results", pa.string()),
-    ]
-)
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """The files that the tables are made of.
+class _StoredItem:
+    """A row of `internal.sources`: an item as it was when its rows were written."""
+
+    kind: Kind
+    name: str
+    stamp: str
+    row_key: str | None
+
+
+def open_fresh(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyConnection | None:
+    """Return a read-only connection to a catalog file that is made of exactly these items.
+
+    Returns
+    -------
+    The connection, or None where the file is absent, out of date, damaged or of another version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        connection = connect_file(path, read_only=True)
+    except duckdb.Error:
+        return None
+    try:
+        if is_current(connection) and _is_made_of(connection, items):
+            return connection
+    except duckdb.Error:
+        pass
+    connection.close()
+    return None
+
+
+def is_fresh(path: Path, items: Sequence[SourceItem]) -> bool:
+    """Return whether the catalog file is made of exactly these items; loads none of them."""
+    connection = open_fresh(path, items)
+    if connection is not None:
+        connection.close()
+    return connection is not None
+
+
+def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bool:
+    """Drop the rows of items that are gone or changed from the catalog file, and add the new ones.
+
+    A file that is absent, damaged, of another schema version or of another DuckDB version is
+    written anew. Of two writers at once the last one wins; what its items lack, the next
+    `is_fresh` notices.
 
     Parameters
     ----------
-    images
-        One row an image: every manifest column, and `sha256`.
-    stores
-        The stores of embeddings.
-    folds
-        Folder of fold tables.
-    runs
-        Folder of runs.
-    """
+    path
+        The catalog file.
+    items
+        Every item that the catalog is to be made of.
+    anew
+        Whether to write the whole file, also where it could be brought up to date.
 
-    images: pa.Table
-    stores: Sequence[EmbeddingStore]
-    folds: Location
-    runs: Location
-
-
-def index_tables(sources: Sources) -> dict[str, pa.Table]:
-    """Return every index table; those of the runs are in `run_tables`."""
-    folders = run_files.run_folders(sources.runs)
-    return {
-        "images": sources.images,
-        "encoders": _rows(ENCODERS, map(_encoder_row, sources.stores)),
-        "embedding_rows": _embedding_rows(sources),
-        "failures": _rows(FAILURES, _failure_rows(sources)),
-        "folds": _fold_rows(sources.folds),
-        "runs": _rows(RUNS, map(_run_row, map(run_files.read_run, folders))),
-    }
-
-
-def _rows(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=schema)
-
-
-def _encoder_row(store: EmbeddingStore) -> dict[str, Any]:
-    identity, spec = store.document["identity"], store.document["spec"]
-    return {
-        "encoder": store.name,
-        "fingerprint": store.fingerprint,
-        "dim": store.dim,
-        "n_rows": len(store),
-        "n_failed": len(store.failures),
-        "size_bytes": store.size_bytes,
-        "architecture": identity["architecture"],
-        "output": identity["output"],
-        "precision": identity["precision"],
-        "weights_sha256": identity["weights"],
-        "licence": spec["weights"]["licence"],
-        "preprocess": json.dumps(identity["preprocess"], sort_keys=True),
-        "created": store.document["created"],
-    }
-
-
-def _embedding_rows(sources: Sources) -> pa.Table:
-    """Return where each image's row lies, by cohort, patient and image."""
-    images = sources.images.select(["image_id", "patient_id", "cohort", "sha256"]).sort_by(
-        [(name, "ascending") for name in ("cohort", "patient_id", "image_id")]
-    )
-    keys = images["sha256"].to_pylist()
-    tables = [EMBEDDING_ROWS.empty_table()]
-    for store in sources.stores:
-        held = [number for number, key in enumerate(keys) if key in store]
-        places = [store.locate(keys[number]) for number in held]
-        of_images = images.take(pa.array(held, pa.int64())).drop_columns(["sha256"])
-        columns = [
-            *of_images.columns,
-            pa.array([store.name] * len(held), pa.string()),
-            pa.array([store.fingerprint] * len(held), pa.string()),
-            pa.array([segment for segment, _ in places], pa.string()),
-            pa.array([row for _, row in places], pa.int32()),
-        ]
-        tables.append(pa.table(columns, schema=EMBEDDING_ROWS))
-    return pa.concat_tables(tables)
-
-
-def _failure_rows(sources: Sources) -> Iterator[dict[str, Any]]:
-    columns = (sources.images[name].to_pylist() for name in ("image_id", "sha256"))
-    images = list(zip(*columns, strict=True))
-    for store in sources.stores:
-        for image_id, key in images:
-            reason = "its file is not here" if key is None else store.failures.get(key)
-            if reason is not None:
-                yield {
-                    "image_id": image_id,
-                    "encoder": store.name,
-                    "fingerprint": store.fingerprint,
-                    "reason": reason,
-                }
-
-
-def _fold_rows(folder: Location) -> pa.Table:
-    tables = [FOLDS.empty_table()]
-    for folds_id, file in fold_table_files(folder).items():
-        table = read_table(file).select(["patient_id", "fold"])
-        name = pa.array([folds_id] * len(table), pa.string())
-        tables.append(table.add_column(0, "folds_id", name).cast(FOLDS))
-    return pa.concat_tables(tables)
-
-
-def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **{name: run[name] for name in ("run_id", "kind", "encoder", "fingerprint")},
-        "regime": run["settings"].get("regime", run["kind"]),
-        "train_cohort": run["settings"].get("train_cohort"),
-        "label_column": run["settings"].get("label"),
-        "folds_id": run["data"].get("folds_id"),
-        "created": run["created"],
-        "seconds": run["seconds"],
-        "settings": json.dumps(run["settings"], sort_keys=True),
-        "results": json.dumps(run["results"], sort_keys=True),
-    }
-
-
-def run_tables(sources: Sources) -> dict[str, pa.Table]:
-    """Return the predictions and metrics of all runs, each file checked against its record."""
-    folders = run_files.run_folders(sources.runs)
-    return {
-        name: pa.concat_tables(
-            [schema.empty_table(), *(run_files.read_run_table(path, name) for path in folders)]
-        )
-        for name, schema in run_files.SCHEMAS.items()
-    }
-
-
-def views_sql() -> str:
-    """Return the SQL of the views."""
-    return files("embedcache.catalog").joinpath("schema.sql").read_text()
-
-
-def write_catalog(path: Path, sources: Sources) -> None:
-    """Write `catalog.duckdb` anew, aside, and rename it into place.
-
-    No reader is ever locked out: one that has the old file open keeps it.
+    Returns
+    -------
+    Whether the file was written; False where it was up to date.
 
     Raises
     ------
     StoreWriteError
-        The file system refused.
+        The file system refused; the old file is untouched.
+    StoreCorruptError
+        An item that had to be loaded is damaged.
     """
-    aside = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.duckdb")
+    if not anew and is_fresh(path, items):
+        return False
     try:
-        with duckdb.connect(str(aside), config=_CONFIG) as connection:
-            for name, table in {**index_tables(sources), **run_tables(sources)}.items():
-                connection.register("source", table)
-                connection.execute(f'CREATE TABLE "{name}" AS FROM source')
-                connection.unregister("source")
-            for (name,) in connection.sql("SELECT table_name FROM duckdb_tables()").fetchall():
-                content = _content_of(connection, name)
-                connection.execute(f"COMMENT ON TABLE \"{name}\" IS '{content}'")
-            connection.execute(views_sql())
-        fsync(aside)
-        aside.replace(path)
+        with _beside(path) as aside:
+            if anew or not _update_copy(path, aside, items):
+                aside.unlink(missing_ok=True)
+                with writing(aside) as connection:
+                    _create(connection)
+                    _apply(connection, items)
+            _put(aside, path)
+    except EmbedcacheError:  # of an item; some of them are OSErrors too
+        raise
     except (OSError, duckdb.IOException) as error:
         reason = error if isinstance(error, OSError) else OSError(str(error))
         raise write_error(path, reason) from error
+    return True
+
+
+def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyConnection:
+    """Return a connection to an in-memory catalog of these items, where no file can be written.
+
+    Parameters
+    ----------
+    path
+        A catalog file, out of date or absent, whose rows are used as far as they are valid.
+    items
+        Every item that the catalog is to be made of.
+
+    Raises
+    ------
+    StoreCorruptError
+        An item that had to be loaded is damaged.
+    """
+    connection = _copied_to_memory(path)
+    if connection is None:
+        connection = connect()
+        _create(connection)
+    try:
+        _apply(connection, items)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check_catalog(path: Path) -> list[str]:
+    """Return the tables of a catalog that are not what was written into it.
+
+    A catalog of another version, which the next `update` writes anew, is not looked into.
+    """
+    try:
+        with contextlib.closing(connect_file(path, read_only=True)) as connection:
+            if connection.execute("SELECT schema_version FROM internal.meta").fetchall() and not (
+                is_current(connection)
+            ):
+                return []
+            return [
+                table.removeprefix("internal.")
+                for table, digest in _digests(connection).items()
+                if digest != _digest(connection, table)
+            ]
+    except duckdb.Error:
+        return ["a table that cannot be read"]
+
+
+def _is_made_of(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -> bool:
+    stored = sorted((item.kind, item.name, item.stamp) for item in _stored_items(connection))
+    return stored == sorted((item.kind, item.name, item.stamp) for item in items)
+
+
+def _stored_items(connection: duckdb.DuckDBPyConnection) -> list[_StoredItem]:
+    rows = connection.execute("SELECT kind, name, stamp, row_key FROM internal.sources").fetchall()
+    return [_StoredItem(*row) for row in rows]
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which is removed at the end if it is there still.
+
+    DuckDB writes its log to `<path>.wal`, but puts `.wal` before a question mark: in a folder with
+    one in its name it can read and cannot write.
+    """
+    name = f"{TEMPORARY}{secrets.token_hex(8)}.duckdb"
+    if "?" in str(path.absolute()):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, name)
+        return
+    aside = path.with_name(name)
+    try:
+        yield aside
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _content_of(connection: duckdb.DuckDBPyConnection, name: str) -> str:
-    """Return what changes with any cell: summed digests, six times as fast as hashing in Python."""
-    rows = connection.table(name).set_alias("one")
-    return str(rows.aggregate("sum(md5_number_lower(one::VARCHAR))").fetchall()[0][0])
-
-
-def check_catalog(path: Path) -> list[str]:
-    """Return the tables of a catalog that are not what was written into it."""
+def _put(aside: Path, path: Path) -> None:
+    """Rename a written file into place, from another file system by way of a copy."""
+    beside = path.with_name(aside.name)
     try:
-        with duckdb.connect(str(path), read_only=True, config=_CONFIG) as connection:
-            said = connection.sql("SELECT table_name, comment FROM duckdb_tables()").fetchall()
-            return [name for name, content in said if content != _content_of(connection, name)]
+        if aside != beside:
+            shutil.copyfile(aside, beside)
+        if path.exists():
+            shutil.copymode(path, beside)
+        fsync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _update_copy(path: Path, aside: Path, items: Sequence[SourceItem]) -> bool:
+    """Copy a catalog and bring the copy up to date; return False where the catalog is of no use."""
+    try:
+        shutil.copyfile(path, aside)
+        with writing(aside) as connection:
+            if not is_current(connection):
+                return False
+            _apply(connection, items)
+    except (FileNotFoundError, duckdb.Error):
+        return False
+    return True
+
+
+def _copied_to_memory(path: Path) -> duckdb.DuckDBPyConnection | None:
+    if not path.is_file():
+        return None
+    connection = None
+    try:
+        connection = connect_file(path, read_only=True)
+        if is_current(connection):
+            connection.execute("USE memory")
+            connection.execute(f"COPY FROM DATABASE {CATALOG} TO memory")
+            connection.execute(f"DETACH {CATALOG}")
+            return connection
     except duckdb.Error:
-        return ["a table that cannot be read"]
+        pass
+    if connection is not None:
+        connection.close()
+    return None
+
+
+def _create(connection: duckdb.DuckDBPyConnection) -> None:
+    sql = files("embedcache.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
+    # The views name columns of `images`, so a table of that name must be there before them.
+    connection.execute(
+        "CREATE TABLE images (image_id VARCHAR, patient_id VARCHAR, cohort VARCHAR, "
+        "label VARCHAR, sha256 VARCHAR)"
+    )
+    connection.execute(sql)
+    connection.execute(
+        "INSERT INTO internal.meta VALUES (?, ?)", [SCHEMA_VERSION, duckdb.__version__]
+    )
+    for tables in TABLES.values():
+        for table in tables:
+            connection.execute("INSERT INTO internal.digests VALUES (?, 0)", [table])
+
+
+def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -> None:
+    """Make the current database one of exactly these items, in one transaction."""
+    stored = _stored_items(connection)
+    changed = _changed_names(stored, items)
+    connection.begin()
+    digests = _digests(connection)
+    for old in stored:
+        if (old.kind, old.name) in changed:
+            _drop(connection, old, digests)
+    for item in items:
+        if (item.kind, item.name) in changed:
+            _add(connection, item, digests)
+    connection.executemany(
+        "UPDATE internal.digests SET digest = ? WHERE table_name = ?",
+        [(digest, table) for table, digest in digests.items()],
+    )
+    connection.commit()
+
+
+def _changed_names(
+    stored: Sequence[_StoredItem], items: Sequence[SourceItem]
+) -> set[tuple[Kind, str]]:
+    before = {(item.kind, item.name, item.stamp) for item in stored}
+    after = {(item.kind, item.name, item.stamp) for item in items}
+    changed = {(kind, name) for kind, name, _ in before ^ after}
+    # Two folders may hold rows of one key (a copied encoder): their rows go and come together.
+    keys = {(i.kind, i.row_key) for i in stored if (i.kind, i.name) in changed}
+    return changed | {(i.kind, i.name) for i in stored if (i.kind, i.row_key) in keys}
+
+
+def _drop(
+    connection: duckdb.DuckDBPyConnection, item: _StoredItem, digests: dict[str, int]
+) -> None:
+    for table in TABLES[item.kind]:
+        if item.kind in ROW_KEYS:
+            digests[table] -= _digest(connection, table, item.kind, item.row_key)
+            column = ROW_KEYS[item.kind]
+            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", [item.row_key])  # noqa: S608 - names of our own
+    connection.execute(
+        "DELETE FROM internal.sources WHERE kind = ? AND name = ?", [item.kind, item.name]
+    )
+
+
+def _add(connection: duckdb.DuckDBPyConnection, item: SourceItem, digests: dict[str, int]) -> None:
+    tables = item.load()
+    row_key = None
+    if item.kind in ROW_KEYS:
+        column = tables[TABLES[item.kind][0]][ROW_KEYS[item.kind]]
+        row_key = column[0].as_py() if len(column) else None
+    for name in TABLES[item.kind]:
+        if name not in tables:
+            continue
+        before = _digest(connection, name, item.kind, row_key)
+        _insert(connection, name, tables[name])
+        digests[name] += _digest(connection, name, item.kind, row_key) - before
+    connection.execute(
+        "INSERT INTO internal.sources VALUES (?, ?, ?, ?)",
+        [item.kind, item.name, item.stamp, row_key],
+    )
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    connection.register("new_rows", table)
+    if name == "images":  # whose columns are the manifest's
+        connection.execute("DROP TABLE images")
+        connection.execute("CREATE TABLE images AS FROM new_rows")
+    else:
+        connection.execute(f"INSERT INTO {name} BY NAME FROM new_rows")
+    connection.unregister("new_rows")
+
+
+def _digests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    return dict(connection.execute("FROM internal.digests").fetchall())
+
+
+def _digest(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    kind: Kind = "manifest",
+    row_key: str | None = None,
+) -> int:
+    """Return the sum of the hashes of a table's rows, or of those of one item.
+
+    A sum can be kept up to date by what comes and goes. DuckDB's own hash of a row takes a
+    twentieth of the time of a cryptographic one of its text.
+    """
+    query = f"SELECT coalesce(sum(hash(one)), 0) FROM {table} AS one"  # noqa: S608 - names of our own
+    if kind in ROW_KEYS:
+        rows = connection.execute(f"{query} WHERE {ROW_KEYS[kind]} = ?", [row_key]).fetchall()
+    else:
+        rows = connection.execute(query).fetchall()
+    return int(rows[0][0])

@@ -1,143 +1,183 @@
-"""Queries over the views: read-only, on an in-memory connection that can reach no file.
+"""Queries over a catalog: read-only, on a connection that can reach no file.
 
-The tables are handed over as Arrow; then DuckDB's access to files and its settings are locked, so
+The catalog file is opened read-only; then DuckDB's access to files and its settings are locked, so
 that whatever a query says, it can read these tables and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import duckdb
-import numpy as np
-import pyarrow as pa
 
-from embedcache.catalog.index import Sources, index_tables, run_tables, views_sql
-from embedcache.errors import CatalogError
-from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.catalog import connection as connections
+from embedcache.catalog.index import check_catalog, connect_memory, open_fresh, update
+from embedcache.catalog.sources import SourceItem
+from embedcache.errors import CatalogError, StoreWriteError
 
-_EMBEDDINGS: Final = re.compile(r"\bembeddings(_\w+)?\b", re.IGNORECASE)
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedcache.store.embedding_store import EmbeddingStore
+
+Result = TypeVar("Result")
+
+_EMBEDDINGS: Final = re.compile(r"\bembeddings(?:_\w+)?\b", re.IGNORECASE)
 _READING: Final = {
     duckdb.StatementType.SELECT,
     duckdb.StatementType.EXPLAIN,
     duckdb.StatementType.MULTI,  # PIVOT: a temporary type, then a SELECT
 }
+# Types whose values DuckDB gives as the plain Python values that Arrow gives too.
+_PLAIN_TYPE: Final = re.compile(
+    r"(?:VARCHAR|BOOLEAN|U?(?:TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DATE|TIMESTAMP"
+    r"|MAP\(VARCHAR, (?:DOUBLE|BIGINT|VARCHAR)\))(?:\[\])?"
+)
 
 
-def connect(sources: Sources, query: str = "") -> duckdb.DuckDBPyConnection:
-    """Return an in-memory connection with every view.
+@dataclass(frozen=True, slots=True)
+class CatalogSource:
+    """A catalog and what it is made of.
 
     Parameters
     ----------
-    sources
-        The files.
-    query
-        What will be asked: embeddings are read from their stores only where it names them.
+    path
+        The catalog file, which is brought up to date first where it can be written.
+    items
+        Every item that the catalog is to be made of.
+    open_stores
+        Function that opens every embedding store; called only for a query that names embeddings.
     """
-    connection = duckdb.connect(
-        config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-    )
-    for name, table in {**index_tables(sources), **run_tables(sources)}.items():
-        connection.register(name, table)
-    connection.execute(views_sql())
-    if _EMBEDDINGS.search(query):
-        _register_embeddings(connection, sources)
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
+
+    path: Path
+    items: Sequence[SourceItem]
+    open_stores: Callable[[], Sequence[EmbeddingStore]]
 
 
-def view_name(encoder: str) -> str:
-    """Return the name of an encoder's own view: `embeddings_`, other characters as `_`."""
-    return "embeddings_" + re.sub(r"\W", "_", encoder)
+@dataclass(frozen=True, slots=True)
+class QueryRows:
+    """The result of a query as plain Python values.
 
-
-def _register_embeddings(connection: duckdb.DuckDBPyConnection, sources: Sources) -> None:
-    names = [store.name for store in sources.stores]
-    tables = [embedding_table(store, sources.images) for store in sources.stores]
-    for store, table in zip(sources.stores, tables, strict=True):
-        name = view_name(store.name)
-        if names.count(store.name) > 1:  # several fingerprints of one name
-            name = f"{name}_{store.fingerprint[:12]}"
-        connection.register(name, table)
-    if len({store.dim for store in sources.stores}) != 1:
-        # Arrays of different lengths have no common type; lists have.
-        tables = [_with_lists(table) for table in tables]
-    schema = tables[0].schema if tables else _with_lists(_empty_embeddings()).schema
-    connection.register("embeddings", pa.concat_tables([schema.empty_table(), *tables]))
-
-
-def _empty_embeddings() -> pa.Table:
-    return _embedding_table("", "", [], np.empty((0, 1), np.float32))
-
-
-def embedding_table(store: EmbeddingStore, images: pa.Table) -> pa.Table:
-    """Return an encoder's rows as a table: image_id, encoder, fingerprint, vector FLOAT[dim].
-
-    Images that the store does not hold are absent.
+    Parameters
+    ----------
+    columns
+        Names of the columns, unique but for case.
+    rows
+        One tuple a row, in the order of the query.
     """
-    pairs = zip(images["image_id"].to_pylist(), images["sha256"].to_pylist(), strict=True)
-    held = [(image_id, key) for image_id, key in pairs if key in store]
-    return _embedding_table(
-        store.name,
-        store.fingerprint,
-        [image_id for image_id, _ in held],
-        store.read([key for _, key in held]),
-    )
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
 
 
-def _embedding_table(
-    encoder: str, fingerprint: str, image_id: Sequence[str], X: np.ndarray
-) -> pa.Table:
-    vector = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), X.shape[1])
-    n = len(image_id)
-    return pa.table(
-        {
-            "image_id": pa.array(image_id, pa.string()),
-            "encoder": pa.array([encoder] * n, pa.string()),
-            "fingerprint": pa.array([fingerprint] * n, pa.string()),
-            "vector": vector,
-        }
-    )
-
-
-def _with_lists(table: pa.Table) -> pa.Table:
-    vector = table["vector"].cast(pa.list_(pa.float32()))
-    return table.set_column(table.schema.get_field_index("vector"), "vector", vector)
-
-
-def run_query(sources: Sources, query: str) -> pa.Table:
-    """Return the result of one reading statement.
+def query_table(source: CatalogSource, query: str) -> pa.Table:
+    """Return the result of one reading statement as an Arrow table.
 
     Raises
     ------
     CatalogError
         The statement is wrong, is not one, or would write.
     """
+    return _run(source, query, _as_table)
+
+
+def query_rows(source: CatalogSource, query: str) -> QueryRows:
+    """Return the result of one reading statement as rows; Arrow is not needed for plain types.
+
+    Raises
+    ------
+    CatalogError
+        As `query_table`.
+    """
+    return _run(source, query, _as_rows)
+
+
+def _run(
+    source: CatalogSource, query: str, fetch: Callable[[duckdb.DuckDBPyRelation], Result]
+) -> Result:
     check_reading(query)
-    with connect(sources, query) as connection:
-        try:
-            table = connection.sql(query).to_arrow_table()
-        except duckdb.Error as error:
+    try:
+        with reading(source) as connection:
+            return _answer(source, connection, query, fetch)
+    except duckdb.Error as error:
+        if not connections.is_damage(error) or not check_catalog(source.path):
             raise CatalogError(_one_line(error)) from None
-    return table.rename_columns(_told_apart(table.column_names))
+    # A block of the file is damaged: the items hold all that was in it.
+    with contextlib.suppress(StoreWriteError):
+        update(source.path, source.items, anew=True)
+    try:
+        with reading(source) as connection:
+            return _answer(source, connection, query, fetch)
+    except duckdb.Error as error:
+        raise CatalogError(_one_line(error)) from None
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _answer(
+    source: CatalogSource,
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    fetch: Callable[[duckdb.DuckDBPyRelation], Result],
+) -> Result:
+    names = sorted({name.lower() for name in _EMBEDDINGS.findall(query)})
+    if names:
+        from embedcache.catalog.embeddings import register_embeddings
+
+        register_embeddings(connection, source.open_stores(), names)
+    connections.lock(connection)
+    return fetch(connection.sql(query))
+
+
+@contextlib.contextmanager
+def reading(source: CatalogSource) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection to a catalog of exactly these items: the file, or memory where it must be.
+
+    Raises
+    ------
+    StoreCorruptError
+        An item that had to be loaded is damaged.
+    """
+    connection = open_fresh(source.path, source.items)
+    if connection is None:
+        with contextlib.suppress(StoreWriteError):
+            update(source.path, source.items)
+            connection = open_fresh(source.path, source.items)
+    # The folder cannot be written, or another writer was faster.
+    connection = connection or connect_memory(source.path, source.items)
+    with contextlib.closing(connection):
+        yield connection
+
+
+def _as_table(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    table = relation.to_arrow_table()
+    return table.rename_columns(_distinct(table.column_names))
+
+
+def _as_rows(relation: duckdb.DuckDBPyRelation) -> QueryRows:
+    if all(_PLAIN_TYPE.fullmatch(str(kind)) for kind in relation.types):
+        return QueryRows(tuple(_distinct(relation.columns)), relation.fetchall())
+    table = _as_table(relation)
+    rows = [tuple(row.values()) for row in table.to_pylist()]
+    return QueryRows(tuple(table.column_names), rows)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
     """Return column names that are unique but for case: `a`, `a`, as DuckDB writes them `a`, `a_1`.
 
     A join with `*` has such columns. Arrow would keep both names, a row as a dict but one value.
     """
-    found: dict[str, str] = {}
+    by_lower_case: dict[str, str] = {}
     for name in names:
         number, unique = 0, name
-        while unique.lower() in found:
+        while unique.lower() in by_lower_case:
             number += 1
             unique = f"{name}_{number}"
-        found[unique.lower()] = unique
-    return list(found.values())
+        by_lower_case[unique.lower()] = unique
+    return list(by_lower_case.values())
 
 
 def check_reading(query: str) -> None:
@@ -153,10 +193,13 @@ def check_reading(query: str) -> None:
         raise CatalogError(_one_line(error)) from None
     if len(statements) != 1:
         raise CatalogError(f"{len(statements)} statements; expected one SELECT")
-    kind = statements[0].type
+    try:
+        kind, name = statements[0].type, statements[0].type.name
+    except ValueError:  # a statement that DuckDB's Python package has no name for
+        kind, name = None, "such a statement"
     if kind not in _READING:
         raise CatalogError(
-            f"{kind.name} is refused, SQL is read-only here; expected SELECT (export with "
+            f"{name} is refused, SQL is read-only here; expected SELECT (export with "
             "--format parquet -o FILE, or open catalog.duckdb with your own client)"
         )
 
@@ -178,15 +221,20 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
     """
     if where is None:
         return list(range(len(images)))
-    numbered = images.append_column("_number", pa.array(range(len(images)), pa.int64()))
-    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+    import pyarrow as pa
+
+    number = "number"  # made longer than any column of the manifest, so that it is none of them
+    number += "_" * max(map(len, images.column_names))
+    numbered = images.append_column(number, pa.array(range(len(images)), pa.int64()))
+    with connections.connect() as connection:
+        connections.lock(connection)
         try:
-            kept = connection.from_arrow(numbered).filter(where).project("_number").fetchall()
+            rows = connection.from_arrow(numbered).filter(where).project(number).fetchall()
         except duckdb.Error as error:
             raise CatalogError(
                 f"--where {where!r}: {_one_line(error)}; columns: {', '.join(images.column_names)}"
             ) from None
-    return sorted(number for (number,) in kept)
+    return sorted(row[0] for row in rows)
 
 
 def _one_line(error: duckdb.Error) -> str:

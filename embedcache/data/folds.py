@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from embedcache.errors import LeakageError, RunError
 from embedcache.files.durable import canonical_json
@@ -96,6 +95,8 @@ def assign_folds(
     # Sorted, so that the order of rows in a manifest cannot change the folds.
     rows = sorted(zip(patient_id, label, strict=True))
     groups, y = (np.array(column) for column in zip(*rows, strict=True))
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # rare classes: `notes` says it in full

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import split_frame
-from embedcache.data.manifest import image_paths, read_manifest
+from embedcache.data.manifest import Manifest, image_paths
 from embedcache.data.snapshots import latest_snapshot
 from embedcache.errors import ManifestError
 from embedcache.files.cores import usable_cores
@@ -44,32 +45,58 @@ class Images:
         keys: list[str | None] = self.table["sha256"].to_pylist()
         return keys
 
-
-def image_files(workspace: Workspace) -> tuple[pa.Table, tuple[ImageFile, ...]]:
-    """Return the manifest as a table, and its images as files; reads none of them."""
-    manifest = read_manifest(workspace.manifest)
-    paths = image_paths(manifest, workspace.data_root)
-    expected = manifest.columns.get("sha256", ("",) * len(manifest))
-    plain, frames = zip(*map(split_frame, paths), strict=True)
-    files = tuple(map(ImageFile, manifest.column("image_id"), plain, expected, frames))
-    return manifest.table(), files
+    def column(self, name: str, numbers: Sequence[int]) -> tuple[str, ...]:
+        """Return one column of the images with these row numbers."""
+        values = self.table[name].take(pa.array(numbers, pa.int64()))
+        return tuple(values.to_pylist())
 
 
-def load_images(workspace: Workspace, digests: DigestCache | None = None) -> Images:
-    """Return the images with their digests; a file is read only if its digest is not remembered.
+def image_files(manifest: Manifest, data_root: Path) -> tuple[ImageFile, ...]:
+    """Return the images of a manifest as files, in its order; reads none of them.
 
     Raises
     ------
     ManifestError
-        There is neither a manifest nor a store with a snapshot of one.
+        A path that leaves the data root.
     """
-    if not workspace.manifest.is_file():
-        snapshot = latest_snapshot(workspace)
-        if snapshot is None:
-            raise ManifestError(f"{workspace.manifest}: no such manifest; pass --manifest FILE")
-        return Images(table=snapshot, files=())
-    table, files = image_files(workspace)
-    digests = digests or DigestCache(workspace.digests)
+    paths = image_paths(manifest, data_root)
+    expected = manifest.columns.get("sha256", ("",) * len(manifest))
+    plain, frames = zip(*map(split_frame, paths), strict=True)
+    return tuple(map(ImageFile, manifest.column("image_id"), plain, expected, frames))
+
+
+def remembered_images(workspace: Workspace) -> Images:
+    """Return the images of the newest snapshot, where the manifest is elsewhere.
+
+    Raises
+    ------
+    ManifestError
+        The store has no snapshot of the manifest.
+    """
+    snapshot = latest_snapshot(workspace)
+    if snapshot is None:
+        raise ManifestError(f"{workspace.manifest}: no such manifest; pass --manifest FILE")
+    return Images(table=snapshot, files=())
+
+
+def load_images(
+    workspace: Workspace,
+    manifest: Manifest,
+    files: tuple[ImageFile, ...],
+    digests: DigestCache,
+) -> Images:
+    """Return the images with their digests; a file is read only if its digest is not remembered.
+
+    Parameters
+    ----------
+    workspace
+        Where digests and snapshots are kept.
+    manifest, files
+        The checked manifest, and its images as files.
+    digests
+        Digests of files that are known by their time stamps.
+    """
+    table = manifest.table()
     file_digests = hash_images(files, digests, max(2, usable_cores()))
     if workspace.has_store():
         digests.save()

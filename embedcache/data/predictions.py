@@ -45,6 +45,11 @@ class Predictions:
     temperature: NDArray[np.float64] | None = field(default=None, repr=False)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """Class of each image."""
+        return self.label
+
+    @property
     def own_classes(self) -> tuple[str, ...]:
         """The model's classes that occur among the labels."""
         present = set(self.label)
@@ -125,6 +130,23 @@ class Measurements:
     truth: NDArray[np.float64] = field(repr=False)
     value: NDArray[np.float64] = field(repr=False)
 
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """Target of each image."""
+        return tuple(self.truth.tolist())
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.intp]) -> Measurements:
+        """Return some of the images, in the order of `rows`, shape (m,)."""
+        return replace(
+            self,
+            image_id=tuple(self.image_id[row] for row in rows),
+            patient_id=tuple(self.patient_id[row] for row in rows),
+            cohort=tuple(self.cohort[row] for row in rows),
+            fold=self.fold[rows],
+            truth=self.truth[rows],
+            value=self.value[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LabelSets:
@@ -150,6 +172,24 @@ class LabelSets:
     fold: NDArray[np.int64] = field(repr=False)
     truth: NDArray[np.bool_] = field(repr=False)
     probability: NDArray[np.float64] = field(repr=False)
+
+    @property
+    def targets(self) -> tuple[frozenset[str], ...]:
+        """Labels of each image."""
+        names = np.array(self.names, object)
+        return tuple(frozenset(names[row]) for row in self.truth)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.intp]) -> LabelSets:
+        """Return some of the images, in the order of `rows`, shape (m,)."""
+        return replace(
+            self,
+            image_id=tuple(self.image_id[row] for row in rows),
+            patient_id=tuple(self.patient_id[row] for row in rows),
+            cohort=tuple(self.cohort[row] for row in rows),
+            fold=self.fold[rows],
+            truth=self.truth[rows],
+            probability=self.probability[rows],
+        )
 
     def called(self) -> NDArray[np.bool_]:
         """Return the labels with a probability of 0.5 or more, shape (n, len(names))."""

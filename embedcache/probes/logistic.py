@@ -93,7 +93,7 @@ def fit_sweep(
     tol: float = TOL,
     sample_weight: Floats | None = None,
     class_weight: ClassWeight = None,
-    standardise: bool = True,
+    standardize: bool = True,
     n_threads: int | None = None,
 ) -> list[LogisticPath]:
     """Fit one probe for each training set and each C.
@@ -115,7 +115,7 @@ def fit_sweep(
         Of each row, not negative; a row of weight 2 counts as two rows, one of 0 as none.
     class_weight
         Of each class, by its number; 'balanced' for n / (k n_c), by training set.
-    standardise
+    standardize
         Whether features are divided by their deviation. False gives scikit-learn's objective on the
         features as they are: centring them, as we do all the same, moves the intercept only.
     n_threads
@@ -145,7 +145,7 @@ def fit_sweep(
                 weight,
                 [used[i] for i in numbers],
                 class_weight,
-                standardise=standardise,
+                standardize=standardize,
             )
             values = [np.asarray(problems[i][1], np.float64) for i in numbers]
             found = (

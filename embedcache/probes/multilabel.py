@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import RunError
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, Path, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, Floats, ProbePath, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class MultiLabelPath:
         Each with the classes no and yes.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[ProbePath, ...]
 
     def probability(self, X: Embeddings) -> Floats:
         """Return the probability by value, row and label; labels need not sum to 1."""
@@ -58,42 +56,3 @@ def fit_multilabel(
     """
     by_label = [fit_sweep(X, label.astype(np.int64), 2, problems) for label in Y.T]
     return [MultiLabelPath(paths) for paths in zip(*by_label, strict=True)]
-
-
-def separate_labels(cells: Sequence[str], *, sep: str = "|") -> list[frozenset[str]]:
-    """Return the labels in each cell of a manifest.
-
-    A cell such as `a|b` names all that apply; `-` says that the image was looked at and none does.
-    Space around a label does not count.
-
-    Parameters
-    ----------
-    cells
-        One an image.
-    sep
-        What stands between two labels.
-
-    Raises
-    ------
-    RunError
-        An empty cell or label, or `-` beside others.
-    """
-    return [_separate(cell, sep) for cell in cells]
-
-
-def _separate(cell: str, sep: str) -> frozenset[str]:
-    labels = frozenset(part.strip() for part in cell.split(sep))
-    if labels == {"-"}:
-        return frozenset()
-    if labels & {"", "-"}:
-        raise RunError(
-            f"cell '{cell}' is no list of labels; write 'a{sep}b', or '-' where none applies, and "
-            "leave out images without a label"
-        )
-    return labels
-
-
-def label_matrix(labels: Sequence[Collection[str]], names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which of the names each image has, shape (n, len(names))."""
-    rows = [[name in own for name in names] for own in labels]
-    return np.array(rows, np.bool_).reshape(len(labels), len(names))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, helmert, svd
 
 from embedcache.probes.lbfgs import Point
-from embedcache.probes.sweep import Sweep
+from embedcache.probes.shared_rows import SharedRows
 from embedcache.probes.training_sets import TrainingSets
 
 Array = NDArray[np.floating[Any]]
@@ -65,7 +65,9 @@ class Objective:
         self._longest = max(float(_squares(X[None, rows]).max()) for rows in _chunks(len(X)))
         # scikit-learn gives two classes one vector of weights: of W's two, half the penalty.
         self._penalty = (2.0 if k == 2 else 1.0) / sets.total
-        self._sweep = Sweep(X, sets.y, sets.weight, sets.cell, sets.member, sets.class_weight, pool)
+        self._rows = SharedRows(
+            X, sets.y, sets.weight, sets.cell, sets.member, sets.class_weight, pool
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +89,7 @@ class Objective:
 
         def evaluate(flat: Array, problem: NDArray[np.intp]) -> Point:
             V, own, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
-            found = self._sweep(self._outward(V, own), own)
+            found = self._rows(self._outward(V, own), own)
             g = self._inward(found.gradient, own)
             g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
             logits = self._logits[own]

@@ -14,7 +14,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Problems: TypeAlias = Sequence[tuple[NDArray[np.intp], Sequence[float]]]
 
 
-class Path(Protocol):
+class ProbePath(Protocol):
     """The probes of one training set, one for each value of their setting."""
 
     def probability(self, X: Embeddings, /) -> Floats:
@@ -30,7 +30,7 @@ class FitSweep(Protocol):
 
     def __call__(
         self, X: Embeddings, y: NDArray[np.int64], n_classes: int, problems: Problems, /
-    ) -> Sequence[Path]:
+    ) -> Sequence[ProbePath]:
         """Return for each problem the path of its probes, in the order of its values.
 
         Parameters

@@ -71,7 +71,7 @@ def training_sets(
     sets: Sequence[NDArray[np.intp]],
     class_weight: ClassWeight,
     *,
-    standardise: bool,
+    standardize: bool,
 ) -> TrainingSets:
     """Sort the rows of some training sets, all of which hold the same classes.
 
@@ -83,7 +83,7 @@ def training_sets(
         Rows of each.
     class_weight
         Weight of each class, 'balanced' by set, or None.
-    standardise
+    standardize
         Whether features are divided by their deviation, or just centred.
     """
     holds = np.zeros((len(y), len(sets)), np.bool_)
@@ -98,7 +98,7 @@ def training_sets(
     moments = _Moments.of(X, rows, weight[rows], cell)
     scalers = [moments.over(held[moments.cell]) for held in member]
     middle = moments.over(np.ones(len(moments.cell), np.bool_))
-    if not standardise:
+    if not standardize:
         *scalers, middle = (replace(one, scale=np.sign(one.scale)) for one in (*scalers, middle))
     shift = np.stack([(one.mean - middle.mean) * middle.inverse for one in scalers])
     stretch = np.stack([one.inverse * middle.scale for one in scalers])

@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from embedcache.probes.logistic import C_GRID, TOL, LogisticPath, fit_sweep
 from embedcache.probes.seam import Floats, Problems
 from embedcache.probes.selection import Rule, macro_f1, pick
-from embedcache.protocol.choice import CHOICE_TOL
+from embedcache.protocol.tasks import CHOICE_TOL
 
 Array = NDArray[np.floating[Any]]
 Codes = NDArray[np.int64]

@@ -14,18 +14,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable
 from embedcache.errors import RunError
-from embedcache.probes.logistic import C_GRID
-from embedcache.probes.selection import macro_f1
-from embedcache.protocol.choice import choose_by_folds, fitters
-from embedcache.protocol.protocols import PROTOCOLS
+from embedcache.probes.families import PROBES
+from embedcache.probes.seam import Floats
+from embedcache.protocol.choice import choose_by_folds
+from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
+from embedcache.protocol.tasks import TASKS, Task
+from embedcache.runs.methods import ProbeMethod
 
 N_DRAWS: Final = 10
-# Fewer patients of a class leave nothing to choose C on.
+# Fewer patients of a class or label leave nothing to choose a setting on.
 _TO_CHOOSE: Final = 5
-_FEW_C: Final = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,19 @@ class CurvePoint:
     Parameters
     ----------
     n_patients
-        In each training set; for all of them, the median over folds.
+        Number of patients in each training set; for all of them, the median over folds.
     n_images
-        Their images, mean over draws and folds.
-    macro_f1
-        Of each draw, over all classes: one that the training patients lack scores 0.
+        Number of their images, mean over draws and folds.
+    metric
+        Name of the score: the headline of the task.
+    scores
+        Score of each draw; a class or label that the training patients lack counts as missed.
     """
 
     n_patients: int
     n_images: float
-    macro_f1: tuple[float, ...]
+    metric: str
+    scores: tuple[float, ...]
 
 
 def learning_curve(
@@ -52,99 +56,112 @@ def learning_curve(
     folds: FoldTable,
     sizes: Sequence[int] | None = None,
     *,
+    task: str = "classification",
     n_draws: int = N_DRAWS,
     seed: int = 0,
     on_step: Callable[[int, int], None] = lambda *_: None,
 ) -> list[CurvePoint]:
-    """Return the curve of logistic probes, in-domain, predictions pooled over folds.
+    """Return the curve of the default probe of a task, in-domain, predictions pooled over folds.
 
-    C is chosen by the default rule with the other folds as inner folds where every class has five
-    patients or more, and always where all patients train; on the first draw of each fold and size.
-    Else it is 0.01.
+    The setting is chosen by the default rule with the other folds as inner folds where every class
+    or label has five patients or more, and always where all patients train; on the first draw of
+    each fold and size. Else it is `Task.setting_for_few`.
 
     Parameters
     ----------
     train
-        The training cohort.
+        Training cohort; every row labelled.
     folds
-        The fold of each of its patients.
+        Fold of each of its patients.
     sizes
-        Numbers of patients; None: 1, 2, 4, ... All of them come last in any case.
-    n_draws, seed
-        Orders of the patients.
+        Numbers of training patients; None for 1, 2, 4, ... All of them come last in any case.
+    task
+        'classification', 'regression' or 'multilabel'.
+    n_draws
+        Number of orders of the patients.
+    seed
+        Seed of the random orders in which patients are added.
     on_step
-        Told how many of all steps are done.
+        Function called with the number of steps that are done, and that of all steps.
 
     Raises
     ------
     RunError
-        A size that is no whole number from 1, or no draws.
+        A size that is no whole number from 1 or is more than a fold leaves, no draws, too few
+        folds, or labels that are none of the task.
     """
     if n_draws < 1 or min(sizes or [1]) < 1:
         raise RunError("a learning curve needs one draw and one patient at least")
+    check_cohorts(train, ())
+    method = check_method(ProbeMethod(), task)
     names, patient = np.unique(train.patient_id, return_inverse=True)
-    fold = folds.of(train.patient_id)
-    fold_of = folds.of(names.tolist())
+    fold, fold_of = folds.of(train.patient_id), folds.of(names.tolist())
     numbers = np.unique(fold).tolist()
+    check_folds(len(numbers), PROTOCOLS[method.protocol], PROBES[method.probe].setting)
     available = [int((fold_of != outer).sum()) for outer in numbers]
-    wanted = sizes or [1 << power for power in range(int(np.log2(min(available))) + 1)]
-    if max(wanted) > min(available):
-        raise RunError(
-            f"{max(wanted)} patients asked for; a fold leaves {min(available)} to train on"
-        )
-    steps = [size for size in sorted(set(wanted)) if size < min(available)]
+    steps = _sizes(sizes, min(available))
     orders = [
         np.random.default_rng([seed, draw]).permutation(len(names)) for draw in range(n_draws)
     ]
-    learner = _Learner(train, patient, fold)
-    points, done = [], 0
+    learner = _Learner(TASKS[task](train, method), grid_of(method), fold)
+    points, n_done = [], 0
     for size in [*steps, None]:
         drawn = orders if size else orders[:1]
         for outer in numbers:
             for draw, order in enumerate(drawn):
-                chosen = order[fold_of[order] != outer][:size]
-                learner.learn(outer, draw, np.isin(patient, chosen), choose=size is None)
-            done += 1
-            on_step(done, (len(steps) + 1) * len(numbers))
+                trained = order[fold_of[order] != outer][:size]
+                rows = np.flatnonzero(np.isin(patient, trained))
+                learner.learn(outer, draw, rows, has_all=size is None)
+            n_done += 1
+            on_step(n_done, (len(steps) + 1) * len(numbers))
         points.append(learner.point(size or int(np.median(available)), len(drawn)))
     return points
+
+
+def _sizes(sizes: Sequence[int] | None, most: int) -> list[int]:
+    """Return the numbers of training patients below all of them, ascending."""
+    wanted = sizes or [1 << power for power in range(int(np.log2(most)) + 1)]
+    if max(wanted) > most:
+        raise RunError(f"{max(wanted)} patients asked for; a fold leaves {most} to train on")
+    return [size for size in sorted(set(wanted)) if size < most]
 
 
 class _Learner:
     """Fits and predicts, fold by fold and draw by draw, for one size."""
 
-    def __init__(
-        self, train: LabelledEmbeddings, patient: NDArray[np.intp], fold: NDArray[np.int64]
-    ) -> None:
-        classes, self._y = np.unique(train.label, return_inverse=True)
-        self._X, self._patient, self._fold, self._k = train.X, patient, fold, len(classes)
-        self._choose, self._fit = fitters("logistic", PROTOCOLS["default"])
-        self._predicted: dict[int, NDArray[np.int64]] = {}
+    def __init__(self, task: Task, grid: Sequence[float], fold: NDArray[np.int64]) -> None:
+        self._task, self._grid, self._fold = task, grid, fold
+        self._predicted: dict[int, dict[int, Floats]] = {}  # by draw and outer fold
         self._n_images: list[int] = []
-        self._C = _FEW_C
+        self._value = task.setting_for_few
 
-    def learn(self, outer: int, draw: int, used: NDArray[np.bool_], *, choose: bool) -> None:
-        """Train on some images, predict those of the outer fold."""
+    def learn(self, outer: int, draw: int, rows: NDArray[np.intp], *, has_all: bool) -> None:
+        """Train on the images of `rows`, predict those of the outer fold."""
         if draw == 0:
-            self._C = self._strength(np.flatnonzero(used), choose=choose)
-        (path,) = self._fit(self._X, self._y, self._k, [(np.flatnonzero(used), [self._C])])
+            self._value = self._setting(rows, has_all=has_all)
+        (path,) = self._task.fit_to_predict([(rows, [self._value])])
         tested = np.flatnonzero(self._fold == outer)
-        predicted = self._predicted.setdefault(draw, np.zeros(len(self._y), np.int64))
-        predicted[tested] = path.probability(self._X[tested])[0].argmax(axis=1)
-        self._n_images.append(int(used.sum()))
+        (predicted,) = self._task.predict(path, self._task.train.X[tested])
+        self._predicted.setdefault(draw, {})[outer] = predicted
+        self._n_images.append(len(rows))
 
-    def _strength(self, rows: NDArray[np.intp], *, choose: bool) -> float:
-        y, fold = self._y[rows], self._fold[rows]
-        pairs = np.unique(np.column_stack([y, self._patient[rows]]), axis=0)
-        per_class = np.bincount(pairs[:, 0], minlength=self._k)
-        if not choose and (per_class.min() < _TO_CHOOSE or len(np.unique(fold)) < 2):
-            return _FEW_C
-        return choose_by_folds(self._choose, self._X[rows], y, self._k, fold, C_GRID).value
+    def _setting(self, rows: NDArray[np.intp], *, has_all: bool) -> float:
+        has_few = self._task.fewest_patients(rows) < _TO_CHOOSE
+        if not has_all and (has_few or len(np.unique(self._fold[rows])) < 2):
+            return self._task.setting_for_few
+        return choose_by_folds(self._task, rows, self._fold, self._grid).value
 
     def point(self, n_patients: int, n_draws: int) -> CurvePoint:
         """Return the scores of what was learnt since the last point."""
-        predicted = np.stack([self._predicted[draw] for draw in range(n_draws)])
-        scores = macro_f1(self._y, predicted, self._k)
-        point = CurvePoint(n_patients, float(np.mean(self._n_images)), tuple(scores.tolist()))
+        folds = sorted(self._predicted[0])
+        tested = np.concatenate([np.flatnonzero(self._fold == outer) for outer in folds])
+        predicted = np.stack(
+            [
+                np.concatenate([self._predicted[draw][outer] for outer in folds])
+                for draw in range(n_draws)
+            ]
+        )
+        scores = self._task.score(tested, predicted)
+        n_images = float(np.mean(self._n_images))
         self._n_images.clear()
-        return point
+        return CurvePoint(n_patients, n_images, self._task.headline, tuple(scores.tolist()))

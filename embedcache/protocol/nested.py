@@ -4,107 +4,59 @@ For K folds of patients: the setting for testing fold i is chosen on the other K
 them held out in turn; the probe is refitted on all K - 1 with it and predicts fold i. An external
 cohort is predicted by a probe fitted on all training patients, with the median of what the folds
 chose, on the log scale; it has no part in any choice. Others' protocols differ in how they choose,
-never in who is tested by whom. See docs/protocol.md.
+never in who is tested by whom; tasks differ in what is predicted, never in the loop. See
+docs/protocol.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable, fold_gaps
-from embedcache.data.predictions import Predictions, Role
-from embedcache.errors import RunError
-from embedcache.probes.calibration import fit_temperature
+from embedcache.data.predictions import Answers, Predictions
 from embedcache.probes.families import PROBES
-from embedcache.probes.seam import Floats, Path
-from embedcache.probes.selection import Rule
+from embedcache.probes.logistic import LogisticPath
+from embedcache.probes.multilabel import MultiLabelPath
+from embedcache.probes.seam import Floats
 from embedcache.protocol.choice import (
     Chosen,
-    certificates,
     choose_as_others,
     choose_by_folds,
     choose_nested,
-    fitters,
-    gap_notes,
 )
-from embedcache.protocol.protocols import PROTOCOLS, Protocol
+from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
+from embedcache.protocol.tasks import FIT_TOL, TASKS, Task
+from embedcache.runs.methods import ProbeMethod
 
 # Folds whose settings differ by more than this factor, four steps of the grid of C, get a note.
 _UNSTABLE: Final = 101.0
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeSettings:
-    """Which probe, and how it is chosen and applied.
-
-    Parameters
-    ----------
-    probe
-        Name of a family; see `PROBES`.
-    protocol
-        Name of a protocol; see `PROTOCOLS`.
-    rule
-        Whether a smoother probe wins within a near tie, or within one standard error.
-    external
-        Who predicts an external cohort: a 'refit' on all training patients, or the mean of the
-        'folds' and their probes.
-    grid
-        Values of the setting to choose from; None: those of the protocol or of the probe.
-    seed
-        Of what a protocol draws at random.
-    """
-
-    probe: str = "logistic"
-    protocol: str = "default"
-    rule: Rule = "tie"
-    external: Literal["refit", "folds"] = "refit"
-    grid: tuple[float, ...] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for word, name, known in (
-            ("probe", self.probe, PROBES),
-            ("protocol", self.protocol, PROTOCOLS),
-        ):
-            if name not in known:
-                raise RunError(f"no {word} '{name}'; it may be {', '.join(known)}")
-        if self.probe != "logistic" and self.protocol not in {"default", "fetalclip"}:
-            raise RunError(
-                f"protocol '{self.protocol}' is about logistic regression; leave out --probe "
-                f"{self.probe}"
-            )
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """What is chosen from, the smoothest probe first."""
-        own = self.scheme.grid if self.probe == "logistic" else None
-        return self.grid or own or PROBES[self.probe].grid
-
-    @property
-    def scheme(self) -> Protocol:
-        """The protocol itself."""
-        return PROTOCOLS[self.protocol]
+_EXTERNAL_FOLD: Final = -1
+_DEFAULT: Final = ProbeMethod()
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a probe predicted, and what it chose.
+    """What a probe answered, and what it chose.
 
     Parameters
     ----------
-    predictions
-        In-domain first, then one an external cohort.
+    answers
+        Answers of each cohort: in-domain first, then one an external cohort.
+    fold_answers
+        For each external cohort the answers of every outer fold's probe, one after the other:
+        image ids stand K times, and `fold` is the number of the fold whose probe answers.
     choices
         Setting, inner score and temperature by outer fold, setting of the final probe, notes.
     """
 
-    predictions: tuple[Predictions, ...]
+    answers: tuple[Answers, ...]
+    fold_answers: tuple[Answers, ...]
     choices: dict[str, Any]
 
 
@@ -112,155 +64,179 @@ def fit_probe(
     train: LabelledEmbeddings,
     folds: FoldTable,
     external: Sequence[LabelledEmbeddings] = (),
-    settings: ProbeSettings = ProbeSettings(),
+    *,
+    task: str = "classification",
+    method: ProbeMethod = _DEFAULT,
 ) -> ProbeResult:
     """Fit, select and predict as the protocol says.
 
     Parameters
     ----------
     train
-        The training cohort; every row labelled.
+        Training cohort; every row labelled.
     folds
-        The fold of each of its patients.
+        Fold of each of its patients.
     external
         Cohorts to predict; rows whose label the training cohort lacks must be left out before.
-    settings
-        Which probe, and how.
+    task
+        'classification', 'regression' or 'multilabel'.
+    method
+        Settings of the probe and of the protocol.
 
     Raises
     ------
     LeakageError
         A patient of the training cohort stands in an external one.
     RunError
-        A row without a label, or with one that the training cohort lacks.
+        A method that the task does not have, too few folds, a row without a label, or with one
+        that the task or the training cohort lacks.
     """
-    classes = tuple(sorted(set(train.label)))
-    _check(train, external, classes)
-    y = np.searchsorted(classes, train.label).astype(np.int64)
+    method = check_method(method, task)
+    protocol, setting = PROTOCOLS[method.protocol], PROBES[method.probe].setting
+    check_cohorts(train, external)
+    question = TASKS[task](train, method)
+    for cohort in external:
+        question.check_labels(cohort)
     number = folds.of(train.patient_id)
     # A table may have folds without any of these images.
     numbers, fold = np.unique(number, return_inverse=True)
-    if settings.scheme.choice == "nested" and len(numbers) < 3 and len(settings.values) > 1:
-        raise RunError(
-            f"{len(numbers)} folds leave none to choose {PROBES[settings.probe].setting} on; pass "
-            "--folds 3 or more"
-        )
-    chosen, final = _choose(train, y, len(classes), fold, settings)
-    _, fit = fitters(settings.probe, settings.scheme)
-    parts = [(np.flatnonzero(fold != place), [one.value]) for place, one in enumerate(chosen)]
-    everything = (np.arange(len(y)), [final])
-    *paths, last = fit(train.X, y, len(classes), [*parts, everything])
+    check_folds(len(numbers), protocol, setting)
 
-    inside = np.full((len(y), len(classes)), np.nan)
-    for place, path in enumerate(paths):
-        inside[fold == place] = path.probability(train.X[fold == place])[0]
+    chosen, final = _choose(question, fold, method)
+    parts = [(np.flatnonzero(fold != place), [c.value]) for place, c in enumerate(chosen)]
+    *paths, last = question.fit_to_predict([*parts, (np.arange(len(train)), [final])])
+    inside = _out_of_fold(question, paths, fold)
     temperature = _temperatures(chosen, fold)
-    beyond = None if temperature is None else fit_temperature(inside, y)
-    gaps = [gap for path in (*paths, last) for gap in certificates(path)]
-    by_folds = settings.external == "folds" or settings.scheme.official_split
-    outside = paths if by_folds else [last]
+    outside = None if temperature is None else question.temperature(np.arange(len(train)), inside)
+    in_domain = question.answers(train, inside, role="in-domain", fold=number)
+    answers, fold_answers = [_with_temperature(in_domain, temperature)], []
+    for cohort in external:
+        of_folds = np.stack([question.predict(path, cohort.X)[0] for path in paths])
+        predicted = (
+            of_folds.mean(axis=0)
+            if method.external_by == "folds"
+            else question.predict(last, cohort.X)[0]
+        )
+        answers.append(_external(question, cohort, predicted, outside))
+        fold_answers.append(_by_folds(question, cohort, of_folds, numbers, chosen))
+    gaps = [gap for path in (*paths, last) for gap in _certificates(path)]
     return ProbeResult(
-        predictions=(
-            _predictions(train, classes, number, inside, "in-domain", temperature),
-            *(_external(cohort, classes, outside, beyond) for cohort in external),
-        ),
+        answers=tuple(answers),
+        fold_answers=tuple(fold_answers),
         choices={
-            PROBES[settings.probe].setting: [one.value for one in chosen],
-            f"final_{PROBES[settings.probe].setting}": final,
-            "inner_score": [one.score for one in chosen],
-            "temperature": [one.temperature for one in chosen],
-            "external_temperature": beyond,
+            setting: [c.value for c in chosen],
+            f"final_{setting}": final,
+            "inner_score": [c.score for c in chosen],
+            **(_fitted_temperatures(chosen, outside) if question.is_calibrated else {}),
             "gap": gaps,
             "notes": [
                 *fold_gaps(folds.n_folds, len(numbers)),
-                *_notes([one.value for one in chosen], settings),
-                *gap_notes(gaps),
+                *_notes([c.value for c in chosen], method),
+                *_gap_notes(gaps),
             ],
         },
     )
 
 
-def _choose(
-    train: LabelledEmbeddings,
-    y: NDArray[np.int64],
-    n_classes: int,
-    fold: NDArray[np.int64],
-    settings: ProbeSettings,
-) -> tuple[list[Chosen], float]:
+def _choose(task: Task, fold: NDArray[np.int64], method: ProbeMethod) -> tuple[list[Chosen], float]:
     """Return what each fold chose, and the setting of the probe of all training patients."""
-    fit, _ = fitters(settings.probe, settings.scheme)
-    grid, scheme, X = settings.values, settings.scheme, train.X
+    protocol, grid = PROTOCOLS[method.protocol], grid_of(method)
     numbers = range(int(fold.max()) + 1)
-    if scheme.choice != "nested":
-        by_name = np.argsort(train.image_id)  # so that no order of the manifest decides a draw
+    if protocol.choice != "nested":
+        by_name = np.argsort(task.train.image_id)  # so that no order of the manifest decides a draw
         *chosen, final = (
-            choose_as_others(scheme, fit, X, y, n_classes, rows, grid, settings.seed)
+            choose_as_others(protocol, task, rows, grid, method.seed)
             for rows in (*(by_name[fold[by_name] != i] for i in numbers), by_name)
         )
         return chosen, final.value
-    if scheme.official_split:
-        one = choose_by_folds(fit, X, y, n_classes, fold, grid, settings.rule)
+    if protocol.official_split:
+        choice = choose_by_folds(task, np.arange(len(fold)), fold, grid, method.rule)
         # Its temperature would be fitted on the very predictions that it is to correct.
-        return [replace(one, temperature=None) for _ in numbers], one.value
-    chosen = choose_nested(fit, X, y, n_classes, fold, grid, settings.rule)
-    return chosen, float(np.exp(np.median(np.log([one.value for one in chosen]))))
+        return [replace(choice, temperature=None) for _ in numbers], choice.value
+    chosen = choose_nested(task, fold, grid, method.rule)
+    return chosen, float(np.exp(np.median(np.log([c.value for c in chosen]))))
+
+
+def _out_of_fold(task: Task, paths: Sequence[Any], fold: NDArray[np.int64]) -> Floats:
+    """Return the prediction of each training image by the probe of its fold, shape (n, width)."""
+    rows = [np.flatnonzero(fold == place) for place in range(len(paths))]
+    parts = [task.predict(path, task.train.X[at])[0] for path, at in zip(paths, rows, strict=True)]
+    inside = np.full((len(fold), parts[0].shape[1]), np.nan)
+    inside[np.concatenate(rows)] = np.concatenate(parts)
+    return inside
 
 
 def _temperatures(chosen: Sequence[Chosen], fold: NDArray[np.int64]) -> Floats | None:
-    fitted = [one.temperature for one in chosen]
+    """Return the temperature of each image's fold, shape (n,); None where one has none."""
+    fitted = [c.temperature for c in chosen]
     return None if None in fitted else np.array(fitted, np.float64)[fold]
 
 
+def _fitted_temperatures(chosen: Sequence[Chosen], outside: float | None) -> dict[str, Any]:
+    return {
+        "temperature": [c.temperature for c in chosen],
+        "external_temperature": outside,
+    }
+
+
+def _with_temperature(answers: Answers, temperature: Floats | None) -> Answers:
+    """Return answers with the temperature of each image, shape (n,)."""
+    if temperature is None:
+        return answers
+    assert isinstance(answers, Predictions)  # nothing else has a temperature
+    return replace(answers, temperature=temperature)
+
+
 def _external(
+    task: Task, cohort: LabelledEmbeddings, predicted: Floats, temperature: float | None
+) -> Answers:
+    """Return the answers to an external cohort, given predictions of shape (n, width)."""
+    fold = np.full(len(cohort), _EXTERNAL_FOLD)
+    answers = task.answers(cohort, predicted, role="external", fold=fold)
+    return _with_temperature(
+        answers, None if temperature is None else np.full(len(cohort), temperature)
+    )
+
+
+def _by_folds(
+    task: Task,
     cohort: LabelledEmbeddings,
-    classes: tuple[str, ...],
-    paths: Sequence[Path],
-    temperature: float | None,
-) -> Predictions:
-    probability = np.mean([path.probability(cohort.X)[0] for path in paths], axis=0)
-    nowhere = np.full(len(cohort), -1)
-    every = None if temperature is None else np.full(len(cohort), temperature)
-    return _predictions(cohort, classes, nowhere, probability, "external", every)
+    predicted: Floats,
+    numbers: NDArray[np.int64],
+    chosen: Sequence[Chosen],
+) -> Answers:
+    """Return the answers of every fold's probe, given predictions of shape (K, n, width)."""
+    n_folds, n, width = predicted.shape
+    place = np.repeat(np.arange(n_folds), n)
+    # Answers need no embeddings, and K copies of them would be large.
+    repeated = replace(cohort, X=cohort.X[:, :0]).take(np.tile(np.arange(n), n_folds))
+    flat = predicted.reshape(n_folds * n, width)
+    answers = task.answers(repeated, flat, role="external", fold=numbers[place])
+    return _with_temperature(answers, _temperatures(chosen, place))
 
 
-def _notes(chosen: Sequence[float], settings: ProbeSettings) -> Iterator[str]:
-    grid, setting = settings.values, PROBES[settings.probe].setting
-    if settings.scheme.official_split:
+def _certificates(path: Any) -> Iterator[float]:
+    """Yield the certificate of each logistic probe on a path of one value."""
+    for probe in path.paths if isinstance(path, MultiLabelPath) else (path,):
+        if isinstance(probe, LogisticPath):
+            yield float(probe.gap[0])
+
+
+def _gap_notes(gaps: Sequence[float]) -> Iterator[str]:
+    if gaps and max(gaps) > FIT_TOL:
+        yield (
+            f"a probe is certified to {max(gaps):.1e} of its optimum only, not to {FIT_TOL:g}; "
+            "smaller C are easier"
+        )
+
+
+def _notes(chosen: Sequence[float], method: ProbeMethod) -> Iterator[str]:
+    grid, setting = grid_of(method), PROBES[method.probe].setting
+    if PROTOCOLS[method.protocol].official_split:
         yield "in-domain scores are of the folds that chose the setting, so they are optimistic"
     n_edge = sum(value in {grid[0], grid[-1]} for value in chosen)
     if n_edge and len(grid) > 1:
         yield f"{setting} chosen at the edge of its grid in {n_edge} folds"
     low, high = min(chosen), max(chosen)
-    if settings.probe == "logistic" and high > _UNSTABLE * low:
+    if method.probe == "logistic" and high > _UNSTABLE * low:
         yield f"C chosen from {low:.3g} to {high:.3g}, by fold: the choice is unstable"
-
-
-def _check(
-    train: LabelledEmbeddings, external: Sequence[LabelledEmbeddings], classes: tuple[str, ...]
-) -> None:
-    check_cohorts(train, external)
-    for cohort in external:
-        strange = sorted(set(cohort.label) - set(classes))
-        if strange:
-            raise RunError(f"external label '{strange[0]}' is none of {', '.join(classes)}")
-
-
-def _predictions(
-    cohort: LabelledEmbeddings,
-    classes: tuple[str, ...],
-    fold: NDArray[np.int64],
-    probability: NDArray[np.float64],
-    role: Role,
-    temperature: Floats | None,
-) -> Predictions:
-    return Predictions(
-        role=role,
-        classes=classes,
-        image_id=cohort.image_id,
-        patient_id=cohort.patient_id,
-        cohort=cohort.cohort,
-        label=cohort.label,
-        fold=fold,
-        probability=probability,
-        temperature=temperature,
-    )

@@ -1,55 +1,381 @@
-"""The protocol for what is no single class an image: a number, or several labels.
+"""What is predicted of an image: one class, a number, or several labels.
 
-Folds, nesting and external cohorts are those of `embedcache.protocol.nested`; what differs is what
-is fitted and what a choice is judged by.
+A `Task` brings what the nested loop of `embedcache.protocol.nested` does not know: the target, what
+folds are stratified by, the fits, the score that a setting is chosen by, and the form of an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
-from embedcache.data.folds import FoldTable, fold_gaps
-from embedcache.data.predictions import CALLED_FROM, LabelSets, Measurements, Role
+from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.labels import label_matrix, separate_labels
+from embedcache.data.predictions import (
+    CALLED_FROM,
+    Answers,
+    LabelSets,
+    Measurements,
+    Predictions,
+    Role,
+)
 from embedcache.errors import RunError
+from embedcache.probes import logistic
+from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
-from embedcache.probes.multilabel import fit_multilabel, label_matrix, separate_labels
-from embedcache.probes.ridge import ALPHA_GRID, fit_ridge_regression
-from embedcache.probes.seam import Embeddings, Floats, Problems
-from embedcache.probes.selection import pick
-from embedcache.protocol.choice import certificates, fitters, gap_notes, held_out
-from embedcache.protocol.protocols import PROTOCOLS
+from embedcache.probes.multilabel import fit_multilabel
+from embedcache.probes.ridge import fit_ridge_regression
+from embedcache.probes.seam import Embeddings, FitSweep, Floats, Problems
+from embedcache.probes.selection import macro_f1
+from embedcache.protocol.protocols import PROTOCOLS, Protocol
+from embedcache.runs.methods import ProbeMethod
+from embedcache.scoring.estimates import HEADLINES
 
-_Fit = Callable[[Problems], Sequence[Any]]
-_STRATA: Final = 5  # of a target, so that each fold has low and high ones
+# Relative gaps to the optimum. A refit is held to more than a fit that helps to choose C, which
+# chose the same from 1e-3 to 1e-5.
+CHOICE_TOL: Final = 1e-4
+FIT_TOL: Final = 1e-6
+_N_STRATA: Final = 5  # of a number, so that each fold has low and high ones
 
 
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """What was predicted, in-domain first, and what was chosen."""
+class Task(ABC):
+    """The training cohort's side of one kind of question.
 
-    predictions: tuple[Measurements, ...] | tuple[LabelSets, ...]
-    choices: dict[str, Any]
+    Parameters
+    ----------
+    train
+        Training cohort; every row labelled.
+    method
+        Checked settings of the probe; see `check_method`.
+
+    Raises
+    ------
+    RunError
+        Labels that the task cannot be learnt from.
+    """
+
+    name: ClassVar[str]
+    is_calibrated: ClassVar[bool] = False  # whether temperatures are fitted
+    setting_for_few: ClassVar[float]  # used where too few patients are left to choose on
+
+    def __init__(self, train: LabelledEmbeddings, method: ProbeMethod) -> None:
+        self.train, self.method = train, method
+
+    @property
+    def headline(self) -> str:
+        """Metric that answers to this task are judged by."""
+        return HEADLINES[self.name]
+
+    @staticmethod
+    @abstractmethod
+    def strata(label: Sequence[str]) -> list[str]:
+        """Return the stratum of each image, by which folds are balanced."""
+
+    @abstractmethod
+    def check_labels(self, cohort: LabelledEmbeddings) -> None:
+        """Raise `RunError` if a label of an external cohort is none of this question."""
+
+    @abstractmethod
+    def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
+        """Return for each problem a path of probes that help to choose a setting."""
+
+    @abstractmethod
+    def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
+        """Return for each problem a path of probes that predict."""
+
+    @abstractmethod
+    def predict(self, path: Any, X: Embeddings) -> Floats:
+        """Return the predictions by value and row, shape (n_values, n, width)."""
+
+    @abstractmethod
+    def score(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the score that a setting is chosen by, larger is better, shape (m,).
+
+        Parameters
+        ----------
+        rows
+            Numbers of the training images, shape (n,).
+        predicted
+            Their predictions by each of m values, shape (m, n, width).
+        """
+
+    @abstractmethod
+    def answers(
+        self,
+        cohort: LabelledEmbeddings,
+        predicted: Floats,
+        *,
+        role: Role,
+        fold: NDArray[np.int64],
+    ) -> Answers:
+        """Return predictions in the form of the task's answers.
+
+        Parameters
+        ----------
+        cohort
+            Images that were predicted.
+        predicted
+            Predictions of them, shape (n, width).
+        role
+            Part of the cohort in the run.
+        fold
+            Number of the fold that tested each image, shape (n,).
+        """
+
+    @abstractmethod
+    def fewest_patients(self, rows: NDArray[np.intp]) -> int:
+        """Return how many patients show the rarest thing to learn among these training images."""
+
+    def temperature(
+        self,
+        rows: NDArray[np.intp],  # noqa: ARG002 - for the tasks that have a temperature
+        predicted: Floats,  # noqa: ARG002
+    ) -> float | None:
+        """Return the temperature of held-out predictions, shape (n, width); None without one."""
+        return None
+
+
+class Classification(Task):
+    """One class an image."""
+
+    name = "classification"
+    is_calibrated = True
+    setting_for_few = 1e-2
+
+    def __init__(self, train: LabelledEmbeddings, method: ProbeMethod) -> None:
+        super().__init__(train, method)
+        self.classes = tuple(sorted(set(train.label)))
+        self.y = np.searchsorted(self.classes, train.label).astype(np.int64)
+        self._protocol = PROTOCOLS[method.protocol]
+        self._choose, self._fit = _fitters(method.probe, self._protocol)
+
+    @staticmethod
+    def strata(label: Sequence[str]) -> list[str]:
+        """Return the classes themselves."""
+        return list(label)
+
+    def check_labels(self, cohort: LabelledEmbeddings) -> None:
+        """Raise `RunError` if a class of an external cohort is none of the training cohort."""
+        unknown = sorted(set(cohort.label) - set(self.classes))
+        if unknown:
+            raise RunError(f"external label '{unknown[0]}' is none of {', '.join(self.classes)}")
+
+    def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
+        """Return paths of classifiers, to the looser tolerance."""
+        return self._choose(self.train.X, self.y, len(self.classes), problems)
+
+    def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
+        """Return paths of classifiers."""
+        return self._fit(self.train.X, self.y, len(self.classes), problems)
+
+    def predict(self, path: Any, X: Embeddings) -> Floats:
+        """Return the probability of each class."""
+        return np.asarray(path.probability(X))
+
+    def score(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the macro F1, or the accuracy in a protocol that chooses by it."""
+        truth, calls = self.y[rows], predicted.argmax(axis=2)
+        if self._protocol.choice != "nested":
+            return np.asarray((calls == truth).mean(axis=1))
+        return macro_f1(truth, calls, len(self.classes))
+
+    def answers(
+        self,
+        cohort: LabelledEmbeddings,
+        predicted: Floats,
+        *,
+        role: Role,
+        fold: NDArray[np.int64],
+    ) -> Predictions:
+        """Return the probability of each class."""
+        return Predictions(
+            role=role,
+            classes=self.classes,
+            image_id=cohort.image_id,
+            patient_id=cohort.patient_id,
+            cohort=cohort.cohort,
+            label=cohort.label,
+            fold=fold,
+            probability=predicted,
+        )
+
+    def fewest_patients(self, rows: NDArray[np.intp]) -> int:
+        """Return the number of patients of the rarest class."""
+        shows = np.eye(len(self.classes), dtype=np.bool_)[self.y[rows]]
+        return _fewest_patients(self.train.patient_id, rows, shows)
+
+    def temperature(self, rows: NDArray[np.intp], predicted: Floats) -> float:
+        """Return the temperature with the least log-loss; see `fit_temperature`."""
+        return fit_temperature(predicted, self.y[rows])
+
+
+class Regression(Task):
+    """A number an image, by ridge regression."""
+
+    name = "regression"
+    setting_for_few = 1e3
+
+    def __init__(self, train: LabelledEmbeddings, method: ProbeMethod) -> None:
+        super().__init__(train, method)
+        self.truth = targets(train.label)
+        if np.ptp(self.truth) == 0:
+            raise RunError(f"every training label is {train.label[0]}; there is nothing to learn")
+
+    @staticmethod
+    def strata(label: Sequence[str]) -> list[str]:
+        """Return the fifth of the range of ranks; equal numbers share one."""
+        values = targets(label)
+        ranks = np.searchsorted(np.sort(values), values)
+        return [f"fifth {rank * _N_STRATA // len(label) + 1}" for rank in ranks.tolist()]
+
+    def check_labels(self, cohort: LabelledEmbeddings) -> None:
+        """Raise `RunError` if a label is no number."""
+        targets(cohort.label)
+
+    def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
+        """Return paths of ridge regressions."""
+        return fit_ridge_regression(self.train.X, self.truth[:, None], problems)
+
+    def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
+        """Return paths of ridge regressions; the fit is exact in either case."""
+        return self.fit_to_choose(problems)
+
+    def predict(self, path: Any, X: Embeddings) -> Floats:
+        """Return the number, in the unit of the labels."""
+        return np.asarray(path.predict(X))
+
+    def score(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return R2, by the variance of all training labels: a tie is the same in any unit."""
+        errors = predicted[..., 0] - self.truth[rows]
+        return np.asarray(1 - (errors**2).mean(axis=1) / self.truth.var())
+
+    def answers(
+        self,
+        cohort: LabelledEmbeddings,
+        predicted: Floats,
+        *,
+        role: Role,
+        fold: NDArray[np.int64],
+    ) -> Measurements:
+        """Return truth and prediction."""
+        return Measurements(
+            role=role,
+            image_id=cohort.image_id,
+            patient_id=cohort.patient_id,
+            cohort=cohort.cohort,
+            fold=fold,
+            truth=targets(cohort.label),
+            value=predicted[:, 0],
+        )
+
+    def fewest_patients(self, rows: NDArray[np.intp]) -> int:
+        """Return the number of patients: a number has no rarer part."""
+        return _fewest_patients(self.train.patient_id, rows, np.ones((len(rows), 1), np.bool_))
+
+
+class Multilabel(Task):
+    """Several labels an image, each by a probe of its own; one setting serves all of them."""
+
+    name = "multilabel"
+    setting_for_few = Classification.setting_for_few
+
+    def __init__(self, train: LabelledEmbeddings, method: ProbeMethod) -> None:
+        super().__init__(train, method)
+        sets = separate_labels(train.label)
+        self.names = tuple(sorted(frozenset[str]().union(*sets)))
+        if not self.names:
+            raise RunError("no training image has a label; every cell is '-'")
+        self.truth = label_matrix(sets, self.names)
+        self._choose, self._fit = _fitters(method.probe, PROTOCOLS[method.protocol])
+
+    @staticmethod
+    def strata(label: Sequence[str]) -> list[str]:
+        """Return the rarest label that each image has, '-' where it has none."""
+        sets = separate_labels(label)
+        counts = {name: sum(name in labels for labels in sets) for name in set().union(*sets)}
+        return [min(labels, key=lambda n: (counts[n], n), default="-") for labels in sets]
+
+    def check_labels(self, cohort: LabelledEmbeddings) -> None:
+        """Raise `RunError` if an image has a label that no training image has."""
+        unknown = sorted(frozenset[str]().union(*separate_labels(cohort.label)) - {*self.names})
+        if unknown:
+            raise RunError(f"external label '{unknown[0]}' is none of {', '.join(self.names)}")
+
+    def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
+        """Return paths of yes-or-no probes, to the looser tolerance."""
+        return fit_multilabel(self._choose, self.train.X, self.truth, problems)
+
+    def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
+        """Return paths of yes-or-no probes."""
+        return fit_multilabel(self._fit, self.train.X, self.truth, problems)
+
+    def predict(self, path: Any, X: Embeddings) -> Floats:
+        """Return the probability of each label."""
+        return np.asarray(path.probability(X))
+
+    def score(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the macro F1 over the labels that occur; NaN where none does."""
+        truth, calls = self.truth[rows], predicted >= CALLED_FROM
+        of_labels = [
+            _f1(truth[:, number], calls[..., number])
+            for number in range(len(self.names))
+            if truth[:, number].any()
+        ]
+        return np.mean(of_labels, axis=0) if of_labels else np.full(len(predicted), np.nan)
+
+    def answers(
+        self,
+        cohort: LabelledEmbeddings,
+        predicted: Floats,
+        *,
+        role: Role,
+        fold: NDArray[np.int64],
+    ) -> LabelSets:
+        """Return the probability of each label."""
+        return LabelSets(
+            role=role,
+            names=self.names,
+            image_id=cohort.image_id,
+            patient_id=cohort.patient_id,
+            cohort=cohort.cohort,
+            fold=fold,
+            truth=label_matrix(separate_labels(cohort.label), self.names),
+            probability=predicted,
+        )
+
+    def fewest_patients(self, rows: NDArray[np.intp]) -> int:
+        """Return the number of patients of the rarest label."""
+        return _fewest_patients(self.train.patient_id, rows, self.truth[rows])
+
+
+TASKS: Final[Mapping[str, type[Task]]] = MappingProxyType(
+    {task.name: task for task in (Classification, Regression, Multilabel)}
+)
 
 
 def strata(task: str, label: Sequence[str]) -> list[str]:
     """Return what folds are stratified by, one an image.
 
-    Of a number its fifth of the range of ranks; of several labels the rarest that an image has.
+    Parameters
+    ----------
+    task
+        'classification': the class; 'regression': the fifth of the range of ranks; 'multilabel':
+        the rarest label of the image.
+    label
+        Label of each image.
+
+    Raises
+    ------
+    RunError
+        A label that is none of the task; names it.
     """
-    if task == "regression":
-        values = targets(label)
-        ranks = np.searchsorted(np.sort(values), values)  # equal values share one
-        return [f"fifth {rank * _STRATA // len(label) + 1}" for rank in ranks.tolist()]
-    sets = separate_labels(label)
-    counts = {name: sum(name in own for own in sets) for own in sets for name in own}
-    return [min(own, key=lambda name: (counts[name], name), default="-") for own in sets]
+    return TASKS[task].strata(label)
 
 
 def targets(label: Sequence[str]) -> Floats:
@@ -58,7 +384,7 @@ def targets(label: Sequence[str]) -> Floats:
     Raises
     ------
     RunError
-        One is none; names it.
+        A label that is no finite number; names it.
     """
     values = []
     for text in label:
@@ -71,174 +397,22 @@ def targets(label: Sequence[str]) -> Floats:
     return np.array(values)
 
 
-def fit_regression(
-    train: LabelledEmbeddings, folds: FoldTable, external: Sequence[LabelledEmbeddings] = ()
-) -> TaskResult:
-    """Predict a number by ridge regression; alpha has the least squared error on inner folds.
-
-    Parameters
-    ----------
-    train, folds, external
-        As for `fit_probe`; every label is a number.
-
-    Raises
-    ------
-    LeakageError, RunError
-        As `fit_probe`; a label that is no number.
-    """
-    truth = targets(train.label)
-    if np.ptp(truth) == 0:
-        raise RunError(f"every training label is {train.label[0]}; there is nothing to learn")
-
-    def error(rows: NDArray[np.intp], said: Floats) -> Floats:
-        # R2, so that a tie means the same whatever the unit.
-        return np.asarray(1 - ((said[..., 0] - truth[rows]) ** 2).mean(axis=1) / truth.var())
-
-    def fit(problems: Problems) -> Sequence[Any]:
-        return fit_ridge_regression(train.X, truth[:, None], problems)
-
-    answers, choices = _nested(
-        train,
-        folds,
-        external,
-        ("alpha", ALPHA_GRID),
-        fits=(fit, fit),
-        predict=lambda path, X: np.asarray(path.predict(X)),
-        score=error,
-    )
-    return TaskResult(
-        tuple(
-            Measurements(truth=targets(one.label), value=said[:, 0], **about)
-            for one, said, about in answers
-        ),
-        choices,
-    )
+def _fitters(probe: str, protocol: Protocol) -> tuple[FitSweep, FitSweep]:
+    """Return the fit of the probes that help to choose, and that of those that predict."""
+    if probe != "logistic":
+        return PROBES[probe].fit_sweep, PROBES[probe].fit_sweep
+    fit = partial(logistic.fit_sweep, standardize=protocol.standardize)
+    return partial(fit, tol=CHOICE_TOL), partial(fit, tol=FIT_TOL)
 
 
-def fit_label_sets(
-    train: LabelledEmbeddings,
-    folds: FoldTable,
-    external: Sequence[LabelledEmbeddings] = (),
-    *,
-    probe: str = "logistic",
-) -> TaskResult:
-    """Predict several labels an image, each by a probe of its own; one setting serves all of them.
-
-    It has the best macro F1 over labels on inner folds, a label called from probability 0.5 on.
-
-    Parameters
-    ----------
-    train, folds, external
-        As for `fit_probe`; labels as `separate_labels` reads them.
-    probe
-        Name of a family; see `PROBES`.
-
-    Raises
-    ------
-    LeakageError, RunError
-        As `fit_probe`; a cell that is no list of labels.
-    """
-    sets = separate_labels(train.label)
-    names = tuple(sorted(frozenset[str]().union(*sets)))
-    if not names:
-        raise RunError("no training image has a label; every cell is '-'")
-    Y, family = label_matrix(sets, names), PROBES[probe]
-    choose, fit = fitters(probe, PROTOCOLS["default"])
-
-    def score(rows: NDArray[np.intp], said: Floats) -> Floats:
-        called = said >= CALLED_FROM
-        each = [
-            _f1(Y[rows, number], called[..., number])
-            for number in range(len(names))
-            if Y[rows, number].any()
-        ]
-        return np.asarray(np.mean(each, axis=0))
-
-    answers, choices = _nested(
-        train,
-        folds,
-        external,
-        (family.setting, family.grid),
-        fits=(
-            partial(fit_multilabel, choose, train.X, Y),
-            partial(fit_multilabel, fit, train.X, Y),
-        ),
-        predict=lambda path, X: np.asarray(path.probability(X)),
-        score=score,
-    )
-    return TaskResult(
-        tuple(
-            LabelSets(
-                names=names,
-                truth=label_matrix(separate_labels(one.label), names),
-                probability=said,
-                **about,
-            )
-            for one, said, about in answers
-        ),
-        choices,
-    )
+def _fewest_patients(
+    patient_id: Sequence[str], rows: NDArray[np.intp], shows: NDArray[np.bool_]
+) -> int:
+    """Return the least number of patients over the columns of `shows`, shape (n, columns)."""
+    patient = np.unique([patient_id[row] for row in rows], return_inverse=True)[1]
+    return min(len(np.unique(patient[column])) for column in shows.T)
 
 
 def _f1(truth: NDArray[np.bool_], called: NDArray[np.bool_]) -> Floats:
     """Return the F1 of several calls of one label, shape (m,)."""
     return np.asarray(2 * (called & truth).sum(axis=1) / (called.sum(axis=1) + truth.sum()))
-
-
-def _nested(
-    train: LabelledEmbeddings,
-    folds: FoldTable,
-    external: Sequence[LabelledEmbeddings],
-    setting: tuple[str, Sequence[float]],
-    *,
-    fits: tuple[_Fit, _Fit],
-    predict: Callable[[Any, Embeddings], Floats],
-    score: Callable[[NDArray[np.intp], Floats], Floats],
-) -> tuple[list[tuple[LabelledEmbeddings, Floats, dict[str, Any]]], dict[str, Any]]:
-    """Return each cohort with what was predicted and what `Predictions` asks of it, and choices.
-
-    `fits` are what fits to choose with, and to predict with.
-    """
-    check_cohorts(train, external)
-    name, grid = setting
-    number = folds.of(train.patient_id)
-    numbers, fold = np.unique(number, return_inverse=True)
-    if len(numbers) < 3:
-        raise RunError(
-            f"{len(numbers)} folds leave none to choose {name} on; pass --folds 3 or more"
-        )
-    chosen, scores = [], []
-    for rows, said in held_out(fits[0], lambda path, at: predict(path, train.X[at]), fold, grid):
-        by_value = score(rows, said)
-        best = pick(by_value)
-        chosen.append(float(grid[best]))
-        scores.append(float(by_value[best]))
-    final = float(np.exp(np.median(np.log(chosen))))
-    parts = [(np.flatnonzero(fold != place), [value]) for place, value in enumerate(chosen)]
-    *paths, last = fits[1]([*parts, (np.arange(len(train)), [final])])
-    first = predict(last, train.X[:1])[0]
-    inside = np.full((len(train), first.shape[1]), np.nan)
-    for place, path in enumerate(paths):
-        inside[fold == place] = predict(path, train.X[fold == place])[0]
-    answers = [(train, inside, _about(train, "in-domain", number))]
-    for cohort in external:
-        about = _about(cohort, "external", np.full(len(cohort), -1))
-        answers.append((cohort, predict(last, cohort.X)[0], about))
-    gaps = [gap for path in (*paths, last) for gap in certificates(path)]
-    return answers, {
-        name: chosen,
-        f"final_{name}": final,
-        "inner_score": scores,
-        "gap": gaps,
-        "notes": [*fold_gaps(folds.n_folds, len(numbers)), *gap_notes(gaps)],
-    }
-
-
-def _about(rows: LabelledEmbeddings, role: Role, fold: NDArray[np.int64]) -> dict[str, Any]:
-    return {
-        "role": role,
-        "image_id": rows.image_id,
-        "patient_id": rows.patient_id,
-        "cohort": rows.cohort,
-        "fold": fold,
-    }

@@ -1,21 +1,23 @@
-"""Which stored runs can be held against each other: those on the same images, labels and folds."""
+"""Which runs can be held against each other: those on the same images, labels and folds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
-from embedcache.data.predictions import Predictions
+from embedcache.data.predictions import Answers
 from embedcache.errors import RunError
-from embedcache.runs import files as run_files
-from embedcache.workspace import Workspace
+from embedcache.runs.files import RunFiles
+from embedcache.runs.outcome import RunOutcome
+from embedcache.runs.record import RunRecord
+from embedcache.runs.request import MODEL_KINDS
+from embedcache.scoring.estimates import Estimate
 
-_TASK: Final = "classification"
-# Runs with a class for each image that are models, not controls.
-_KINDS: Final = frozenset({"probe", "zeroshot", "finetune"})
+_ALL: Final = "all"
+_NO_PREDICTIONS: Final = frozenset({"curve"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,165 +27,195 @@ class Contender:
     Parameters
     ----------
     record
-        Its `run.json`.
+        Record of the run.
     cohorts
-        By name, that of the training cohort first; images sorted by name.
+        Predictions by name of the cohort, that of the training cohort first; images by name.
+    estimates
+        Every score with its interval.
     """
 
-    record: Mapping[str, Any]
-    cohorts: Mapping[str, Predictions]
-
-    @property
-    def run_id(self) -> str:
-        """Its name."""
-        return str(self.record["run_id"])
+    record: RunRecord
+    cohorts: Mapping[str, Answers]
+    estimates: tuple[Estimate, ...]
 
     @property
     def trained_on(self) -> str | None:
-        """The cohort that it predicted out of fold; None where it was trained on none."""
-        return next((name for name, one in self.cohorts.items() if one.role == "in-domain"), None)
+        """Cohort that the run predicted out of fold; None where it was trained on none."""
+        return next((n for n, cohort in self.cohorts.items() if cohort.role == "in-domain"), None)
 
 
-def choose_runs(
-    workspace: Workspace, models: Sequence[str] | None, runs: Sequence[str] | None
-) -> tuple[dict[str, Contender], Mapping[str, Predictions], list[str]]:
-    """Return the runs to compare, the cohorts to compare them on, and notes.
-
-    Each run has the shortest name that tells it apart. The first that was trained leads: cohorts
-    are its own, and a run on other images, labels or folds of them is left out.
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Runs that can be compared, and what on.
 
     Parameters
     ----------
-    models
-        Encoders; None is all. The latest run of each and of each kind of probe that fits counts;
-        controls do not, nor do runs of another task than classification.
+    contenders
+        Runs by the shortest name that tells each from the others.
+    cohorts
+        Cohorts to compare on, as the leading run predicted them.
+    notes
+        Which runs were left out, and why.
+    """
+
+    contenders: Mapping[str, Contender]
+    cohorts: Mapping[str, Answers]
+    notes: tuple[str, ...]
+
+
+def contest_of(outcomes: Sequence[RunOutcome]) -> Contest:
+    """Return the contest of runs that were just made or found again."""
+    contenders = [_contender(run.record, run.answers, run.estimates) for run in outcomes]
+    return _contest(contenders, lambda contender: contender.record.run_id)
+
+
+def choose_runs(
+    runs: RunFiles, models: Sequence[str] | None, run_ids: Sequence[str] | None
+) -> Contest:
+    """Return the contest of stored runs.
+
+    The first run that was trained leads: cohorts and task are its own, and a run on other images,
+    labels or folds is left out.
+
+    Parameters
+    ----------
     runs
-        Ids of runs, instead; of controls too.
+        Stored runs.
+    models
+        Names of encoders; None for all. The latest run of each encoder and each method that fits
+        counts; controls do not.
+    run_ids
+        Names of runs, instead; of controls too.
 
     Raises
     ------
     RunError
-        There is no such run.
+        There is no such run, or one without predictions of images.
     """
-    records = _candidates(workspace, models, runs)
-    leader = next((one for one in records if one["settings"].get("train_cohort")), records[0])
-    first = _load(workspace, leader)
-    chosen: dict[Any, Contender] = {}
-    left_out: dict[Any, str] = {}
-    for record in (leader, *records):
-        key = record["run_id"] if runs else _method(record)
-        if key in chosen:
+    records = _candidates(runs, models, run_ids)
+    leader = next((record for record in records if record.train_cohort), records[0])
+    ordered = [leader, *(record for record in records if record is not leader)]
+    same_task = [record for record in ordered if record.task == leader.task]
+    others = [record for record in ordered if record.task != leader.task]
+    if others and run_ids:
+        raise RunError(
+            f"run '{others[0].run_id}' is of {others[0].task}, '{leader.run_id}' of {leader.task}; "
+            "name runs of one task"
+        )
+    contenders = [
+        _contender(record, runs.answers(record.run_id), runs.estimates(record.run_id))
+        for record in same_task
+    ]
+    contest = _contest(contenders, (lambda c: c.record.run_id) if run_ids else _method_of)
+    if not others:
+        return contest
+    tasks = ", ".join(sorted({record.task for record in others}))
+    note = f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
+    return replace(contest, notes=(*contest.notes, note))
+
+
+def _contender(
+    record: RunRecord, answers: Sequence[Answers], estimates: tuple[Estimate, ...]
+) -> Contender:
+    by_name = {cohort.cohort[0]: cohort.take(np.argsort(cohort.image_id)) for cohort in answers}
+    return Contender(record, by_name, estimates)
+
+
+def _contest(contenders: Sequence[Contender], identity: Callable[[Contender], Hashable]) -> Contest:
+    """Return the contest, led by the first; of runs with one identity, the first that fits."""
+    leader = contenders[0]
+    fitting: dict[Hashable, Contender] = {}
+    left_out: dict[Hashable, str] = {}
+    for contender in contenders:
+        key = identity(contender)
+        if key in fitting:
             continue
-        one = _load(workspace, record)
-        reason = _difference(first, one)
+        reason = _difference(leader, contender)
         if reason:
-            left_out.setdefault(key, f"{one.run_id} left out: {reason} than {first.run_id}")
+            note = f"{contender.record.run_id} left out: {reason} than {leader.record.run_id}"
+            left_out.setdefault(key, note)
         else:
-            chosen[key] = one
-    notes = [note for key, note in left_out.items() if key not in chosen]
-    return _named(list(chosen.values())), first.cohorts, notes
+            fitting[key] = contender
+    notes = tuple(note for key, note in left_out.items() if key not in fitting)
+    return Contest(_named(list(fitting.values())), leader.cohorts, notes)
 
 
 def _candidates(
-    workspace: Workspace, models: Sequence[str] | None, runs: Sequence[str] | None
-) -> list[dict[str, Any]]:
+    runs: RunFiles, models: Sequence[str] | None, run_ids: Sequence[str] | None
+) -> list[RunRecord]:
     """Return the records of the runs that were asked for: as named, or the newest first."""
-    records = {one.name: run_files.read_run(one) for one in run_files.run_folders(workspace.runs)}
-    real = [one for one in records.values() if one["kind"] in _KINDS and _task(one) == _TASK]
-    if not real and not runs:
-        raise RunError(f"{workspace.store} holds no runs to compare; run `embedcache probe -m all`")
-    for run_id in runs or ():
-        if run_id not in records:
-            raise RunError(
-                f"no run '{run_id}' in {workspace.store}; `embedcache sql \"FROM runs\"` lists "
-                f"the {len(records)} that it holds"
-            )
-        if _task(records[run_id]) != _TASK:
-            raise RunError(f"run '{run_id}' is of {_task(records[run_id])}; expected {_TASK}")
-        if records[run_id]["kind"] == "curve":
-            raise RunError(f"run '{run_id}' is a learning curve; expected a probe or zeroshot")
-    if runs:
-        return [records[run_id] for run_id in dict.fromkeys(runs)]
-    newest = sorted(real, key=lambda one: (one["created"], one["run_id"]))[::-1]
+    if run_ids:
+        return [_named_run(runs, run_id) for run_id in dict.fromkeys(run_ids)]
+    records = [record for record in runs.records() if record.kind in MODEL_KINDS]
+    if not records:
+        raise RunError(
+            f"{runs.folder.parent} holds no runs to compare; run `embedcache probe -m all`"
+        )
+    newest = sorted(records, key=lambda record: (record.created, record.run_id))[::-1]
     for model in models or ():
-        if not any(_is_of(one, model) for one in newest):
-            held = ", ".join(sorted({one["encoder"] for one in newest}))
-            raise RunError(f"no run of '{model}'; there are runs of {held}")
-    wanted = models or ("all",)
-    return [one for one in newest if any(_is_of(one, model) for model in wanted)]
+        if not any(_is_of(record, model) for record in newest):
+            names = ", ".join(sorted({record.encoder for record in newest}))
+            raise RunError(f"no run of '{model}'; there are runs of {names}")
+    wanted = models or (_ALL,)
+    return [record for record in newest if any(_is_of(record, model) for model in wanted)]
 
 
-def _task(record: Mapping[str, Any]) -> str:
-    return str(record["settings"].get("task", _TASK))
+def _named_run(runs: RunFiles, run_id: str) -> RunRecord:
+    if run_id not in runs:
+        raise RunError(
+            f"no run '{run_id}' in {runs.folder.parent}; `embedcache sql \"FROM runs\"` lists the "
+            f"{len(runs.ids())} that it holds"
+        )
+    record = runs.record(run_id)
+    if record.kind in _NO_PREDICTIONS:
+        raise RunError(f"run '{run_id}' is a learning curve; expected a probe or zeroshot")
+    return record
 
 
-def _is_of(record: Mapping[str, Any], model: str) -> bool:
+def _is_of(record: RunRecord, model: str) -> bool:
     name, _, prefix = model.partition("@")
-    same = record["encoder"].replace("_", "-") == name.replace("_", "-")
-    return model == "all" or (same and record["fingerprint"].startswith(prefix))
+    is_same = record.encoder.replace("_", "-") == name.replace("_", "-")
+    return model == _ALL or (is_same and record.fingerprint.startswith(prefix))
 
 
-def _method(record: Mapping[str, Any]) -> tuple[str, str, str]:
+def _method_of(contender: Contender) -> Hashable:
     """Return what another run of the same would be a newer version of."""
-    return record["encoder"], record["fingerprint"], _regime(record)
+    record = contender.record
+    return record.encoder, record.fingerprint, record.label
 
 
-def _regime(record: Mapping[str, Any]) -> str:
-    """Return what was done with the embeddings: the kind of probe, or of run."""
-    if record["kind"] == "finetune":
-        return str(record["settings"]["regime"])
-    settings = record["settings"].get("probe")
-    if record["kind"] != "probe" or settings is None:
-        return str(record["kind"])
-    usual = {"protocol": "default", "rule": "tie", "external": "refit", "grid": None, "seed": 0}
-    given = {key: settings.get(key, value) for key, value in usual.items()}
-    words = {"protocol": "{}", "rule": "{}", "external": "external by {}"}
-    asked = [
-        words.get(key, key + " {}").format(value)
-        for key, value in given.items()
-        if value != usual[key]
-    ]
-    return ", ".join([settings["probe"], *asked])
-
-
-def _load(workspace: Workspace, record: Mapping[str, Any]) -> Contender:
-    cohorts = {}
-    for one in run_files.read_predictions(workspace.runs / record["run_id"]):
-        cohorts[one.cohort[0]] = one.take(np.argsort(one.image_id))
-    return Contender(record, cohorts)
-
-
-def _difference(first: Contender, other: Contender) -> str:
+def _difference(leader: Contender, other: Contender) -> str:
     """Return what keeps two runs from being compared, '' where nothing does."""
-    trained = other.trained_on
-    if trained and first.trained_on not in {None, trained}:
-        return f"trained on another cohort ('{trained}')"
-    shared = [name for name in first.cohorts if name in other.cohorts]
+    trained_on = other.trained_on
+    if trained_on and leader.trained_on not in {None, trained_on}:
+        return f"trained on another cohort ('{trained_on}')"
+    shared = [name for name in leader.cohorts if name in other.cohorts]
     if not shared:
         return "other cohorts"
     for name in shared:
-        ours, theirs = first.cohorts[name], other.cohorts[name]
+        ours, theirs = leader.cohorts[name], other.cohorts[name]
         if ours.image_id != theirs.image_id:
             n_ours, n_theirs = len(ours.image_id), len(theirs.image_id)
             return f"other images of '{name}' ({n_theirs}, not {n_ours})"
-        if (ours.patient_id, ours.label) != (theirs.patient_id, theirs.label):
+        if (ours.patient_id, ours.targets) != (theirs.patient_id, theirs.targets):
             return f"other patients or labels in '{name}'"
         if ours.role == theirs.role and (ours.fold != theirs.fold).any():
             return f"other folds of '{name}'"
     return ""
 
 
-def _named(chosen: Sequence[Contender]) -> dict[str, Contender]:
+def _named(contenders: Sequence[Contender]) -> dict[str, Contender]:
     """Give each run the shortest name that tells it from the others."""
-    schemes = (
-        lambda one: one["encoder"],
-        lambda one: f"{one['encoder']} ({_regime(one)})",
-        lambda one: f"{one['encoder']}@{one['fingerprint'][:12]} ({_regime(one)})",
-        lambda one: one["run_id"],
+    schemes: tuple[Callable[[RunRecord], str], ...] = (
+        lambda record: record.encoder,
+        lambda record: f"{record.encoder} ({record.label})",
+        lambda record: f"{record.encoder}@{record.fingerprint[:12]} ({record.label})",
+        lambda record: record.run_id,
     )
-    is_mixed = len({_regime(one.record) for one in chosen}) > 1
+    is_mixed = len({contender.record.label for contender in contenders}) > 1
+    named: dict[str, Contender] = {}
     for scheme in schemes[is_mixed:]:
-        named = {scheme(one.record): one for one in chosen}
-        if len(named) == len(chosen):
+        named = {scheme(contender.record): contender for contender in contenders}
+        if len(named) == len(contenders):
             break
     return dict(sorted(named.items()))

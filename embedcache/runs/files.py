@@ -1,272 +1,240 @@
-"""Runs on disk: one write-once folder each, its tables checksummed by the record beside them."""
+"""Runs as they are stored: one folder each, made to exist by the record in it.
+
+The tables are put first, each under a name with its checksum; the record, which names them, comes
+last and makes the run exist. While that goes on the folder has a mark, so that a folder without a
+record is either an interrupted write (with the mark) or a run that lost its record (without).
+"""
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Final
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions
+from embedcache.data.predictions import Answers
 from embedcache.errors import StoreCorruptError
-from embedcache.files.backend import Location, on_disk
-from embedcache.files.documents import parse_table, read_document, seal
-from embedcache.files.durable import TEMPORARY, crc32c, fsync_tree, write_error
-from embedcache.runs.record import Run
+from embedcache.files.backend import Entry, Location
+from embedcache.files.documents import parse_table, read_document, seal, table_bytes
+from embedcache.files.durable import crc32c
+from embedcache.files.locks import locked
+from embedcache.runs.record import RunRecord, TableFile, record_from_document
+from embedcache.runs.tables import (
+    SCHEMAS,
+    answers_of,
+    estimates_of,
+    metrics_table,
+    predictions_table,
+    with_all_columns,
+)
 from embedcache.scoring.estimates import Estimate
+from embedcache.workspace import RUN_DOCUMENT, Workspace
 
-RECORD: Final = "run.json"
-TABLES: Final = ("predictions", "metrics")
-
-PREDICTIONS: Final = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("image_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("cohort", pa.string()),
-        ("role", pa.string()),
-        ("fold", pa.int32()),
-        ("label", pa.string()),
-        ("predicted", pa.string()),
-        ("predicted_masked", pa.string()),
-        ("probability", pa.float64()),
-        ("p", pa.map_(pa.string(), pa.float64())),
-        ("temperature", pa.float64()),
-        ("correct", pa.bool_()),
-        ("value", pa.float64()),
-    ]
-)
-METRICS: Final = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("cohort", pa.string()),
-        ("role", pa.string()),
-        ("scoring", pa.string()),
-        ("level", pa.string()),
-        ("metric", pa.string()),
-        ("label", pa.string()),
-        ("value", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("n_patients", pa.int32()),
-        ("n_images", pa.int32()),
-    ]
-)
-SCHEMAS: Final = dict(zip(TABLES, (PREDICTIONS, METRICS), strict=True))
-# What a run says that was written before a column was there.
-_BEFORE: Final = {"temperature": None, "value": None, "level": "image"}
+_MARK: Final = ".writing"
+_WAY_OUT: Final = "run `embedcache verify --repair`, then make the run again"
 
 
-def write_run(
-    root: Path | Location, run: Run, predictions: Iterable[Answers], estimates: Iterable[Estimate]
-) -> Path:
-    """Publish a run and return its folder; a run that is there already is left as it is.
+class RunFiles:
+    """The runs of a workspace; each record is read once.
 
-    Raises
-    ------
-    StoreWriteError
-        The file system refused; nothing was published.
+    Parameters
+    ----------
+    workspace
+        Workspace of the runs.
+
+    Attributes
+    ----------
+    folder
+        Folder of the runs.
     """
-    root = Path(root)
-    folder = root / run.run_id
-    aside = root / f"{TEMPORARY}{secrets.token_hex(8)}"
-    tables = {
-        "predictions": pa.concat_tables(
-            [PREDICTIONS.empty_table(), *(_rows(run.run_id, one) for one in predictions)]
-        ),
-        "metrics": pa.Table.from_pylist(
-            [
-                {**asdict(one), "run_id": run.run_id, "label": one.label or None}
-                for one in estimates
-            ],
-            schema=METRICS,
-        ),
-    }
-    try:
-        aside.mkdir(parents=True)
-        sums = {}
-        for name, table in tables.items():
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            data = sink.getvalue().to_pybytes()
-            (aside / f"{name}.parquet").write_bytes(data)
-            sums[name] = [len(data), crc32c(data)]
-        (aside / RECORD).write_bytes(seal({**asdict(run), "tables": sums}))
-        fsync_tree(aside)
-        if not folder.exists():
-            aside.rename(folder)
-    except OSError as error:
-        # Somebody else may have published the same run in this very moment.
-        if not folder.exists():
-            raise write_error(folder, error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.folder = workspace.runs
+        self._records: dict[str, RunRecord] = {}
 
-def _rows(run_id: str, answers: Answers) -> pa.Table:
-    """Return the rows of one cohort; a column that says nothing there is NULL."""
-    n = len(answers.image_id)
-    columns = {
-        "run_id": [run_id] * n,
-        "image_id": answers.image_id,
-        "patient_id": answers.patient_id,
-        "cohort": answers.cohort,
-        "role": [answers.role] * n,
-        "fold": [None if fold < 0 else fold for fold in answers.fold.tolist()],
-        **_said(answers),
-    }
-    return pa.table(
-        [columns.get(field.name, pa.nulls(n, field.type)) for field in PREDICTIONS],
-        schema=PREDICTIONS,
-    )
+    def ids(self) -> list[str]:
+        """Return the names of the runs, sorted."""
+        return list(self.workspace.run_stamps())
 
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._records or (self.folder / run_id / RUN_DOCUMENT).exists()
 
-def _said(answers: Answers) -> dict[str, Any]:
-    if isinstance(answers, Measurements):
-        said = answers.value.tolist()
-        return {
-            "label": [f"{one:g}" for one in answers.truth.tolist()],
-            "predicted": [f"{one:g}" for one in said],
-            "value": said,
-        }
-    if isinstance(answers, LabelSets):
-        called = answers.called()
-        return {
-            "label": _joined(answers.names, answers.truth),
-            "predicted": _joined(answers.names, called),
-            "p": _map(answers.names, answers.probability),
-            "correct": (called == answers.truth).all(axis=1),
-        }
-    classes, best = answers.classes, answers.predicted()
-    return {
-        "label": answers.label,
-        "predicted": [classes[code] for code in best],
-        "predicted_masked": [classes[code] for code in answers.predicted(masked=True)],
-        "probability": answers.probability.max(axis=1),
-        "p": _map(classes, answers.probability),
-        "temperature": _temperatures(answers),
-        "correct": best == answers.codes(),
-    }
+    def record(self, run_id: str) -> RunRecord:
+        """Return the record of a run.
 
+        Raises
+        ------
+        StoreCorruptError
+            The record is missing or does not match its checksum.
+        """
+        if run_id not in self._records:
+            document = read_document(self.folder / run_id / RUN_DOCUMENT)
+            self._records[run_id] = record_from_document({**document, "run_id": run_id})
+        return self._records[run_id]
 
-def _joined(names: Sequence[str], has: NDArray[np.bool_]) -> list[str]:
-    return ["|".join(np.array(names)[row].tolist()) or "-" for row in has]
+    def records(self) -> list[RunRecord]:
+        """Return the record of every run, by name.
 
+        Raises
+        ------
+        StoreCorruptError
+            A record does not match its checksum.
+        """
+        return [self.record(run_id) for run_id in self.ids()]
 
-def _map(names: Sequence[str], values: NDArray[np.float64]) -> pa.MapArray:
-    n, width = values.shape
-    return pa.MapArray.from_arrays(
-        pa.array(range(0, n * width + 1, width), pa.int32()),
-        pa.array(list(names) * n, pa.string()),
-        pa.array(values.reshape(-1), pa.float64()),
-    )
+    def readable_records(self) -> list[RunRecord]:
+        """Return the record of every run that has a sound one."""
+        records = []
+        for run_id in self.ids():
+            with contextlib.suppress(StoreCorruptError):
+                records.append(self.record(run_id))
+        return records
 
+    def table(self, run_id: str, name: str) -> pa.Table:
+        """Return the predictions, the metrics or the fold predictions of a run.
 
-def _temperatures(predictions: Predictions) -> pa.Array:
-    if predictions.temperature is None:
-        return pa.nulls(len(predictions.image_id), pa.float64())
-    return pa.array(predictions.temperature, pa.float64(), from_pandas=True)
+        Raises
+        ------
+        StoreCorruptError
+            The file is missing or does not match the checksum in the record.
+        """
+        file = self.record(run_id).tables.get(name)
+        if file is None:
+            return SCHEMAS[name].empty_table()
+        return with_all_columns(parse_table(self._checked(run_id, file)), name)
 
-
-def run_folders(root: Path | Location) -> list[Path]:
-    """Return the published runs' folders, by name."""
-    return sorted(
-        path for path in Path(root).glob("*") if path.is_dir() and not path.name.startswith(".")
-    )
-
-
-def read_run(folder: Path | Location) -> dict[str, Any]:
-    """Return the record of a run.
-
-    Raises
-    ------
-    StoreCorruptError
-        It is missing or does not match its checksum.
-    """
-    return read_document(on_disk(Path(folder)) / RECORD)
-
-
-def read_run_table(folder: Path | Location, name: str) -> pa.Table:
-    """Return the predictions or the metrics of a run, checked against its record.
-
-    Raises
-    ------
-    StoreCorruptError
-        The file is missing or does not match the checksum in the record.
-    """
-    table = parse_table(_checked(folder, name, read_run(folder)["tables"]))
-    for column in SCHEMAS[name].names:
-        if column not in table.column_names:
-            said = pa.array([_BEFORE[column]] * len(table), SCHEMAS[name].field(column).type)
-            table = table.append_column(column, said)
-    return table.select(SCHEMAS[name].names)
-
-
-def read_predictions(folder: Path | Location) -> list[Predictions]:
-    """Return what a run predicted, one for each cohort, in the order in which they were written.
-
-    Raises
-    ------
-    StoreCorruptError
-        As `read_run_table`.
-    """
-    table = read_run_table(folder, "predictions")
-    cohorts = list(zip(*(table[name].to_pylist() for name in ("role", "cohort")), strict=True))
-    return [
-        _read_cohort(table.filter(pa.array([one == key for one in cohorts])), key[0])
-        for key in dict.fromkeys(cohorts)
-    ]
-
-
-def _read_cohort(table: pa.Table, role: Any) -> Predictions:
-    p = table["p"].combine_chunks()
-    n_classes = len(p.items) // len(table)
-    names = ("image_id", "patient_id", "cohort", "label")
-    temperature = table["temperature"].to_numpy()
-    return Predictions(
-        role=role,
-        classes=tuple(p.keys[:n_classes].to_pylist()),
-        **{name: tuple(table[name].to_pylist()) for name in names},
-        fold=table["fold"].fill_null(-1).to_numpy().astype(np.int64),
-        probability=p.items.to_numpy().reshape(len(table), n_classes),
-        temperature=None if np.isnan(temperature).all() else temperature,
-    )
-
-
-def _checked(folder: Path | Location, name: str, sums: dict[str, list[int]]) -> bytes:
-    path = Path(folder) / f"{name}.parquet"
-    way_out = "run `embedcache verify --repair`, then the probe again"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise StoreCorruptError(f"{path} is missing; {way_out}", is_missing=True) from None
-    if [len(data), crc32c(data)] != sums[name]:
-        raise StoreCorruptError(f"{path} does not match its checksum; {way_out}")
-    return data
-
-
-def check_runs(root: Path | Location) -> Iterator[tuple[Path, str]]:
-    """Yield each file of a run that is damaged or missing, and what is wrong with it."""
-    for folder in run_folders(root):
+    def _checked(self, run_id: str, file: TableFile) -> bytes:
+        path = self.folder / run_id / file.name
         try:
-            sums = read_run(folder)["tables"]
+            data = path.read()
+        except FileNotFoundError:
+            raise StoreCorruptError(f"{path} is missing; {_WAY_OUT}", is_missing=True) from None
+        if (len(data), crc32c(data)) != (file.size, file.crc32c):
+            raise StoreCorruptError(f"{path} does not match its checksum; {_WAY_OUT}")
+        return data
+
+    def estimates(self, run_id: str) -> tuple[Estimate, ...]:
+        """Return the scores of a run; see `table`."""
+        return estimates_of(self.table(run_id, "metrics"))
+
+    def answers(self, run_id: str) -> tuple[Answers, ...]:
+        """Return what a run predicted, a cohort each, in the order in which it was written."""
+        return answers_of(self.table(run_id, "predictions"), self.record(run_id).task)
+
+    def fold_answers(self, run_id: str) -> tuple[Answers, ...]:
+        """Return what each fold's model predicted of external cohorts, a cohort each.
+
+        Empty for a run of format version 1, which kept their mean only.
+        """
+        return answers_of(self.table(run_id, "fold_predictions"), self.record(run_id).task)
+
+    @contextlib.contextmanager
+    def lock(self, run_id: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold a run against other processes that would make the same: it saves double work."""
+        with locked(self.folder / f".lock-{run_id}", on_wait):
+            yield
+
+    def write(
+        self,
+        record: RunRecord,
+        *,
+        answers: Sequence[Answers],
+        fold_answers: Sequence[Answers] = (),
+        estimates: Iterable[Estimate] = (),
+    ) -> RunRecord:
+        """Store a run and return its record, with the names of its tables.
+
+        A run that another process stored meanwhile is left as it is.
+
+        Raises
+        ------
+        StoreWriteError
+            The storage refused; the run does not exist.
+        """
+        run_id = record.run_id
+        folder = self.folder / run_id
+        contents = {
+            "predictions": table_bytes(predictions_table(run_id, answers)),
+            "metrics": table_bytes(metrics_table(run_id, estimates)),
+            "fold_predictions": table_bytes(predictions_table(run_id, fold_answers)),
+        }
+        if not fold_answers:
+            del contents["fold_predictions"]
+        tables = {}
+        (folder / _MARK).replace(b"")
+        for name, data in contents.items():
+            file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))
+            with contextlib.suppress(FileExistsError):
+                (folder / file.name).put(data)
+            tables[name] = file
+        record = replace(record, tables=tables)
+        with contextlib.suppress(FileExistsError):
+            (folder / RUN_DOCUMENT).put(seal(record.document()))
+        (folder / _MARK).delete()
+        self._records.pop(run_id, None)
+        return self.record(run_id)
+
+    def remove(self, run_id: str) -> None:
+        """Remove the record of a run and its tables; files of others stay where they are."""
+        folder = self.folder / run_id
+        names = [entry.name for entry in folder.list(hidden=True)]
+        ours = sorted(filter(_is_ours, names), key=lambda name: name != RUN_DOCUMENT)
+        for name in ours:  # the record first: without it there is no run
+            (folder / name).delete()
+        if len(ours) == len(names):
+            folder.delete()
+        self._records.pop(run_id, None)
+
+    def folders(self) -> list[str]:
+        """Return the names of runs, and of runs that have tables but lost their record."""
+        return [run_id for run_id, names in self._files().items() if _is_run(names)]
+
+    def damages(self, run_id: str) -> Iterator[tuple[Location, str]]:
+        """Yield each file of a run that is damaged or missing, and what is wrong with it."""
+        path = self.folder / run_id
+        try:
+            record = self.record(run_id)
         except StoreCorruptError as error:
-            yield folder / RECORD, error.problem
-            continue
-        for name in TABLES:
+            yield path / RUN_DOCUMENT, error.problem
+            return
+        for file in record.tables.values():
             try:
-                _checked(folder, name, sums)
+                self._checked(run_id, file)
             except StoreCorruptError as error:
-                yield folder / f"{name}.parquet", error.problem
+                yield path / file.name, error.problem
+
+    def interrupted(self, before_ns: int) -> Iterator[str]:
+        """Yield the names of runs whose writing was begun before a time and never ended."""
+        for run_id, names in self._files().items():
+            mark = names.get(_MARK)
+            is_over = mark is not None and mark.modified_ns < before_ns
+            if is_over and RUN_DOCUMENT not in names and all(map(_is_ours, names)):
+                yield run_id
+
+    def _files(self) -> dict[str, dict[str, Entry]]:
+        folders: dict[str, dict[str, Entry]] = {}
+        for entry in self.folder.list(deep=True):
+            run_id, name = _split(entry)
+            if run_id:
+                folders.setdefault(run_id, {})[name] = entry
+        return folders
 
 
-def _problem(error: StoreCorruptError) -> str:
-    return "is missing" if "is missing" in str(error) else "does not match its checksum"
+def _split(entry: Entry) -> tuple[str, str]:
+    run_id, _, name = entry.name.rpartition("/")
+    return run_id, name
+
+
+def _is_run(names: Mapping[str, Entry]) -> bool:
+    return RUN_DOCUMENT in names or (any(map(_is_table, names)) and _MARK not in names)
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith(".parquet") and name.partition(".")[0] in SCHEMAS
+
+
+def _is_ours(name: str) -> bool:
+    return _is_table(name) or name in {RUN_DOCUMENT, _MARK}

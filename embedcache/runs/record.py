@@ -1,64 +1,268 @@
-"""One fit with its settings, what it predicted, and how that scored."""
+"""The record of a run: its request, what was chosen on the way, and when it was made."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean
+from typing import Any, Final
 
-from embedcache.files.durable import canonical_json
-from embedcache.scoring.estimates import Estimate
+from embedcache.data.fold_tables import read_fold_table
+from embedcache.data.folds import FoldTable
+from embedcache.data.question import Question
+from embedcache.data.task_names import TaskName
+from embedcache.runs.legacy import request_of_version_1
+from embedcache.runs.methods import FinetuneMethod, Method, ProbeMethod, method_from_document
+from embedcache.runs.request import RunData, RunRequest
+from embedcache.workspace import Workspace
+
+_FINAL: Final = "final_"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """The record of a run: enough to repeat it.
+class TableFile:
+    """A Parquet file of a run.
 
     Parameters
     ----------
-    run_id
-        `<kind>-<encoder>-<digest>` of everything that decides the result.
-    kind
-        'probe' or 'zeroshot'.
-    encoder, fingerprint
-        Whose embeddings.
-    settings
-        What was asked for: label column, cohorts, predicate, class map and what it says, grid,
-        tolerances, seeds.
-    data
-        Digests of what it was applied to: embeddings, labels, folds.
-    results
-        What was chosen on the way, and the notes a reader of the scores must know.
-    versions
-        Of this project and of the libraries that decide the result.
-    created, seconds
-        For the record; they decide nothing.
+    name
+        Name of the file, beside the record.
+    size
+        Size in bytes.
+    crc32c
+        CRC-32C of its bytes.
     """
 
-    run_id: str
-    kind: str
-    encoder: str
-    fingerprint: str
-    settings: dict[str, Any]
-    data: dict[str, Any]
-    results: dict[str, Any]
-    versions: dict[str, Any]
+    name: str
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """What the training of one fold took.
+
+    Parameters
+    ----------
+    seconds
+        Duration of the fold.
+    peak_memory_bytes
+        Most memory held at a time.
+    device
+        Name of the device.
+    devices
+        Number of devices.
+    parameters, parameters_trained
+        Number of parameters of the model, and of those that training moves.
+    """
+
+    seconds: float
+    peak_memory_bytes: int
+    device: str
+    devices: int
+    parameters: int
+    parameters_trained: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as it is kept: enough to repeat it.
+
+    Parameters
+    ----------
+    request
+        What was asked for, and of which data.
+    results
+        What was chosen on the way, by name; see docs/format.md.
+    notes
+        What a reader of the scores must know.
+    n_skipped
+        Number of images left out because they could not be read.
+    created
+        Time at which the run was made, UTC.
+    seconds
+        Duration of the run.
+    tables
+        Parquet files beside the record, by table name.
+    stored_id
+        Name that the run is stored under; None for that of the request.
+    """
+
+    request: RunRequest
+    results: Mapping[str, Any]
+    notes: tuple[str, ...]
+    n_skipped: int
     created: str
     seconds: float
+    tables: Mapping[str, TableFile]
+    stored_id: str | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.stored_id or self.request.run_id
+
+    @property
+    def kind(self) -> str:
+        """Kind of run, such as 'probe' or 'finetune'."""
+        return self.request.kind
+
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder."""
+        return self.request.encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the encoder's rows."""
+        return self.request.fingerprint
+
+    @property
+    def task(self) -> TaskName:
+        """Kind of label: 'classification', 'regression' or 'multilabel'."""
+        return self.request.question.task
+
+    @property
+    def method(self) -> Method:
+        """What was done to answer the question."""
+        return self.request.method
+
+    @property
+    def regime(self) -> str:
+        """Regime of a training; elsewhere the kind of run."""
+        return self.method.regime if isinstance(self.method, FinetuneMethod) else self.kind
+
+    @property
+    def label(self) -> str:
+        """What was done with the encoder, in a few words."""
+        is_usual = isinstance(self.method, ProbeMethod | FinetuneMethod) and self.kind != "control"
+        return self.method.label if is_usual else self.kind
+
+    @property
+    def train_cohort(self) -> str | None:
+        """Name of the training cohort; None where nothing was trained."""
+        return self.request.question.train_cohort
+
+    @property
+    def final_settings(self) -> dict[str, float]:
+        """Chosen setting of the probe of all training patients, by name, such as C."""
+        return {
+            name.removeprefix(_FINAL): float(value)
+            for name, value in self.results.items()
+            if name.startswith(_FINAL)
+        }
+
+    @property
+    def fold_settings(self) -> dict[str, list[float]]:
+        """Chosen setting of each fold's probe, by name."""
+        return {name: list(self.results[name]) for name in self.final_settings}
+
+    @property
+    def curve(self) -> list[tuple[int, list[float]]]:
+        """Number of training patients, and the score of each draw, for each point of a curve."""
+        return [
+            (int(point["n_patients"]), list(point.get("scores", point.get("macro_f1"))))
+            for point in self.results.get("points", ())
+        ]
+
+    @property
+    def training_costs(self) -> list[TrainingCost]:
+        """Cost of each fold of a training."""
+        names = TrainingCost.__dataclass_fields__
+        return [
+            TrainingCost(**{name: cost[name] for name in names})
+            for cost in self.results.get("cost", ())
+        ]
+
+    @property
+    def best_epochs(self) -> list[int]:
+        """Epoch whose weights predicted, for each fold of a training."""
+        return list(self.results.get("best_epoch", ()))
+
+    @property
+    def compute_share(self) -> float:
+        """Share of a training's time spent forward and backward, not waiting for pictures."""
+        epochs = self._epochs()
+        spent = sum(epoch["seconds"] for epoch in epochs)
+        return float(sum(epoch["compute_share"] * epoch["seconds"] for epoch in epochs) / spent)
+
+    @property
+    def images_per_s(self) -> float:
+        """Images trained on a second, mean over the epochs of all folds."""
+        return fmean(epoch["images_per_s"] for epoch in self._epochs())
+
+    def _epochs(self) -> list[Mapping[str, Any]]:
+        return [epoch for fold in self.results.get("epochs", ()) for epoch in fold]
+
+    def question(self, workspace: Workspace) -> Question:
+        """Return the question that was asked, on the very folds where their table is kept."""
+        question, folds_id = self.request.question, self.request.data.folds_id
+        patients = None if folds_id is None else read_fold_table(workspace, folds_id)
+        if folds_id is None or patients is None:
+            return question
+        n_folds = question.n_folds or len(set(patients.values()))
+        return question.on_folds(FoldTable(folds_id, n_folds, question.seed, patients))
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it."""
+        request = self.request
+        return {
+            "run_id": self.run_id,
+            "kind": request.kind,
+            "encoder": request.encoder,
+            "fingerprint": request.fingerprint,
+            "question": request.question.document(),
+            "method": request.method.document(),
+            "constants": dict(request.constants),
+            "n_resamples": request.n_resamples,
+            "data": request.data.document(),
+            "results": {**self.results, "notes": list(self.notes), "n_skipped": self.n_skipped},
+            "versions": dict(request.versions),
+            "created": self.created,
+            "seconds": self.seconds,
+            "tables": {
+                name: [table.name, table.size, table.crc32c] for name, table in self.tables.items()
+            },
+        }
 
 
-# What a run is judged by, over images; more is better.
-HEADLINES = {"classification": "macro_f1", "regression": "r2", "multilabel": "macro_f1"}
+def record_from_document(document: Mapping[str, Any]) -> RunRecord:
+    """Return the record in a document, of this format version or of version 1.
+
+    What a run of a later release adds is kept or passed over; nothing but `run_id` is required.
+    """
+    is_version_1 = "settings" in document and "question" not in document
+    request = request_of_version_1(document) if is_version_1 else _request(document)
+    results = dict(document.get("results", {}))
+    return RunRecord(
+        request=request,
+        notes=tuple(results.pop("notes", ())),
+        n_skipped=int(results.pop("n_skipped", 0)),
+        results=results,
+        created=str(document.get("created", "")),
+        seconds=float(document.get("seconds", 0)),
+        tables={
+            name: _table_file(name, values) for name, values in document.get("tables", {}).items()
+        },
+        stored_id=str(document["run_id"]),
+    )
 
 
-def is_headline(run: Run, estimate: Estimate) -> bool:
-    """Return whether an estimate is of the score, over images, that a run is judged by."""
-    task = run.settings.get("task", "classification")
-    return (estimate.metric, estimate.level) == (HEADLINES[task], "image")
+def _request(document: Mapping[str, Any]) -> RunRequest:
+    return RunRequest(
+        kind=str(document.get("kind", "unknown")),
+        encoder=str(document.get("encoder", "")),
+        fingerprint=str(document.get("fingerprint", "")),
+        question=Question.from_document(document.get("question", {})),
+        method=method_from_document(document.get("method", {})),
+        data=RunData.from_document(document.get("data", {})),
+        constants=document.get("constants", {}),
+        n_resamples=int(document.get("n_resamples", 0)),
+        versions=document.get("versions", {}),
+    )
 
 
-def run_id_of(kind: str, encoder: str, decisive: Any) -> str:
-    """Return the id of a run: equal inputs give the same one, so a repeated run is found again."""
-    digest = hashlib.sha256(canonical_json(decisive)).hexdigest()[:12]
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in encoder)
-    return f"{kind}-{name}-{digest}"
+def _table_file(table: str, values: list[Any]) -> TableFile:
+    # Version 1 named files by their table alone.
+    name = values[0] if len(values) == 3 else f"{table}.parquet"
+    return TableFile(name, *map(int, values[-2:]))

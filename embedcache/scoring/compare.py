@@ -1,34 +1,33 @@
 """Models against each other on the same patients: differences, tests, ranks, groups.
 
 Everything is paired: a resample draws the same patients for all models, and a permutation swaps
-what two models said of a patient, of all of his or her images at once. See docs/protocol.md,
+what two models answered for a patient, for all of his or her images at once. See docs/protocol.md,
 'Comparison'.
+
+A model is better by the sign of its metric: a larger score, or a smaller error (`mae`, `rmse`).
+Differences are leads: by how much the first model is ahead, above 0 where it is better.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.scoring.scores import (
-    N_BINS,
-    Floats,
-    Units,
-    check_metric,
-    confidence_bins,
-    interval,
-    patient_tables,
-    resample_weights,
-    score,
-    table_score,
-)
+from embedcache.errors import RunError
+from embedcache.scoring.grouping import alike, holm, mean_ranks
+from embedcache.scoring.resampling import Floats, Spread, interval, resample_weights
+from embedcache.scoring.subject import Subject, check_metric
 
 ALPHA: Final = 0.05
+_ROUNDING: Final = 1e-12  # of a lead; it must not undo a tie
+
+Score = TypeVar("Score", float, Floats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,11 @@ class Standing:
     Parameters
     ----------
     name
-        The model.
+        Name of the model.
     value, low, high
-        Its score and 95 % interval.
+        Its score and the ends of the 95 % interval.
     rank
-        Mean over resamples; 1 is best, models that tie share the mean of their places.
+        Mean place over resamples; 1 is best, models that tie share the mean of their places.
     p_best
         Share of resamples in which it is the best; models that tie share it.
     groups
@@ -65,13 +64,14 @@ class Pair:
     Parameters
     ----------
     better, worse
-        The models, by score.
+        Names of the models; the better one has the larger score, or the smaller error.
     difference, low, high
-        Score of the better one less that of the other, with its paired 95 % interval.
+        Lead of the better one, not negative, with the ends of its paired 95 % interval: its score
+        less that of the other; of errors, the other's less its own.
     p
-        Of no difference, two-sided, never 0.
+        Two-sided p value of no difference, never 0.
     p_corrected
-        By Holm, over all pairs of the comparison.
+        The same by Holm, over all pairs of the comparison.
     """
 
     better: str
@@ -85,7 +85,17 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Models on one cohort, best first; `pairs` are all of them, `test` says where p is from."""
+    """Models on one cohort.
+
+    Parameters
+    ----------
+    standings
+        Models, best first.
+    pairs
+        All pairs of models.
+    test
+        Name of the test that p is from: 'permutation of patients' or 'bootstrap of patients'.
+    """
 
     standings: tuple[Standing, ...]
     pairs: tuple[Pair, ...]
@@ -94,60 +104,55 @@ class Comparison:
     def behind_best(self, name: str) -> Pair | None:
         """Return the pair of a model and the best one; None for the best itself."""
         best = self.standings[0].name
-        return next((one for one in self.pairs if (one.better, one.worse) == (best, name)), None)
+        return next((p for p in self.pairs if (p.better, p.worse) == (best, name)), None)
 
 
 def compare(
-    models: Mapping[str, Units], metric: str, *, n_resamples: int = 10_000, seed: int = 0
+    models: Mapping[str, Subject], metric: str, *, n_resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Compare models that predicted the same units.
+    """Compare models that answered for the same units, whatever the task.
 
     Parameters
     ----------
     models
-        By name; each has the same patients and classes.
+        Subject of each model by its name; all have the same units and truth.
     metric
-        As for `scores.score`; higher is better.
-    n_resamples, seed
-        Of bootstrap and permutation.
+        One of `Subject.metrics`. 'Better' means a larger score, or a smaller error.
+    n_resamples
+        Number of resamples, and of permutations.
+    seed
+        Seed of bootstrap and permutation.
 
     Raises
     ------
     RunError
-        No such metric, or a class that does not occur.
+        No such metric, or one that is not defined on these units.
     """
-    some = next(iter(models.values()))
-    check_metric(metric, some.classes)
-    values = {name: float(score(metric, one, one.everyone)[0]) for name, one in models.items()}
-    names = sorted(models, key=lambda name: (-values[name], name))
-    weights = resample_weights(some.n_patients, n_resamples, seed)
-    draws = np.stack([score(metric, models[name], weights) for name in names])
+    values = {name: _score(metric, subject, name) for name, subject in models.items()}
+    reference = next(iter(models.values()))
+    n_patients, sign = reference.n_patients, reference.sign(metric)
+    weights = resample_weights(n_patients, n_resamples, seed)
+    names = sorted(models, key=lambda name: (-sign * values[name], name))
+    draws = np.stack([models[name].score(metric, weights) for name in names])
     draws = draws[:, ~np.isnan(draws).any(axis=0)]  # a class that was not drawn
-    has_tables = not metric.startswith("auroc")
-    swaps = _swaps(some.n_patients, n_resamples, seed)
+    if not draws.size:
+        raise RunError(f"{metric} is defined in no resample of the patients; pass more resamples")
+    has_sums = all(subject.patient_sums(metric) is not None for subject in models.values())
+    swaps = _swaps(n_patients, n_resamples, seed) if has_sums else None
     leads = []
     for first, second in itertools.combinations(range(len(names)), 2):
-        ours, theirs = models[names[first]], models[names[second]]
-        lead = draws[first] - draws[second]
-        p = permutation_p(ours, theirs, metric, swaps) if has_tables else _bootstrap_p(lead)
-        value = values[names[first]] - values[names[second]]
-        leads.append((names[first], names[second], value, *interval(lead, some.n_patients), p))
+        better, worse = names[first], names[second]
+        drawn = _ahead(draws[first], draws[second], sign)
+        value = _ahead(values[better], values[worse], sign)
+        p = _bootstrap_p(drawn)
+        if swaps is not None:
+            p = permutation_p(models[better], models[worse], metric, swaps)
+        leads.append((better, worse, value, *interval(drawn, n_patients), p))
     corrected = holm([lead[-1] for lead in leads])
     pairs = tuple(Pair(*lead, p) for lead, p in zip(leads, corrected, strict=True))
-    test = "permutation of patients" if has_tables else "bootstrap of patients"
-    return Comparison(_standings(names, values, draws, some.n_patients, pairs), pairs, test)
-
-
-def _standings(
-    names: Sequence[str],
-    values: Mapping[str, float],
-    draws: Floats,
-    n_patients: int,
-    pairs: Sequence[Pair],
-) -> tuple[Standing, ...]:
-    groups = alike(names, [(one.better, one.worse) for one in pairs if one.p_corrected < ALPHA])
-    ranks, p_best = _ranks(draws)
-    return tuple(
+    groups = alike(names, [(p.better, p.worse) for p in pairs if p.p_corrected < ALPHA])
+    ranks, p_best = mean_ranks(sign * draws)
+    standings = tuple(
         Standing(
             name,
             values[name],
@@ -158,37 +163,61 @@ def _standings(
         )
         for place, name in enumerate(names)
     )
+    test = "permutation of patients" if has_sums else "bootstrap of patients"
+    return Comparison(standings, pairs, test)
+
+
+def _score(metric: str, subject: Subject, name: str) -> float:
+    check_metric(metric, subject)
+    value = float(subject.score(metric, subject.everyone)[0])
+    if math.isnan(value):
+        raise RunError(f"{metric} of '{name}' is not defined on these images; pass another metric")
+    return value
+
+
+def _ahead(first: Score, second: Score, sign: float) -> Score:
+    """Return by how much the first is ahead of the second."""
+    return first - second if sign > 0 else second - first
 
 
 def _swaps(n_patients: int, n_draws: int, seed: int) -> NDArray[np.float32]:
     """Return whether a draw swaps a patient, 0 or 1, shape (n_draws, patients)."""
-    chance = np.random.default_rng([seed, 1])  # not the stream of the bootstrap
-    return chance.integers(2, size=(n_draws, n_patients), dtype=np.int8).astype(np.float32)
+    generator = np.random.default_rng([seed, 1])  # not the stream of the bootstrap
+    return generator.integers(2, size=(n_draws, n_patients), dtype=np.int8).astype(np.float32)
 
 
-def permutation_p(first: Units, second: Units, metric: str, swaps: NDArray[np.float32]) -> float:
+def permutation_p(
+    first: Subject, second: Subject, metric: str, swaps: NDArray[np.float32]
+) -> float:
     """Return how often models with swapped patients differ as much as the models do.
 
-    If it did not matter which model said what of a patient, the swaps would change nothing but by
-    chance (Good 2005). A swap moves a patient's confusion table from one model to the other.
+    If it did not matter which model answered for a patient, the swaps would change nothing but by
+    chance (Good 2005). A swap moves a patient's sums from one model to the other.
 
     Parameters
     ----------
+    first, second
+        Subjects of the models, on the same units.
+    metric
+        Metric that is a function of sums over patients; see `Subject.patient_sums`.
     swaps
-        0 or 1, shape (draws, patients).
+        Whether a draw swaps a patient, 0 or 1, shape (draws, patients).
     """
-    ours, theirs = patient_tables(first), patient_tables(second)
-    moved = np.asarray(swaps @ (theirs - ours).astype(np.float32), np.float64)
+    ours, theirs = first.patient_sums(metric), second.patient_sums(metric)
+    assert ours is not None
+    assert theirs is not None
+    step = theirs - ours
+    # Counts are exact in float32, and half the work; moments of numbers are not.
+    exact = swaps if np.array_equal(step, np.rint(step)) else swaps.astype(np.float64)
+    moved = np.asarray(exact @ step.astype(exact.dtype), np.float64)
     sums = ours.sum(axis=0), theirs.sum(axis=0)
 
-    def lead(moved: Floats) -> Floats:
-        scores = (
-            table_score(metric, first.classes, one) for one in (sums[0] + moved, sums[1] - moved)
-        )
+    def lead_after(moved: Floats) -> Floats:
+        scores = (first.score_of_sums(metric, s) for s in (sums[0] + moved, sums[1] - moved))
         return np.asarray(np.subtract(*scores))
 
-    observed = abs(lead(np.zeros((1, len(sums[0]))))[0])
-    as_far = np.abs(lead(moved)) >= observed - 1e-12  # rounding must not undo a tie
+    observed = abs(lead_after(np.zeros((1, len(sums[0]))))[0])
+    as_far = np.abs(lead_after(moved)) >= observed - _ROUNDING
     return float((1 + as_far.sum()) / (1 + len(swaps)))
 
 
@@ -198,90 +227,93 @@ def _bootstrap_p(lead: Floats) -> float:
     return float(min(1, 2 * (1 + rarer) / (1 + len(lead))))
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number, step-down (Holm 1979)."""
-    corrected, largest = [0.0] * len(p), 0.0
-    for step, number in enumerate(np.argsort(p, kind="stable")):
-        largest = max(largest, min(1.0, (len(p) - step) * p[number]))
-        corrected[number] = largest
-    return corrected
+def spread(subject: Subject, metric: str, *, n_resamples: int = 10_000, seed: int = 0) -> Spread:
+    """Return a score with its interval.
 
+    Parameters
+    ----------
+    subject
+        What is scored.
+    metric
+        One of `Subject.metrics`.
+    n_resamples
+        Number of resamples of patients.
+    seed
+        Seed of the bootstrap.
 
-def alike(names: Sequence[str], different: Iterable[tuple[str, str]]) -> list[frozenset[str]]:
-    """Return the largest groups in which no two differ, that of the first name first.
-
-    Insert and absorb (Piepho 2004): a group that holds a pair that differs is split in two, each
-    without one of them, and groups that lie within another go.
+    Raises
+    ------
+    RunError
+        No such metric.
     """
-    groups = {frozenset(names)}
-    for pair in map(frozenset, different):
-        split = {part for group in groups for part in _split(group, pair)}
-        groups = {one for one in split if not any(one < other for other in split)}
-    place = {name: number for number, name in enumerate(names)}
-    return sorted(groups, key=lambda group: sorted(place[name] for name in group))
+    weights = resample_weights(subject.n_patients, n_resamples, seed)
+    value = subject.score(metric, subject.everyone)[0]
+    return Spread(float(value), *interval(subject.score(metric, weights), subject.n_patients))
 
 
-def _split(group: frozenset[str], pair: frozenset[str]) -> Collection[frozenset[str]]:
-    return [group - {one} for one in pair] if pair <= group else [group]
+def lead(
+    first: Subject, second: Subject, metric: str, *, n_resamples: int = 10_000, seed: int = 0
+) -> Spread:
+    """Return by how much one model is ahead of another on the same units, with its interval.
 
+    Above 0 where the first is better: its score less that of the second, or of errors the second's
+    less its own. The interval is that of the paired bootstrap, as in `compare`.
 
-def _ranks(draws: Floats) -> tuple[Floats, Floats]:
-    """Return mean rank and share of first places, shape (models,) each; ties share."""
-    above = (draws[None] > draws[:, None]).sum(axis=1)
-    level = (draws[None] == draws[:, None]).sum(axis=1)
-    is_best = draws == draws.max(axis=0)
-    return (1 + above + (level - 1) / 2).mean(axis=1), (is_best / is_best.sum(axis=0)).mean(axis=1)
+    Parameters
+    ----------
+    first, second
+        Subjects of the models, on the same units.
+    metric
+        One of `Subject.metrics`.
+    n_resamples
+        Number of resamples of patients.
+    seed
+        Seed of the bootstrap.
 
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A score, or a difference of scores, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def spread(metric: str, units: Units, *, n_resamples: int = 10_000, seed: int = 0) -> Spread:
-    """Return a score with its interval."""
-    weights = resample_weights(units.n_patients, n_resamples, seed)
-    value = score(metric, units, units.everyone)[0]
-    return Spread(float(value), *interval(score(metric, units, weights), units.n_patients))
+    Raises
+    ------
+    RunError
+        No such metric, or one that is not defined on these units.
+    """
+    values = [_score(metric, subject, f"model {i}") for i, subject in enumerate((first, second), 1)]
+    sign, n_patients = first.sign(metric), first.n_patients
+    weights = resample_weights(n_patients, n_resamples, seed)
+    draws = _ahead(first.score(metric, weights), second.score(metric, weights), sign)
+    return Spread(_ahead(values[0], values[1], sign), *interval(draws, n_patients))
 
 
 def drop(
-    metric: str, inside: Units, outside: Units, *, n_resamples: int = 10_000, seed: int = 0
+    inside: Subject, outside: Subject, metric: str, *, n_resamples: int = 10_000, seed: int = 0
 ) -> Spread:
-    """Return how much lower a score is on other patients, with its interval.
+    """Return how much worse a model is on other patients, with its interval.
 
-    The two cohorts are resampled independently.
+    Above 0 where it is worse outside: its score is lower there, or its error larger. The two
+    cohorts are resampled independently.
+
+    Parameters
+    ----------
+    inside, outside
+        Subjects of the model on the two cohorts.
+    metric
+        One of `Subject.metrics`.
+    n_resamples
+        Number of resamples of patients, of each cohort.
+    seed
+        Seed of the bootstrap.
+
+    Raises
+    ------
+    RunError
+        No such metric.
     """
+    cohorts, sign = (inside, outside), inside.sign(metric)
     inner, outer = (
-        score(metric, one, resample_weights(one.n_patients, n_resamples, seed))
-        for one in (inside, outside)
+        subject.score(metric, resample_weights(subject.n_patients, n_resamples, seed))
+        for subject in cohorts
     )
-    value = score(metric, inside, inside.everyone)[0] - score(metric, outside, outside.everyone)[0]
+    values = [subject.score(metric, subject.everyone)[0] for subject in cohorts]
     # One seed draws alike for both: the reverse order sets other draws against each other.
-    ends = interval(inner - outer[::-1], min(inside.n_patients, outside.n_patients))
-    return Spread(float(value), *ends)
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Units of about the same confidence, its mean, and the share of them that is right."""
-
-    n: int
-    confidence: float
-    accuracy: float
-
-
-def reliability(units: Units) -> list[Bin]:
-    """Return the bins of the reliability diagram that the ECE sums up, least sure first."""
-    bins, confidence = confidence_bins(units), units.probability.max(axis=1)
-    right = units.predicted == units.truth
-    rows = [np.flatnonzero(bins == number) for number in range(N_BINS)]
-    return [
-        Bin(len(one), float(confidence[one].mean()), float(right[one].mean()))
-        for one in rows
-        if len(one)
-    ]
+    ends = interval(
+        _ahead(inner, outer[::-1], sign), min(subject.n_patients for subject in cohorts)
+    )
+    return Spread(float(_ahead(values[0], values[1], sign)), *ends)

@@ -1,13 +1,21 @@
-"""A score with its interval, and what stands behind it."""
+"""A score with its interval, what stands behind it, and the score that a task is judged by."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Final, Literal
 
 from embedcache.data.predictions import Role
 
 Level = Literal["image", "patient"]
+Scoring = Literal["all", "masked"]
+
+# The score over images that the answers to a task are judged by.
+HEADLINES: Final[Mapping[str, str]] = MappingProxyType(
+    {"classification": "macro_f1", "regression": "r2", "multilabel": "macro_f1"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,25 +25,28 @@ class Estimate:
     Parameters
     ----------
     cohort, role
-        What was scored.
+        Name of the cohort that was scored, and its part in the run.
     scoring
         'all': every output allowed, one outside the cohort's classes counts as a miss; 'masked':
         only the cohort's own classes were considered.
     level
-        'image', or 'patient': the mean probability over a patient's images of one class.
+        'image', or 'patient': the mean over a patient's images (of classes: over those of one
+        class).
     metric
-        One of docs/protocol.md, 'Scores'.
+        Name of the score; see docs/protocol.md, 'Scores'.
     label
-        The class, where the metric is of one; '' where it is over all of them.
-    value, low, high
-        The score and its 95 % interval; NaN where there are fewer than two patients to resample.
+        Class or label that the score is of; '' where it is over all of them.
+    value
+        Score of the cohort as it is.
+    low, high
+        Ends of the 95 % interval; NaN where there are fewer than two patients to resample.
     n_patients, n_images
-        What stands behind it.
+        Numbers of patients and of images that were scored.
     """
 
     cohort: str
     role: Role
-    scoring: Literal["all", "masked"]
+    scoring: Scoring
     level: Level
     metric: str
     label: str
@@ -44,3 +55,8 @@ class Estimate:
     high: float
     n_patients: int
     n_images: int
+
+
+def is_headline(estimate: Estimate, task: str) -> bool:
+    """Return whether an estimate is of the score, over images, that a task is judged by."""
+    return (estimate.metric, estimate.level) == (HEADLINES[task], "image")

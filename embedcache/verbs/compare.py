@@ -1,24 +1,27 @@
-"""`compare`: stored runs against each other, on the same images and folds."""
+"""`compare`: runs against each other, on the same images and folds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
-from embedcache.data.predictions import Predictions, Role
+from embedcache.data.cohorts import label_column
+from embedcache.data.predictions import Answers, Predictions, Role
 from embedcache.errors import RunError
-from embedcache.runs import files as run_files
-from embedcache.runs.contenders import Contender, choose_runs
-from embedcache.scoring.compare import Bin, Comparison, Spread, compare, drop, reliability, spread
-from embedcache.scoring.estimates import Estimate, Level
-from embedcache.scoring.scores import Units, check_metric, units_of
-from embedcache.verbs import state
-from embedcache.verbs.cohorts import label_column
-from embedcache.workspace import Workspace
+from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
+from embedcache.runs.outcome import RunOutcome
+from embedcache.scoring.answers import subject_of
+from embedcache.scoring.calibration import Bin, reliability
+from embedcache.scoring.compare import Comparison, drop, spread
+from embedcache.scoring.compare import compare as compare_subjects
+from embedcache.scoring.estimates import HEADLINES, Estimate, Level, Scoring
+from embedcache.scoring.resampling import Spread
+from embedcache.scoring.subject import Subject, check_metric
+from embedcache.verbs.session import Session
 
 CALIBRATION: Final = tuple(
     f"{name}{suffix}" for name in ("log_loss", "brier", "ece") for suffix in ("", "_calibrated")
@@ -26,7 +29,7 @@ CALIBRATION: Final = tuple(
 OPERATING: Final = tuple(
     f"{name}_at_spec95" for name in ("threshold", "sensitivity", "specificity")
 )
-# What a score over all classes is within one of them.
+# What a score over all classes or labels is within one of them.
 _OF_CLASS: Final = {
     "macro_f1": "f1",
     "balanced_accuracy": "recall",
@@ -42,24 +45,29 @@ class CompareOptions:
     Parameters
     ----------
     models
-        Encoders, `name` or `name@fingerprint`; None is every one with a run.
+        Encoders, `name` or `name@fingerprint`; None for every one with a run.
     runs
-        Ids of runs; None is the latest run of each encoder and kind of probe.
+        Names of runs; None for the latest run of each encoder and method.
     metric
-        As for `scores.score`.
-    level, scoring
-        As for `Estimate`.
+        Name of a score of the runs' task, such as 'macro_f1'; None for the one that the task is
+        judged by.
+    level
+        What is scored: each 'image', or each 'patient'.
+    scoring
+        Whether 'all' classes may be predicted, or those of the cohort only ('masked').
     by
-        'class' or a manifest column: the metric within each of its values too.
-    n_resamples, seed
-        Of bootstrap and permutation.
+        'class' or a manifest column: the metric within each of its values too; None for neither.
+    n_resamples
+        Number of resamples of bootstrap and permutation.
+    seed
+        Seed of bootstrap and permutation.
     """
 
     models: tuple[str, ...] | None = None
     runs: tuple[str, ...] | None = None
-    metric: str = "macro_f1"
+    metric: str | None = None
     level: Level = "image"
-    scoring: Literal["all", "masked"] = "all"
+    scoring: Scoring = "all"
     by: str | None = None
     n_resamples: int = 10_000
     seed: int = 0
@@ -67,7 +75,19 @@ class CompareOptions:
 
 @dataclass(frozen=True, slots=True)
 class CohortComparison:
-    """All runs on one cohort."""
+    """All runs on one cohort.
+
+    Parameters
+    ----------
+    cohort, role
+        Name of the cohort, and its part: 'in-domain' or 'external'.
+    classes
+        Classes of the model that occur in the cohort; empty for another task.
+    n_patients, n_images
+        Number of patients and images behind each score.
+    comparison
+        Standings and pairs.
+    """
 
     cohort: str
     role: Role
@@ -104,10 +124,12 @@ class Calibration:
 
     Parameters
     ----------
+    name, cohort
+        Name of the run and of the cohort.
     temperature
-        Median over the images; None where none was fitted.
+        Temperature that was fitted, median over the images; None where none was.
     bins
-        Of the reliability diagram, before any temperature.
+        Bins of the reliability diagram, before any temperature.
     """
 
     name: str
@@ -124,10 +146,18 @@ class CompareReport:
     ----------
     options
         What was asked.
+    metric
+        Name of the score that runs are compared by.
     runs
-        Id of each run by the name that it has here.
-    cohorts, drops, parts, calibration
-        See there; `parts` is empty unless `by` was asked for.
+        Name of each stored run by the name that it has here.
+    cohorts
+        All runs on each cohort.
+    drops
+        What each run loses on external cohorts.
+    parts
+        Scores within each value of a column; empty unless `by` was asked for.
+    calibration
+        How far probabilities can be believed; empty for other tasks than classification.
     estimates
         Scores of calibration and of operating points, by name, as stored with the runs.
     notes
@@ -135,6 +165,7 @@ class CompareReport:
     """
 
     options: CompareOptions
+    metric: str
     runs: dict[str, str]
     cohorts: tuple[CohortComparison, ...]
     drops: tuple[Drop, ...]
@@ -144,7 +175,7 @@ class CompareReport:
     notes: tuple[str, ...]
 
 
-def compare_runs(workspace: Workspace, options: CompareOptions) -> CompareReport:
+def compare(session: Session, options: CompareOptions) -> CompareReport:
     """Compare stored runs; fits and stores nothing.
 
     Raises
@@ -154,159 +185,155 @@ def compare_runs(workspace: Workspace, options: CompareOptions) -> CompareReport
     ManifestError
         `by` is no column of the manifest.
     """
-    models, cohorts, notes = choose_runs(workspace, options.models, options.runs)
-    labels = sorted({label for one in cohorts.values() for label in one.label})
-    check_metric(options.metric, tuple(labels))
-    fit = [name for name, one in cohorts.items() if _applies(options.metric, one)]
-    notes += [
-        f"'{name}' left out: {options.metric} is not defined on its classes"
-        for name in cohorts
-        if name not in fit
-    ]
-    values = _values(workspace, options.by)
-    return CompareReport(
-        options=options,
-        runs={name: one.run_id for name, one in models.items()},
-        cohorts=tuple(_compare_on(cohorts[name], models, options) for name in fit),
-        drops=tuple(chain.from_iterable(_drops(models, name, options) for name in fit)),
-        parts=tuple(chain.from_iterable(_parts(models, name, values, options) for name in fit)),
-        calibration=tuple(_calibrations(models, options)),
-        estimates={
-            name: tuple(_stored_estimates(workspace, one, options)) for name, one in models.items()
-        },
-        notes=tuple(notes),
-    )
+    contest = choose_runs(session.runs, options.models, options.runs)
+    values: dict[str, str] = {}
+    if options.by not in {None, "class"}:
+        names = session.images.table["image_id"].to_pylist()
+        column = label_column(session.images, str(options.by))
+        values = dict(zip(names, column, strict=True))
+    return _Comparing(contest, options, values).report()
 
 
-def _applies(metric: str, predictions: Predictions) -> bool:
-    try:
-        check_metric(metric, predictions.own_classes)
-    except RunError:
-        return False
-    return True
+def compare_outcomes(outcomes: Sequence[RunOutcome], options: CompareOptions) -> CompareReport:
+    """Compare runs in memory; see `compare`."""
+    return _Comparing(contest_of(outcomes), options, {}).report()
 
 
-def _units(predictions: Predictions, options: CompareOptions) -> Units:
-    masked = options.scoring == "masked" and len(predictions.own_classes) > 1
-    return units_of(predictions, level=options.level, masked=masked)
+class _Comparing:
+    """One comparison under way.
 
+    Parameters
+    ----------
+    contest
+        Runs that can be compared, and what on.
+    options
+        What is asked.
+    values
+        Value of each image in the column that scores are split by, by `image_id`.
+    """
 
-def _on(
-    models: Mapping[str, Contender], cohort: str
-) -> Iterator[tuple[str, Contender, Predictions]]:
-    for name, one in models.items():
-        if cohort in one.cohorts:
-            yield name, one, one.cohorts[cohort]
+    def __init__(
+        self, contest: Contest, options: CompareOptions, values: Mapping[str, str]
+    ) -> None:
+        self.contest, self.options, self.values = contest, options, values
+        leader = next(iter(contest.contenders.values()))
+        self.metric = options.metric or HEADLINES[leader.record.task]
+        self.draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
-
-def _compare_on(
-    some: Predictions, models: Mapping[str, Contender], options: CompareOptions
-) -> CohortComparison:
-    cohort = some.cohort[0]
-    units = {name: _units(said, options) for name, _, said in _on(models, cohort)}
-    return CohortComparison(
-        cohort=cohort,
-        role=some.role,
-        classes=some.own_classes,
-        n_patients=len(set(some.patient_id)),
-        n_images=len(some.image_id),
-        comparison=compare(
-            units, options.metric, n_resamples=options.n_resamples, seed=options.seed
-        ),
-    )
-
-
-def _drops(models: Mapping[str, Contender], cohort: str, options: CompareOptions) -> Iterator[Drop]:
-    """Yield the drop of each run from its training cohort, over the classes of the other."""
-    for name, one, outside in _on(models, cohort):
-        if one.trained_on in {None, cohort}:
-            continue
-        inside = one.cohorts[str(one.trained_on)]
-        rows = np.flatnonzero(np.isin(inside.label, outside.own_classes))
-        yield Drop(
-            name,
-            cohort,
-            drop(
-                options.metric,
-                _units(inside.take(rows), options),
-                _units(outside, options),
-                n_resamples=options.n_resamples,
-                seed=options.seed,
-            ),
+    def report(self) -> CompareReport:
+        contest, cohorts = self.contest, self.contest.cohorts
+        reasons = {name: self._refusal(cohort) for name, cohort in cohorts.items()}
+        defined = [name for name, error in reasons.items() if error is None]
+        if not defined:
+            raise next(error for error in reasons.values() if error is not None)
+        notes = [
+            f"'{name}' left out: {self.metric} is not defined on its classes"
+            for name in cohorts
+            if name not in defined
+        ]
+        return CompareReport(
+            options=self.options,
+            metric=self.metric,
+            runs={name: c.record.run_id for name, c in contest.contenders.items()},
+            cohorts=tuple(self._on_cohort(cohorts[name]) for name in defined),
+            drops=tuple(chain.from_iterable(map(self._drops, defined))),
+            parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
+            calibration=tuple(self._calibrations()),
+            estimates={
+                name: tuple(_stored_estimates(contender.estimates, self.options))
+                for name, contender in contest.contenders.items()
+            },
+            notes=(*contest.notes, *notes),
         )
 
+    def _refusal(self, answers: Answers) -> RunError | None:
+        """Return why the metric is not defined on a cohort; None where it is."""
+        try:
+            check_metric(self.metric, self._subject(answers))
+        except RunError as error:
+            return error
+        return None
 
-def _values(workspace: Workspace, column: str | None) -> dict[str, str]:
-    """Return the value of each image in a manifest column."""
-    if column in {None, "class"}:
-        return {}
-    images = state.load_images(workspace)
-    return dict(
-        zip(images.table["image_id"].to_pylist(), label_column(images, str(column)), strict=True)
-    )
+    def _subject(self, answers: Answers) -> Subject:
+        is_masked = self.options.scoring == "masked"
+        if isinstance(answers, Predictions):  # of one class, a masked score would say nothing
+            is_masked = is_masked and len(answers.own_classes) > 1
+        return subject_of(answers, level=self.options.level, masked=is_masked)
+
+    def _on(self, cohort: str) -> Iterator[tuple[str, Contender, Answers]]:
+        for name, contender in self.contest.contenders.items():
+            if cohort in contender.cohorts:
+                yield name, contender, contender.cohorts[cohort]
+
+    def _on_cohort(self, answers: Answers) -> CohortComparison:
+        cohort = answers.cohort[0]
+        subjects = {name: self._subject(theirs) for name, _, theirs in self._on(cohort)}
+        return CohortComparison(
+            cohort=cohort,
+            role=answers.role,
+            classes=answers.own_classes if isinstance(answers, Predictions) else (),
+            n_patients=len(set(answers.patient_id)),
+            n_images=len(answers.image_id),
+            comparison=compare_subjects(subjects, self.metric, **self.draws),
+        )
+
+    def _drops(self, cohort: str) -> Iterator[Drop]:
+        """Yield the drop of each run from its training cohort, over the classes of the other."""
+        for name, contender, outside in self._on(cohort):
+            if contender.trained_on in {None, cohort}:
+                continue
+            inside = contender.cohorts[str(contender.trained_on)]
+            if isinstance(inside, Predictions) and isinstance(outside, Predictions):
+                inside = inside.take(np.flatnonzero(np.isin(inside.label, outside.own_classes)))
+            loss = drop(self._subject(inside), self._subject(outside), self.metric, **self.draws)
+            yield Drop(name, cohort, loss)
+
+    def _parts(self, cohort: str) -> Iterator[Part]:
+        for name, _, answers in self._on(cohort):
+            if self.options.by == "class":
+                yield from self._class_parts(name, answers)
+                continue
+            column = np.array([self.values.get(image, "") for image in answers.image_id])
+            for value in np.unique(column):
+                part = answers.take(np.flatnonzero(column == value))
+                if self._refusal(part) is None:
+                    yield self._part(name, str(value) or "(none)", part, part, self.metric)
+
+    def _class_parts(self, name: str, answers: Answers) -> Iterator[Part]:
+        if not isinstance(answers, Predictions):
+            raise RunError("--by class is for one class an image; name a manifest column")
+        metric = _OF_CLASS.get(self.metric, self.metric.partition(":")[0])
+        for label in answers.own_classes:
+            of_class = answers.take(np.flatnonzero(np.array(answers.label) == label))
+            yield self._part(name, label, answers, of_class, f"{metric}:{label}")
+
+    def _part(self, name: str, part: str, scored: Answers, counted: Answers, metric: str) -> Part:
+        return Part(
+            name=name,
+            cohort=scored.cohort[0],
+            part=part,
+            n_patients=len(set(counted.patient_id)),
+            n_images=len(counted.image_id),
+            score=spread(self._subject(scored), metric, **self.draws),
+        )
+
+    def _calibrations(self) -> Iterator[Calibration]:
+        for name, contender in self.contest.contenders.items():
+            for cohort, answers in contender.cohorts.items():
+                if isinstance(answers, Predictions):
+                    fitted = answers.temperature
+                    median = None if fitted is None else float(np.nanmedian(fitted))
+                    units = self._subject(answers).calibrations[""]
+                    yield Calibration(name, cohort, median, tuple(reliability(units)))
 
 
-def _parts(
-    models: Mapping[str, Contender],
-    cohort: str,
-    values: Mapping[str, str],
-    options: CompareOptions,
-) -> Iterator[Part]:
-    if options.by is None:
-        return
-    for name, _, said in _on(models, cohort):
-        if options.by == "class":
-            metric = _OF_CLASS.get(options.metric, options.metric.partition(":")[0])
-            for label in said.own_classes:
-                rows = np.flatnonzero(np.array(said.label) == label)
-                yield _part(name, label, said, said.take(rows), f"{metric}:{label}", options)
-            continue
-        column = np.array([values.get(image, "") for image in said.image_id])
-        for value in np.unique(column):
-            some = said.take(np.flatnonzero(column == value))
-            if _applies(options.metric, some):
-                yield _part(name, value or "(none)", some, some, options.metric, options)
-
-
-def _part(
-    name: str,
-    part: str,
-    scored: Predictions,
-    counted: Predictions,
-    metric: str,
-    options: CompareOptions,
-) -> Part:
-    return Part(
-        name=name,
-        cohort=scored.cohort[0],
-        part=str(part),
-        n_patients=len(set(counted.patient_id)),
-        n_images=len(counted.image_id),
-        score=spread(
-            metric, _units(scored, options), n_resamples=options.n_resamples, seed=options.seed
-        ),
-    )
-
-
-def _calibrations(
-    models: Mapping[str, Contender], options: CompareOptions
-) -> Iterator[Calibration]:
-    for name, one in models.items():
-        for cohort, said in one.cohorts.items():
-            fitted = None if said.temperature is None else float(np.nanmedian(said.temperature))
-            yield Calibration(name, cohort, fitted, tuple(reliability(_units(said, options))))
-
-
-def _stored_estimates(
-    workspace: Workspace, one: Contender, options: CompareOptions
-) -> Iterator[Estimate]:
+def _stored_estimates(estimates: Sequence[Estimate], options: CompareOptions) -> Iterator[Estimate]:
     """Yield the scores that were stored with the run and that are not computed here."""
-    table = run_files.read_run_table(workspace.runs / one.run_id, "metrics")
-    rows = [r for r in table.drop_columns(["run_id"]).to_pylist() if r["level"] == options.level]
+    at_level = [score for score in estimates if score.level == options.level]
     # A cohort with all classes has no masked scores, and no cohort has masked operating points.
-    masked = {r["cohort"] for r in rows if r["scoring"] == options.scoring == "masked"}
-    for row in rows:
-        scoring = "masked" if row["cohort"] in masked else "all"
-        is_wanted = row["metric"] in CALIBRATION and row["scoring"] == scoring
-        if is_wanted or row["metric"] in OPERATING:
-            yield Estimate(**{**row, "label": row["label"] or ""})
+    masked = {s.cohort for s in at_level if s.scoring == options.scoring == "masked"}
+    for score in at_level:
+        scoring = "masked" if score.cohort in masked else "all"
+        is_wanted = score.metric in CALIBRATION and score.scoring == scoring
+        if is_wanted or score.metric in OPERATING:
+            yield score

@@ -1,135 +1,129 @@
 """What a probe has to beat: rows that hold no picture, and labels that mean nothing.
 
-Each control goes through the very protocol that the encoders go through. Ojala and Garriga 2010,
-Journal of Machine Learning Research 11, test 1, is the shuffled one; labels
-move in the order of other patients, so that neighbouring frames keep having one label and a
-protocol that lets a patient leak would show.
+Each control goes through the very protocol that the encoders go through; see `protocol.controls`
+for what they are made of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.images import picture_size
-from embedcache.runs.record import is_headline
+from embedcache.data.predictions import Answers
+from embedcache.protocol.controls import majority_features, metadata_features, shuffled_labels
+from embedcache.protocol.protocols import check_method
+from embedcache.runs.methods import ProbeMethod
+from embedcache.runs.outcome import RunOutcome
+from embedcache.scoring.answers import subject_of
+from embedcache.scoring.compare import lead
 from embedcache.scoring.estimates import Estimate
-from embedcache.verbs import state
-from embedcache.verbs.cohorts import CohortOptions
-from embedcache.verbs.compare import CompareOptions, compare_runs
-from embedcache.verbs.probing import (
-    ProbeOptions,
-    Question,
-    RunOutcome,
-    answer,
-    ask,
-    load_rows,
-    run_names,
-)
-from embedcache.workspace import Workspace
+from embedcache.verbs.probe import ProbeOptions, probe_rows
+from embedcache.verbs.session import Session, Study
 
 RANDOM: Final = "random:"  # how the names of encoders with random weights begin
 SHUFFLED: Final = "shuffled labels"
-_MOST_SIZES: Final = 200  # that get a column of their own
 
 
-def controls(
-    workspace: Workspace,
-    outcomes: Sequence[RunOutcome],
-    cohort_options: CohortOptions,
-    options: ProbeOptions,
+def control_runs(
+    session: Session, study: Study, runs: Sequence[RunOutcome], options: ProbeOptions
 ) -> Iterator[RunOutcome]:
-    """Yield the controls of a sweep, as runs of their own.
+    """Yield the controls of some probes, as runs of their own.
 
     Parameters
     ----------
-    outcomes
-        The encoders' probes, with at least one; the best of them lends its rows to the shuffled
-        labels.
-    cohort_options, options
-        As the encoders were asked.
+    session, study
+        The workspace, and the question with its images and folds.
+    runs
+        The encoders' probes, at least one; the best of them lends its rows to shuffled labels.
+    options
+        Options of the encoders' probes.
     """
-    settings = replace(options.settings, probe="logistic")
-    question = ask(workspace, cohort_options, replace(options, settings=settings))
-    yield answer(question, "control", _plain_rows(question, "majority"), "majority")
-    features = _metadata(question)
-    if features.shape[1]:
-        yield answer(question, "control", _plain_rows(question, "metadata", features), "metadata")
-    best = max(contenders(outcomes), key=lambda outcome: headline(outcome).value).run
-    store = state.find_store(workspace, f"{best.encoder}@{best.fingerprint}")
-    train, *_ = load_rows(question, store)
-    label = _shuffled(train, np.random.default_rng(cohort_options.seed))
-    shuffled = replace(train, encoder=f"{SHUFFLED} ({best.encoder})", label=label)
-    yield answer(question, "control", [shuffled], best.fingerprint)
-    state.renew_catalog(workspace, question.cohorts.images)
-
-
-def headline(outcome: RunOutcome) -> Estimate:
-    """Return the score that a run is judged by, in-domain."""
-    return next(
-        one
-        for one in outcome.estimates
-        if is_headline(outcome.run, one) and (one.role, one.scoring) == ("in-domain", "all")
+    [template, *_] = runs
+    assert isinstance(template.record.method, ProbeMethod)
+    method = check_method(
+        replace(template.record.method, probe="logistic", grid=None), study.question.task
     )
+    constant = majority_features(study.cohorts.images.table.num_rows)
+    yield probe_rows(session, study, "control", _rows(study, "majority", constant), method, options)
+    metadata = _metadata(study)
+    if metadata.shape[1]:
+        rows = _rows(study, "metadata", metadata)
+        yield probe_rows(session, study, "control", rows, method, options)
+    best = max(trained_runs(runs), key=lambda run: in_domain(run).value).record
+    store = session.find_store(f"{best.encoder}@{best.fingerprint}")
+    train, *_ = session.rows(study, store)
+    label = shuffled_labels(train.patient_id, train.label, seed=study.question.seed)
+    shuffled = replace(train, encoder=f"{SHUFFLED} ({best.encoder})", label=label)
+    yield probe_rows(session, study, "control", [shuffled], method, options)
 
 
-def contenders(outcomes: Sequence[RunOutcome]) -> list[RunOutcome]:
+def in_domain(run: RunOutcome) -> Estimate:
+    """Return the score that a run is judged by, in the training cohort out of fold."""
+    return next(one for one in run.headlines if (one.role, one.scoring) == ("in-domain", "all"))
+
+
+def trained_runs(runs: Sequence[RunOutcome]) -> list[RunOutcome]:
     """Return the probes of trained encoders; all of them where there are no others."""
-    trained = [one for one in outcomes if not one.run.encoder.startswith(RANDOM)]
-    return trained or list(outcomes)
+    trained = [run for run in runs if not run.encoder.startswith(RANDOM)]
+    return trained or list(runs)
 
 
-def not_beaten(
-    workspace: Workspace, outcomes: Sequence[RunOutcome], others: Sequence[RunOutcome]
-) -> Iterator[str]:
+def run_names(runs: Sequence[RunOutcome]) -> list[str]:
+    """Return the encoder of each run, with its fingerprint where another one has that name."""
+    names = [run.encoder for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name}@{run.record.fingerprint[:12]}"
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def not_beaten(runs: Sequence[RunOutcome], controls: Sequence[RunOutcome]) -> Iterator[str]:
     """Say of each probe which controls it does not beat by more than its interval.
 
     The interval is that of the paired difference, on the same images; where there is none, as with
     labels that were shuffled, the probe's own interval has to lie above the control's score.
     """
-    names = run_names([*outcomes, *others])
-    real = contenders(outcomes)
-    for outcome, name in zip(outcomes, names, strict=False):
-        for control, other in zip([*outcomes, *others], names, strict=True):
-            if outcome not in real or control in real:
+    everyone = [*runs, *controls]
+    names = run_names(everyone)
+    trained = trained_runs(runs)
+    for run, name in zip(runs, names, strict=False):
+        for control, control_name in zip(everyone, names, strict=True):
+            if run not in trained or control in trained:
                 continue
-            value, low = _lead(workspace, outcome, control)
+            value, low = _lead(run, control)
             if not low > 0:
                 yield (
-                    f"'{name}' does not clear the control '{other}': {value:+.3f}, and the "
+                    f"'{name}' does not clear the control '{control_name}': {value:+.3f}, and the "
                     f"interval begins at {low:+.3f}"
                 )
 
 
-def _lead(workspace: Workspace, outcome: RunOutcome, control: RunOutcome) -> tuple[float, float]:
+def _lead(run: RunOutcome, control: RunOutcome) -> tuple[float, float]:
     """Return by how much a probe leads a control in-domain, and the lower end of that."""
-    own, score = headline(outcome), headline(control).value
-    is_class = outcome.run.settings["task"] == "classification"
-    if control.run.encoder.startswith(SHUFFLED) or not is_class:
+    own, score = in_domain(run), in_domain(control).value
+    ours, theirs = _inside(run), _inside(control)
+    # Shuffled labels are other labels; and an encoder may not have read all images.
+    if control.encoder.startswith(SHUFFLED) or ours.image_id != theirs.image_id:
         return own.value - score, own.low - score
-    runs = (outcome.run.run_id, control.run.run_id)
-    options = CompareOptions(runs=runs, n_resamples=outcome.run.settings["n_resamples"])
-    report = compare_runs(workspace, options)
-    inside = next(one for one in report.cohorts if one.role == "in-domain")
-    if not inside.comparison.pairs:  # the encoder could not read all images
-        return own.value - score, own.low - score
-    (pair,) = inside.comparison.pairs
-    ahead = report.runs[pair.better] == outcome.run.run_id
-    return (pair.difference, pair.low) if ahead else (-pair.difference, -pair.high)
+    request = run.record.request
+    draws = {"n_resamples": request.n_resamples, "seed": request.question.seed}
+    spread = lead(subject_of(ours), subject_of(theirs), own.metric, **draws)
+    return spread.value, spread.low
 
 
-def _plain_rows(
-    question: Question, name: str, features: NDArray[np.float32] | None = None
-) -> list[LabelledEmbeddings]:
-    """Return rows of given features, or of one that never varies."""
-    cohorts = question.cohorts
-    if features is None:
-        features = np.zeros((cohorts.images.table.num_rows, 1), np.float32)
+def _inside(run: RunOutcome) -> Answers:
+    return next(one for one in run.answers if one.role == "in-domain")
+
+
+def _rows(study: Study, name: str, features: NDArray[np.float32]) -> list[LabelledEmbeddings]:
+    """Return features of every image as the rows of an encoder of that name."""
+    cohorts = study.cohorts
     return [
         LabelledEmbeddings(
             encoder=name,
@@ -140,39 +134,15 @@ def _plain_rows(
             cohort=(cohort,) * len(numbers),
             label=tuple(cohorts.labels[number] for number in numbers),
         )
-        for cohort, numbers in {cohorts.train_cohort: cohorts.train, **cohorts.external}.items()
+        for cohort, numbers in cohorts.parts.items()
     ]
 
 
-def _metadata(question: Question) -> NDArray[np.float32]:
-    """Return what is known of each image without looking at it: device, and size.
-
-    One column a device and a size of the training cohort, and width, height and their ratio, by
-    logarithm. Sizes are left out unless every file is here: what is missing would say something.
-    """
-    images, train = question.cohorts.images, list(question.cohorts.train)
-    columns: list[NDArray[Any]] = []
+def _metadata(study: Study) -> NDArray[np.float32]:
+    """Return what is known of each image without looking at it: device, and size."""
+    images = study.cohorts.images
+    device = None
     if "device" in images.table.column_names:
-        device = np.array([str(value or "") for value in images.table["device"].to_pylist()])
-        columns += [device == name for name in np.unique(device[train])]
-    sizes = np.array([picture_size(file.path) for file in images.files])
-    if sizes.size and sizes.min() > 0:
-        kinds, counts = np.unique(sizes[train], axis=0, return_counts=True)
-        common = kinds[np.argsort(-counts, kind="stable")[:_MOST_SIZES]]
-        columns += [(sizes == kind).all(axis=1) for kind in common]
-        width, height = np.log(sizes.T)
-        columns += [width, height, width - height]
-    rows = images.table.num_rows
-    return np.array(columns, np.float32).T if columns else np.empty((rows, 0), np.float32)
-
-
-def _shuffled(rows: LabelledEmbeddings, chance: np.random.Generator) -> tuple[str, ...]:
-    """Return the labels with their patients in another order, laid over the images anew."""
-    patient, label = np.array(rows.patient_id), np.array(rows.label)
-    names = np.unique(patient)
-    place = {name: number for number, name in enumerate(chance.permutation(names))}
-    taken = np.argsort([place[name] for name in patient], kind="stable")
-    laid = np.argsort(patient, kind="stable")
-    shuffled = np.empty_like(label)
-    shuffled[laid] = label[taken]
-    return tuple(shuffled.tolist())
+        device = [str(value or "") for value in images.table["device"].to_pylist()]
+    sizes = np.array([picture_size(file.path) for file in images.files], np.int64)
+    return metadata_features(study.cohorts.train, device=device, sizes=sizes)

@@ -4,53 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from embedcache.data.embeddings import LabelledEmbeddings
-from embedcache.data.predictions import Predictions
+from embedcache.data.predictions import Predictions, Role
+from embedcache.data.question import Question
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device
-from embedcache.encoders.kept import (
-    Trained,
-    check_not_trained_on,
-    has_encoders,
-    keep_encoders,
-)
+from embedcache.encoders.kept import Trained, check_not_trained_on, has_encoders, keep_encoders
 from embedcache.encoders.registry import Identified
-from embedcache.errors import RunError
+from embedcache.encoders.select import ALL, EncoderOptions, identify_models, select_models
+from embedcache.errors import MissingEmbeddingsError, RunError
+from embedcache.extract.pictures import hold_pixels
 from embedcache.extract.report import Progress
 from embedcache.files.cores import usable_cores
-from embedcache.files.digests import DigestCache
-from embedcache.files.durable import canonical_json, remove_folder, utc_now
-from embedcache.files.locks import locked, marked
+from embedcache.files.durable import canonical_json, remove_folder
+from embedcache.files.locks import marked
+from embedcache.finetune.material import Material, fold_jobs, gather
 from embedcache.finetune.recipe import Recipe
-from embedcache.runs import files as run_files
-from embedcache.runs.record import Run, run_id_of
-from embedcache.scoring.evaluate import evaluate
-from embedcache.verbs import state
-from embedcache.verbs.cohorts import CohortOptions
-from embedcache.verbs.extract import ALL, ExtractOptions, identify_models, select_models
-from embedcache.verbs.fold_jobs import fold_jobs, gather
-from embedcache.verbs.probing import (
-    DECISIVE,
-    ProbeOptions,
-    Question,
-    RunOutcome,
-    ask,
-    rows_digest,
-    stored_outcome,
-)
-from embedcache.workspace import Workspace
+from embedcache.probes.logistic import LogisticPath, fit_sweep
+from embedcache.runs.methods import FinetuneMethod, ProbeMethod
+from embedcache.runs.once import Computed, once
+from embedcache.runs.outcome import RunOutcome, RunOutcomes
+from embedcache.runs.request import RunRequest
+from embedcache.verbs.probe import DECISIVE, ProbeOptions, probe_store, run_data, versions_of
+from embedcache.verbs.session import Session, Study
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedcache.data.embeddings import LabelledEmbeddings
     from embedcache.finetune.devices import Chosen
     from embedcache.finetune.jobs import Epoch, FoldResult, Step
 
@@ -69,34 +56,47 @@ class FinetuneOptions:
         Every number of the training; see `finetune.recipe.read_recipe`.
     regime
         'finetune', 'lora', 'head-only', 'lp-ft' or 'partial:N'.
-    device, n_devices
-        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps', and how many of them.
+    encoders
+        Where encoders come from.
+    device
+        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+    n_devices
+        Number of devices, one process each.
     save
         Whether the trained encoders are kept, to be named as `run:ID`.
-    weights, preprocess, encoder_file, offline
-        As for `ExtractOptions`.
     workers
-        Processes that read and change pictures; None: what suits the machine.
+        Number of processes that read and change pictures; None for what suits the machine.
     n_resamples
-        Of the patient bootstrap.
+        Number of resamples of the patient bootstrap.
     """
 
     recipe: Recipe
     regime: str = "finetune"
+    encoders: EncoderOptions = field(default_factory=EncoderOptions)
     device: str = "auto"
     n_devices: int = 1
     save: bool = False
-    weights: Path | None = None
-    preprocess: str | None = None
-    encoder_file: Path | None = None
-    offline: bool = False
     workers: int | None = None
     n_resamples: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Whom to tell what: see `finetune`."""
+class Callbacks:
+    """Functions called while a training runs.
+
+    Parameters
+    ----------
+    on_message
+        Called with what a reader of the scores must know.
+    on_progress
+        Called with how many pictures are decoded.
+    on_step
+        Called with how far a fold is, after each step.
+    on_epoch
+        Called with what an epoch gave.
+    on_run
+        Called with each run as it is done.
+    """
 
     on_message: Callable[[str], None] = field(default=lambda _: None)
     on_progress: Callable[[Progress], None] = field(default=lambda _: None)
@@ -106,21 +106,26 @@ class Told:
 
 
 def finetune(
-    workspace: Workspace,
+    session: Session,
     models: Sequence[str],
-    cohort_options: CohortOptions,
+    question: Question,
     options: FinetuneOptions,
-    told: Told = Told(),
-) -> list[RunOutcome]:
+    callbacks: Callbacks = Callbacks(),
+) -> RunOutcomes:
     """Fine-tune each model on every fold of the training cohort, and store the runs.
 
     A run that was killed goes on where it was; one that was made before is found again.
 
     Parameters
     ----------
-    told
-        `on_message`: what a reader of the scores must know. `on_progress`: pictures decoded.
-        `on_step`, `on_epoch`: how far a fold is. `on_run`: each run as it is done.
+    session
+        The workspace.
+    models
+        Names of encoders; 'all' for every one whose weights are here.
+    question, options
+        What is asked, and how it is answered.
+    callbacks
+        Functions called while it runs.
 
     Raises
     ------
@@ -136,169 +141,178 @@ def finetune(
     from embedcache.finetune.devices import check_devices, choose_precision
     from embedcache.finetune.regimes import Regime
 
-    if cohort_options.task != "classification":
+    if question.task != "classification":
         raise RunError("fine-tuning is for classes; leave out --task")
     Regime(options.regime)  # a typo costs nothing yet
     check_device(options.device)
-    question = ask(workspace, cohort_options, ProbeOptions(n_resamples=options.n_resamples))
-    for note in (*question.cohorts.notes, *question.folds.notes):
-        told.on_message(note)
+    study = session.study(question)
+    for note in study.notes:
+        callbacks.on_message(note)
     device = check_devices(options.device, options.n_devices)
     recipe = replace(options.recipe, precision=choose_precision(options.recipe.precision, device))
     options = replace(options, recipe=recipe)
     outcomes = []
-    for found in _identify(workspace, models, options):
-        one = _Finetuning(question, options, found, told, on_cpu=device.type == "cpu")
-        with marked(workspace.training):  # `gc` keeps off meanwhile
-            outcomes.append(one.run())
-        told.on_run(outcomes[-1])
-    state.renew_catalog(workspace, question.cohorts.images)
-    return outcomes
+    for encoder in _identify(session, models, options):
+        with marked(session.workspace.training):  # `gc` keeps off meanwhile
+            material = _gather(session, study, encoder, callbacks)
+            on_cpu = device.type == "cpu"
+            run = _Finetuning(session, study, material, options, callbacks, on_cpu=on_cpu)
+            outcomes.append(run.outcome())
+        callbacks.on_run(outcomes[-1])
+    session.renew_catalog()
+    return RunOutcomes(tuple(outcomes))
 
 
 def _identify(
-    workspace: Workspace, models: Sequence[str], options: FinetuneOptions
+    session: Session, models: Sequence[str], options: FinetuneOptions
 ) -> list[Identified]:
     names = [name.partition("@")[0] for name in models]
     if ALL in names:
-        every = select_models(workspace, names, offline=options.offline)
+        every = select_models(session.workspace, names, offline=options.encoders.offline)
         names = [name for name in every if registry.find_spec(name).weights.kind != "none"]
-    extract = ExtractOptions(
-        weights=options.weights,
-        preprocess=options.preprocess,
-        encoder_file=options.encoder_file,
-        offline=options.offline,
-    )
-    found = [
-        one if one.fingerprint is not None else _drawn(one)
-        for one in identify_models(workspace, names, extract, DigestCache(workspace.digests))
+    encoders = [
+        encoder if encoder.fingerprint is not None else _drawn(encoder)
+        for encoder in identify_models(session.workspace, names, options.encoders, session.digests)
     ]
     for name in models:
         prefix = name.partition("@")[2]
-        if not any(str(one.fingerprint).startswith(prefix) for one in found):
+        if not any(str(encoder.fingerprint).startswith(prefix) for encoder in encoders):
             raise RunError(f"the weights here are not those of '{name}'; pass theirs as --weights")
-    return found
+    return encoders
 
 
-def _drawn(found: Identified) -> Identified:
+def _drawn(encoder: Identified) -> Identified:
     """Return random weights with their digest, which only drawing them tells."""
-    return replace(found, weights_digest=registry.load(found, device="cpu").identity["weights"])
+    weights = registry.load(encoder, device="cpu").identity["weights"]
+    return replace(encoder, weights_digest=weights)
+
+
+def _gather(session: Session, study: Study, encoder: Identified, callbacks: Callbacks) -> Material:
+    """Decode and fit every image of a study that is not held yet."""
+    cohorts = study.cohorts
+    files = cohorts.images.files
+    if not files:
+        raise MissingEmbeddingsError(
+            f"{session.workspace.manifest}: no such manifest; fine-tuning reads the images "
+            "themselves, so run it where they are"
+        )
+    numbers = sorted({number for part in cohorts.parts.values() for number in part})
+    pictures, _ = hold_pixels(
+        session.workspace,
+        encoder.spec.preprocess,
+        [files[number] for number in numbers],
+        on_progress=callbacks.on_progress,
+        on_message=callbacks.on_message,
+    )
+    material = gather(cohorts, study.folds, encoder, pictures)
+    patients = [patient for cohort in material.cohorts for patient in cohort.patient_id]
+    check_not_trained_on(session.workspace, encoder.spec, patients)
+    return material
 
 
 class _Finetuning:
-    """One encoder's run."""
+    """The run of one encoder."""
 
     def __init__(
         self,
-        question: Question,
+        session: Session,
+        study: Study,
+        material: Material,
         options: FinetuneOptions,
-        found: Identified,
-        told: Told,
+        callbacks: Callbacks,
         *,
         on_cpu: bool,
     ) -> None:
-        self.question, self.options, self.found, self.told = question, options, found, told
-        self.on_cpu = on_cpu
-        self.workspace = question.workspace
-        self.name = found.spec.name
+        self.session, self.study, self.material = session, study, material
+        self.options, self.callbacks, self.on_cpu = options, callbacks, on_cpu
+        self.request = self._request()
+        self.training = session.workspace.training / self.request.run_id
 
-    def run(self) -> RunOutcome:
-        start = time.perf_counter()
-        self.material = gather(
-            self.question,
-            self.found,
-            on_progress=self.told.on_progress,
-            on_message=self.told.on_message,
-        )
-        n_skipped = self.material.n_skipped
-        everyone = [patient for one in self.material.cohorts for patient in one.patient_id]
-        check_not_trained_on(self.workspace, self.found.spec, everyone)
-        settings, data, versions = self._decisive()
-        decisive = [self.found.fingerprint, settings, data, versions]
-        run_id = run_id_of("finetune", self.name, decisive)
-        training = self.workspace.training / run_id
-        self.workspace.training.mkdir(parents=True, exist_ok=True)
-        waiting = f"another process is training {run_id}; waiting for it to end"
-        # Beside the folder, which goes away while others may be waiting.
-        lock = training.with_name(f".lock-{run_id}")
-        with locked(lock, partial(self.told.on_message, waiting)):
-            folder = Path(self.workspace.runs / run_id)
-            is_there = (folder / run_files.RECORD).exists()
-            is_kept = has_encoders(self.workspace, run_id)
-            if not is_there or (self.options.save and not is_kept):
-                results = self._train(run_id, training)
-                notes = [*self.question.cohorts.notes, *self.question.folds.notes]
-                if n_skipped:
-                    notes.append(f"{n_skipped} images left out: they could not be read")
-                if self.options.recipe.drop_path and not results[0].cost["blocks_with_drop_path"]:
-                    notes.append("drop_path does nothing: the network has no branches to drop")
-                predictions = self._predictions(results)
-                if is_there:
-                    self._check_same(folder, predictions)
-                run = Run(
-                    run_id=run_id,
-                    kind="finetune",
-                    encoder=self.name,
-                    fingerprint=str(self.found.fingerprint),
-                    settings=settings,
-                    data={**data, "manifest": self.question.snapshot},
-                    results={**_told_by(results), "notes": notes, "n_skipped": n_skipped},
-                    versions=versions,
-                    created=utc_now(),
-                    seconds=round(time.perf_counter() - start, 3),
-                )
-                self._publish(run, predictions, training, results)
-            if training.exists():
-                remove_folder(training)
-        return replace(stored_outcome(folder, n_skipped), was_cached=is_there)
-
-    def _decisive(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Return what decides the result: settings, data, versions."""
-        cohorts, asked = self.question.cohorts, self.question.cohort_options
-        settings = {
-            "protocol": PROTOCOL,
-            "regime": self.options.regime,
-            "recipe": asdict(self.options.recipe),
-            "label": asked.label,
-            "task": asked.task,
-            "train_cohort": cohorts.train_cohort,
-            "external": list(cohorts.external),
-            "external_by": "folds",
-            "where": asked.where,
-            "class_map": asked.class_map,
-            "classes": cohorts.class_map,
-            "n_folds": self.question.folds.n_folds,
-            "seed": asked.seed,
-            "n_resamples": self.options.n_resamples,
-        }
-        digests = [rows_digest(one) for one in self.material.cohorts]
-        keys = [self.material.keys(one) for one in self.material.cohorts]
-        data = {
-            "folds_id": self.question.folds.folds_id,
-            "train": digests[0],
-            "external": digests[1:],
-            "pictures": hashlib.sha256(canonical_json(keys)).hexdigest(),
-        }
+    def _request(self) -> RunRequest:
+        keys = [self.material.keys(cohort) for cohort in self.material.cohorts]
+        pictures = hashlib.sha256(canonical_json(keys)).hexdigest()
         names = [*_DECISIVE, *(["peft"] if self.options.regime == "lora" else [])]
-        return settings, data, {name: version(name) for name in names}
+        return RunRequest(
+            kind="finetune",
+            encoder=self.material.encoder.spec.name,
+            fingerprint=str(self.material.encoder.fingerprint),
+            question=self.study.question,
+            method=FinetuneMethod(self.options.regime, asdict(self.options.recipe)),
+            data=replace(run_data(self.study, self.material.cohorts), pictures=pictures),
+            constants={"protocol": PROTOCOL},
+            n_resamples=self.options.n_resamples,
+            versions=versions_of(names),
+        )
 
-    # Training
+    def outcome(self) -> RunOutcome:
+        """Return the run: found again, or trained now."""
+        run_id = self.request.run_id
+        waiting = f"another process is training {run_id}; waiting for it to end"
+        on_wait = partial(self.callbacks.on_message, waiting)
+        outcome = once(
+            self.session.runs,
+            self.request,
+            self._compute,
+            n_skipped=self.material.n_skipped,
+            notes=self.study.notes,
+            on_wait=on_wait,
+        )
+        if self.options.save and not has_encoders(self.session.workspace, run_id):
+            with self.session.runs.lock(run_id, on_wait):
+                self._train_again(outcome)
+        if self.training.exists():
+            remove_folder(self.training)
+        return outcome
 
-    def _train(self, run_id: str, training: Path) -> list[FoldResult]:
+    def _compute(self) -> Computed:
+        results = self._train()
+        if self.options.save:
+            self._keep(results)
+        notes = []
+        if self.options.recipe.drop_path and not results[0].cost["blocks_with_drop_path"]:
+            notes.append("drop_path does nothing: the network has no branches to drop")
+        return Computed(
+            answers=self._answers(results),
+            fold_answers=self._fold_answers(results),
+            results=_described(results),
+            notes=notes,
+        )
+
+    def _train_again(self, outcome: RunOutcome) -> None:
+        """Train once more, for the weights of a run that was published without them.
+
+        Raises
+        ------
+        RunError
+            The training gave other predictions, as on another device.
+        """
+        results = self._train()
+        pairs = zip(outcome.answers, self._answers(results), strict=True)
+        published = [(cast("Predictions", first), second) for first, second in pairs]
+        if any((first.probability != second.probability).any() for first, second in published):
+            raise RunError(
+                f"trained again, {outcome.run_id} predicts other values than were published, as on "
+                "another device; its weights are not kept: train with --save into another --store"
+            )
+        self._keep(results)
+
+    def _train(self) -> list[FoldResult]:
         """Train every fold that is not trained yet."""
         from embedcache.finetune import train
         from embedcache.finetune.devices import on_devices
         from embedcache.finetune.jobs import finished
         from embedcache.finetune.regimes import Regime
 
+        self.training.parent.mkdir(parents=True, exist_ok=True)
+        regime = Regime(self.options.regime)
         jobs = fold_jobs(
             self.material,
-            Regime(self.options.regime),
+            regime,
             self.options.recipe,
-            training=training,
-            logs=self.workspace.logs / run_id,
+            self._probes() if regime.starts_at_probe else {},
+            training=self.training,
+            logs=self.session.workspace.logs / self.request.run_id,
             workers=self._workers(),
-            probe_options=ProbeOptions(n_resamples=self.options.n_resamples),
         )
         todo = [job for job in jobs if finished(job.folder) is None]
         if todo:
@@ -308,11 +322,11 @@ class _Finetuning:
                 device=self.options.device,
                 n_devices=self.options.n_devices,
                 precision=cast("Chosen", self.options.recipe.precision),
-                encoder_file=self.options.encoder_file,
+                encoder_file=self.options.encoders.encoder_file,
             ) as fabric:
                 for job in todo:
-                    train.train_fold(fabric, job, self.told.on_step, self.told.on_epoch)
-        results = [one for job in jobs if (one := finished(job.folder)) is not None]
+                    train.train_fold(fabric, job, self.callbacks.on_step, self.callbacks.on_epoch)
+        results = [result for job in jobs if (result := finished(job.folder)) is not None]
         assert len(results) == len(jobs)
         return results
 
@@ -327,37 +341,70 @@ class _Finetuning:
         cores = usable_cores() // self.options.n_devices
         return min(_MOST_WORKERS, max(1, cores - 1))
 
-    # Results
+    def _probes(self) -> dict[int, LogisticPath]:
+        """Return the probe of each fold's training part, with the C that the probe's run chose.
 
-    def _predictions(self, results: Sequence[FoldResult]) -> list[Predictions]:
+        Fitted without the patients that choose the epoch: or the first epoch would have seen them.
+
+        Raises
+        ------
+        MissingEmbeddingsError
+            The encoder's embeddings are not cached.
+        """
+        encoder, train = self.material.encoder, self.material.cohorts[0]
+        name = encoder.spec.name
+        store = self.session.find_store(f"{name}@{str(encoder.fingerprint)[:12]}")
+        options = ProbeOptions(n_resamples=self.options.n_resamples)
+        probe = probe_store(self.session, self.study, store, ProbeMethod(), options)
+        rows = self.session.rows(self.study, store)[0]
+        place = {image: number for number, image in enumerate(rows.image_id)}
+        absent = [image for image in train.image_id if image not in place]
+        if absent:
+            raise MissingEmbeddingsError(
+                f"{len(absent)} training images have no '{name}' embedding, first '{absent[0]}'; "
+                f"run `embedcache extract --model {name}`"
+            )
+        order = np.array([place[image] for image in train.image_id])
+        y = np.searchsorted(self.material.classes, np.array(rows.label)).astype(np.int64)
+        splits = self.material.splits(self.options.recipe.validation)
+        strengths = probe.record.fold_settings["C"]
+        problems = [
+            (order[split.train], [C]) for split, C in zip(splits.values(), strengths, strict=True)
+        ]
+        paths = fit_sweep(rows.X, y, len(self.material.classes), problems)
+        return dict(zip(splits, paths, strict=True))
+
+    def _answers(self, results: Sequence[FoldResult]) -> list[Predictions]:
         """Return out-of-fold predictions, and for external cohorts the mean of the folds'."""
         train, *external = self.material.cohorts
         fold = self.material.fold
         inside = np.full((len(train), len(self.material.classes)), np.nan)
-        for one in results:
-            inside[fold == one.fold] = one.probability[0]
-        found = [self._of(train, fold, inside, "in-domain")]
+        for result in results:
+            inside[fold == result.fold] = result.probability[0]
+        answers = [self._predictions(train, fold, inside, "in-domain")]
         for number, cohort in enumerate(external, 1):
-            mean = np.mean([one.probability[number] for one in results], axis=0)
-            found.append(self._of(cohort, np.full(len(cohort), -1), mean, "external"))
-        return found
+            mean = np.mean([result.probability[number] for result in results], axis=0)
+            no_fold = np.full(len(cohort), -1)
+            answers.append(self._predictions(cohort, no_fold, mean, "external"))
+        return answers
 
-    def _check_same(self, folder: Path, predictions: Sequence[Predictions]) -> None:
-        """Check that a training that was done again, for its weights, gave what was published.
+    def _fold_answers(self, results: Sequence[FoldResult]) -> list[Predictions]:
+        """Return what each fold's model predicts of each external cohort."""
+        answers = []
+        for number, cohort in enumerate(self.material.cohorts[1:], 1):
+            rows = cohort.take(np.tile(np.arange(len(cohort)), len(results)))
+            fold = np.repeat([result.fold for result in results], len(cohort))
+            probability = np.concatenate([result.probability[number] for result in results])
+            answers.append(self._predictions(rows, fold, probability, "external"))
+        return answers
 
-        Raises
-        ------
-        RunError
-            It did not, as on another device.
-        """
-        pairs = zip(run_files.read_predictions(folder), predictions, strict=True)
-        if any((one.probability != two.probability).any() for one, two in pairs):
-            raise RunError(
-                f"trained again, {folder.name} predicts other values than were published, as on "
-                "another device; its weights are not kept: train with --save into another --store"
-            )
-
-    def _of(self, rows: LabelledEmbeddings, fold: Any, probability: Any, role: Any) -> Predictions:
+    def _predictions(
+        self,
+        rows: LabelledEmbeddings,
+        fold: NDArray[np.int64],
+        probability: NDArray[np.float64],
+        role: Role,
+    ) -> Predictions:
         return Predictions(
             role=role,
             classes=self.material.classes,
@@ -369,35 +416,28 @@ class _Finetuning:
             probability=probability,
         )
 
-    def _publish(
-        self,
-        run: Run,
-        predictions: Sequence[Predictions],
-        training: Path,
-        results: Sequence[FoldResult],
-    ) -> None:
+    def _keep(self, results: Sequence[FoldResult]) -> None:
+        """Keep the trained encoders, and say which patients moved or chose their weights."""
         from embedcache.finetune.jobs import ENCODER
 
-        if self.options.save:
-            patients, fold = np.array(self.material.cohorts[0].patient_id), self.material.fold
-            trained = [
-                Trained(
-                    one.fold,
-                    training / f"fold-{one.fold}" / ENCODER,
-                    tuple(np.unique(patients[fold != one.fold]).tolist()),
-                )
-                for one in results
-            ]
-            keep_encoders(self.workspace, run.run_id, self.found.spec, trained)
-        draws = {"n_resamples": self.options.n_resamples, "seed": run.settings["seed"]}
-        run_files.write_run(self.workspace.runs, run, predictions, evaluate(predictions, **draws))
+        patients, fold = np.array(self.material.cohorts[0].patient_id), self.material.fold
+        trained = [
+            Trained(
+                result.fold,
+                self.training / f"fold-{result.fold}" / ENCODER,
+                tuple(np.unique(patients[fold != result.fold]).tolist()),
+            )
+            for result in results
+        ]
+        run_id, spec = self.request.run_id, self.material.encoder.spec
+        keep_encoders(self.session.workspace, run_id, spec, trained)
 
 
-def _told_by(results: Sequence[FoldResult]) -> dict[str, Any]:
+def _described(results: Sequence[FoldResult]) -> Mapping[str, Any]:
     """Return what a run's record says of its folds."""
     return {
-        "best_epoch": [one.best_epoch for one in results],
-        "validation_macro_f1": [one.epochs[one.best_epoch - 1].macro_f1 for one in results],
-        "epochs": [[asdict(epoch) for epoch in one.epochs] for one in results],
-        "cost": [one.cost for one in results],
+        "best_epoch": [result.best_epoch for result in results],
+        "validation_macro_f1": [r.epochs[r.best_epoch - 1].macro_f1 for r in results],
+        "epochs": [[asdict(epoch) for epoch in result.epochs] for result in results],
+        "cost": [result.cost for result in results],
     }

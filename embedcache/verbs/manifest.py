@@ -15,9 +15,7 @@ from embedcache.data.images import decode_image, split_frame
 from embedcache.data.manifest import Manifest, read_manifest, write_manifest
 from embedcache.errors import ImageReadError, ManifestError
 from embedcache.files.cores import usable_cores
-from embedcache.files.digests import DigestCache
-from embedcache.verbs import state
-from embedcache.workspace import Workspace
+from embedcache.verbs.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +147,18 @@ class CheckReport:
     cohorts: dict[str, dict[str, int]]
     troubles: tuple[Trouble, ...]
 
+    @property
+    def has_leaks(self) -> bool:
+        """Whether a patient, or an image, stands on two sides."""
+        return any(trouble.kind in LEAKS for trouble in self.troubles)
 
-def check(workspace: Workspace) -> CheckReport:
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether an image is missing, unreadable or changed."""
+        return any(trouble.kind in NOT_READABLE for trouble in self.troubles)
+
+
+def check(session: Session) -> CheckReport:
     """Check a manifest and every image it names: there, readable, unchanged, and no leak.
 
     Raises
@@ -158,12 +166,10 @@ def check(workspace: Workspace) -> CheckReport:
     ManifestError
         The manifest itself cannot be read.
     """
-    manifest = read_manifest(workspace.manifest)
-    _, files = state.image_files(workspace)
-    digests = DigestCache(workspace.digests)
-    found = hash_images(files, digests, max(2, usable_cores()))
-    if workspace.has_store():
-        digests.save()
+    manifest, files = session.manifest, session.image_files
+    file_digests = hash_images(files, session.digests, max(2, usable_cores()))
+    if session.workspace.has_store():
+        session.digests.save()
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         reasons = list(pool.map(_reason, files))
     columns = manifest.columns
@@ -171,11 +177,11 @@ def check(workspace: Workspace) -> CheckReport:
     for cohort, label in zip(columns["cohort"], columns["label"], strict=True):
         cohorts[cohort][label] += 1
     return CheckReport(
-        manifest=workspace.manifest,
+        manifest=session.workspace.manifest,
         n_images=len(manifest),
         n_patients=len(set(columns["patient_id"])),
         cohorts={name: dict(sorted(labels.items())) for name, labels in sorted(cohorts.items())},
-        troubles=tuple(_troubles(manifest, files, found, reasons)),
+        troubles=tuple(_troubles(manifest, files, file_digests, reasons)),
     )
 
 

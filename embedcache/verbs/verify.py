@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from embedcache.catalog.index import check_catalog
-from embedcache.data.fold_tables import FoldTables
-from embedcache.data.snapshots import Snapshots
-from embedcache.encoders.kept import KeptWeights
 from embedcache.encoders.plugins import register_file
+from embedcache.encoders.select import identify_stored
 from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
-from embedcache.extract.pictures import PictureStores
 from embedcache.extract.report import PassReport, Progress
-from embedcache.files.digests import DigestCache
-from embedcache.files.kinds import ArtefactKind, check_references
-from embedcache.runs.files import check_runs, read_run, run_folders
-from embedcache.store import care
-from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.store.kind import EmbeddingStores
-from embedcache.verbs import state
-from embedcache.verbs.cohorts import CohortOptions, choose_cohorts
-from embedcache.verbs.extract import ExtractOptions, encode_images, identify_store
-from embedcache.workspace import Workspace
+from embedcache.files.backend import Location
+from embedcache.files.kinds import ArtefactKind, Damage, check_references
+from embedcache.verbs.artefacts import artefact_kinds
+from embedcache.verbs.extract import ExtractOptions, encode_images
+from embedcache.verbs.session import Session
+
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +26,21 @@ class Finding:
     Parameters
     ----------
     path
-        The file.
+        File that is damaged or missing.
     problem
-        What is wrong with it.
-    encoder
-        Folder of the encoder it belongs to, or ''.
+        What is wrong with it, in a few words.
+    kind
+        Kind of artefact that it belongs to, such as 'runs'.
+    item
+        Artefact that it belongs to; None where something names an artefact that is gone.
     images
         Ids of the images whose rows are lost with it.
     """
 
-    path: Path
+    path: Location
     problem: str
-    encoder: str = ""
+    kind: str
+    item: Location | None = None
     images: tuple[str, ...] = ()
 
 
@@ -58,15 +51,17 @@ class VerifyReport:
     Parameters
     ----------
     n_encoders, n_rows
-        What was checked.
+        Number of encoders and rows that were checked.
     findings
         What is wrong.
     repaired
         Whether it was mended.
     passes
-        The passes that encoded lost rows again.
+        Passes that encoded lost rows again.
     notes
-        What could not be mended, and what to do.
+        What was done, and what could not be mended, with what to do.
+    is_whole
+        Whether nothing is wrong any more.
     """
 
     n_encoders: int
@@ -74,183 +69,133 @@ class VerifyReport:
     findings: tuple[Finding, ...]
     repaired: bool = False
     passes: tuple[PassReport, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    is_whole: bool = True
 
 
-def verify(workspace: Workspace) -> VerifyReport:
+def verify(session: Session) -> VerifyReport:
     """Hold every file of the store against its checksum, and every row."""
-    if not workspace.has_store():
+    if not session.workspace.has_store():
         return VerifyReport(0, 0, ())
-    derived = [*_check_derived(workspace)]  # first: naming the images may write digests anew
-    names = _image_names(workspace)
-    findings = [*_check_format(workspace)]
-    for kind in _kinds(workspace):
-        for item in kind.items():
-            for damage in kind.check(item):
-                lost = tuple(name for key in damage.keys for name in names.get(key, [key[:12]]))
-                encoder = item.name if isinstance(kind, EmbeddingStores) else ""
-                findings.append(Finding(Path(str(damage.path)), damage.problem, encoder, lost))
-    findings += [Finding(path, problem) for path, problem in check_runs(workspace.runs)]
-    findings += _check_references(workspace)
-    findings += derived
-    folders = workspace.encoder_folders()
-    n_rows = sum(len(care.recorded_keys(folder)) for folder in folders)
-    return VerifyReport(len(folders), n_rows, tuple(findings))
+    kinds = artefact_kinds(session)
+    damages = [
+        (kind, item, damage)
+        for kind in kinds
+        for item in kind.items()
+        for damage in kind.check(item)
+    ]
+    names = _image_names(session)  # now: to look at the images may write digests anew
+    findings = [
+        *_check_format(session),
+        *(_finding(kind, item, damage, names) for kind, item, damage in damages),
+        *(Finding(one.path, one.problem, "references") for one in check_references(kinds)),
+    ]
+    stores = session.workspace.encoder_folders()
+    n_rows = sum(map(session.count_rows, stores))
+    return VerifyReport(len(stores), n_rows, tuple(findings), is_whole=not findings)
 
 
-def _kinds(workspace: Workspace) -> list[ArtefactKind]:
-    kinds = (EmbeddingStores, FoldTables, Snapshots, KeptWeights, PictureStores)
-    return [kind(workspace) for kind in kinds]
+def _finding(
+    kind: ArtefactKind, item: Location, damage: Damage, names: dict[str, list[str]]
+) -> Finding:
+    images = tuple(name for key in damage.keys for name in names.get(key, [key[:12]]))
+    return Finding(damage.path, damage.problem, kind.name, item, images)
 
 
-def _image_names(workspace: Workspace) -> dict[str, list[str]]:
+def _image_names(session: Session) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
-    with contextlib.suppress(StoreCorruptError):  # a damaged snapshot is found further down
-        images = state.load_images(workspace)
+    with contextlib.suppress(StoreCorruptError):  # a damaged snapshot is a finding of its own
+        images = session.images
         for key, name in zip(images.keys, images.table["image_id"].to_pylist(), strict=True):
             names.setdefault(key or "", []).append(name)
     return names
 
 
-def _check_format(workspace: Workspace) -> Iterator[Finding]:
+def _check_format(session: Session) -> Iterator[Finding]:
     try:
-        workspace.check_format()
+        session.workspace.check_format()
     except StoreCorruptError as error:
-        yield Finding(Path(str(workspace.format_file)), error.problem)
-
-
-def _check_references(workspace: Workspace) -> Iterator[Finding]:
-    """Find fold tables and remembered manifests that something names but that are gone."""
-    for damage in check_references(_kinds(workspace)):
-        yield Finding(Path(str(damage.path)), damage.problem)
-    tables, snapshots = FoldTables(workspace), Snapshots(workspace)
-    for folder, run in _readable_runs(workspace):
-        for kind, name in ((tables, "folds_id"), (snapshots, "manifest")):
-            if name in run["data"] and not kind.holds(run["data"][name]):
-                path = Path(str(kind.folder / run["data"][name]))
-                yield Finding(path, f"is missing, but {folder.name} names it")
-
-
-def _readable_runs(workspace: Workspace) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for folder in run_folders(workspace.runs):
-        with contextlib.suppress(StoreCorruptError):
-            yield folder, read_run(folder)
-
-
-def _check_derived(workspace: Workspace) -> Iterator[Finding]:
-    """Find derived files that are not as they were written."""
-    if DigestCache(workspace.digests).is_damaged:
-        yield Finding(workspace.digests, "does not match its checksum (derived: it is ignored)")
-    differing = check_catalog(workspace.catalog) if workspace.catalog.exists() else []
-    if differing:
-        yield Finding(workspace.catalog, f"is damaged in {', '.join(differing)}")
+        yield Finding(session.workspace.format_file, error.problem, "format")
 
 
 def repair(
-    workspace: Workspace,
+    session: Session,
     options: ExtractOptions,
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    on_message: Callable[[str], None] = lambda _: None,
+    on_message: OnMessage = lambda _: None,
 ) -> VerifyReport:
     """Mend what `verify` finds: lost rows are encoded again, and nothing else is.
 
     Fold tables and remembered manifests are made again. What is damaged of a run, of kept weights
     or of pictures at training size is removed: the same command makes it again.
     """
-    report = verify(workspace)
+    report = verify(session)
     if not report.findings:
         return report
-    if options.encoder_file is not None:
-        register_file(options.encoder_file)
-    if any(finding.path == Path(str(workspace.format_file)) for finding in report.findings):
-        workspace.mend_format()
-    notes, lost = _mend_items(workspace, on_message)
-    notes += _mend_tables(workspace)
-    passes = []
-    for name, keys in lost.items():
-        try:
-            passes.append(_encode_again(workspace, name, keys, options, on_progress, on_message))
-        except EncoderError as error:
-            notes.append(f"{name}: lost rows are not encoded again yet: {error}")
-    state.renew_catalog(workspace, force=True)
-    return replace(report, repaired=True, passes=tuple(passes), notes=tuple(notes))
-
-
-def _mend_items(
-    workspace: Workspace, on_message: Callable[[str], None]
-) -> tuple[list[str], dict[str, frozenset[str]]]:
-    """Mend what is damaged; return notes, and the lost images of each encoder's folder."""
+    if options.encoders.encoder_file is not None:
+        register_file(options.encoders.encoder_file)
+    if any(finding.kind == "format" for finding in report.findings):
+        session.workspace.mend_format()
+    lost_keys: dict[Location, frozenset[str]] = {}
     notes: list[str] = []
-    lost: dict[str, frozenset[str]] = {}
-    for kind in _kinds(workspace):
-        for item in kind.items():
-            if not any(kind.check(item)):
-                continue
+    for kind in artefact_kinds(session):
+        items = dict.fromkeys(one.item for one in report.findings if one.kind == kind.name)
+        for item in filter(None, items):
             mended = kind.mend(item)
-            if isinstance(kind, EmbeddingStores):
-                on_message(mended.message)
-                # Where a record is lost, so is the list of its images: all that is missing counts.
-                wanted = _wanted(workspace) if mended.lost_keys is None else mended.lost_keys
-                lost[item.name] = wanted
-            elif not isinstance(kind, FoldTables | Snapshots):
-                notes.append(mended.message)
-    return notes, lost
-
-
-def _wanted(workspace: Workspace) -> frozenset[str]:
-    return frozenset(key for key in state.load_images(workspace).keys if key)
-
-
-def _mend_tables(workspace: Workspace) -> Iterator[str]:
-    """Make fold tables and remembered manifests again; drop runs that cannot be read."""
-    for folder in sorted({path.parent for path, _ in check_runs(workspace.runs)}):
-        shutil.rmtree(folder)
-        yield f"run {folder.name} removed; make it again with the same command"
-    images = state.load_images(workspace)
-    state.save_snapshot(workspace, images)
-    for _, run in _readable_runs(workspace):
-        if not FoldTables(workspace).holds(run["data"].get("folds_id", "")):
-            _assign_again(workspace, images, run["settings"])
-    for finding in _check_references(workspace):
-        yield f"{finding.path} cannot be made again: the manifest or the folds have changed since"
-
-
-def _assign_again(workspace: Workspace, images: state.Images, settings: dict[str, Any]) -> None:
-    from embedcache.verbs.probing import find_folds
-
-    names = ("label", "train_cohort", "where", "class_map", "seed")
-    options = CohortOptions(
-        **{name: settings[name] for name in names},
-        folds=settings["n_folds"],
-        external=tuple(settings["external"]),
+            on_message(mended.message)
+            notes.append(mended.message)
+            wanted = mended.lost_keys
+            if wanted is None or wanted:
+                every = frozenset(key for key in session.images.keys if key)
+                lost_keys[item] = every if wanted is None else wanted
+    session = Session(session.workspace)  # what was mended is read anew
+    is_whole = True
+    for missing in _mend_references(session):
+        notes.append(missing)
+        is_whole = False
+    passes = []
+    for folder, keys in lost_keys.items():
+        try:
+            passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
+        except EncoderError as error:
+            notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
+            is_whole = False
+    session.renew_catalog()
+    is_whole = is_whole and not any(one.n_failed for one in passes)
+    return replace(
+        report, repaired=True, passes=tuple(passes), notes=tuple(notes), is_whole=is_whole
     )
-    with contextlib.suppress(EmbedcacheError):  # what cannot be assigned again stays missing
-        find_folds(workspace, choose_cohorts(images, options), options)
+
+
+def _mend_references(session: Session) -> Iterator[str]:
+    """Make fold tables and the remembered manifest again; yield what cannot be made."""
+    with contextlib.suppress(EmbedcacheError):  # without a manifest, what is gone stays so
+        _ = session.snapshot
+    for record in session.runs.readable_records():
+        question = record.question(session.workspace)
+        if record.request.data.folds_id is not None and isinstance(question.folds, int):
+            with contextlib.suppress(EmbedcacheError):  # what cannot be assigned stays missing
+                session.study(question)
+    for damage in check_references(artefact_kinds(session)):
+        yield (
+            f"{damage.path} {damage.problem}, and cannot be made again: the manifest has changed "
+            "since, or the folds came from a file"
+        )
 
 
 def _encode_again(
-    workspace: Workspace,
-    folder: str,
-    keys: frozenset[str],
+    session: Session,
+    folder: Location,
+    lost_keys: frozenset[str],
     options: ExtractOptions,
     on_progress: Callable[[Progress], None],
-    on_message: Callable[[str], None],
+    on_message: OnMessage,
 ) -> PassReport:
-    store = EmbeddingStore(workspace.encoders / folder)
-    images = state.load_images(workspace)
-    lost = keys - set(store.row_keys()) - set(store.failures)
-    files = [file for file, key in zip(images.files, images.keys, strict=False) if key in lost]
-    digests = DigestCache(workspace.digests)
-    found = identify_store(
-        workspace, store, digests, weights=options.weights, offline=options.offline
-    )
+    store, images = session.open_store(folder), session.images
+    wanted = lost_keys - set(store.row_keys()) - set(store.failures)
+    files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
+    encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
     return encode_images(
-        workspace,
-        [found],
-        files,
-        options,
-        digests,
-        on_progress=on_progress,
-        on_message=on_message,
+        session, [encoder], files, options, on_progress=on_progress, on_message=on_message
     )

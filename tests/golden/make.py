@@ -29,7 +29,7 @@ from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.files.digests import DigestCache
 from embedcache.project import Project
-from embedcache.protocol.nested import ProbeSettings
+from embedcache.runs.methods import ProbeMethod
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
 from embedcache.verbs import state
@@ -73,7 +73,7 @@ def make_project(folder: Path) -> Project:
     with ExitStack() as stack:
         _stop_the_clock(stack)
         _extract(project)
-        options = ProbeOptions(settings=ProbeSettings(grid=(0.01, 1.0)), n_resamples=100)
+        options = ProbeOptions(settings=ProbeMethod(grid=(0.01, 1.0)), n_resamples=100)
         project.probe("fake", probe_options=options, folds=3)
     return project
 

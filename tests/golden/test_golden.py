@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make import HELP, HERE, all_predictions, all_rows, help_text, unpack
 
-from embedcache.protocol.nested import ProbeSettings
+from embedcache.runs.methods import ProbeMethod
 from embedcache.verbs import state
 from embedcache.verbs.probing import ProbeOptions
 from embedcache.workspace import FORMAT_VERSION
@@ -73,7 +73,7 @@ def test_work_goes_on_in_the_store_of_an_earlier_release(golden):
         table.folds_id
     ]
     project.extract("pixels")
-    options = ProbeOptions(settings=ProbeSettings(grid=(0.01, 1.0)), n_resamples=100)
+    options = ProbeOptions(settings=ProbeMethod(grid=(0.01, 1.0)), n_resamples=100)
     project.probe("all", probe_options=options, folds=3)
     assert project.gc(grace_s=-1).n_rows == 0
     assert all_rows(project) == expected["rows"]

@@ -12,25 +12,16 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    mean_absolute_error,
-    r2_score,
-    roc_auc_score,
-    root_mean_squared_error,
-)
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from embedcache.errors import RunError
 from embedcache.probes import gram, knn, lda, mlp, ridge
 from embedcache.probes.families import PROBES
-from embedcache.probes.multilabel import fit_multilabel, label_matrix, separate_labels
+from embedcache.data.labels import label_matrix, separate_labels
+from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
 from embedcache.probes.scaling import Scaler
-from embedcache.scoring.evaluate_tasks import evaluate_multilabel, evaluate_regression
-from embedcache.scoring.scores import resample_weights
 
 # The logistic probe has tests of its own; three values of each of the others, smoothest first.
 OTHERS = {
@@ -445,107 +436,3 @@ def test_cells_hold_labels_or_say_that_none_applies():
 def test_a_cell_that_is_no_list_of_labels_is_refused(cell):
     with pytest.raises(RunError, match=f"cell '{cell}' is no list of labels".replace("|", r"\|")):
         separate_labels(["fine", cell])
-
-
-# Scores of these tasks
-
-
-def by_name(estimates):
-    return {(one.level, one.metric, one.label): one for one in estimates}
-
-
-PATIENTS = [f"p{number}" for number in np.random.default_rng(2).integers(0, 15, 80)]
-COHORT = {"cohort": "home", "role": "in-domain", "n_resamples": 200}
-
-
-def test_regression_scores_are_scikit_learns_on_every_resample():
-    chance = np.random.default_rng(0)
-    truth = chance.normal(200, 30, 80)
-    predicted = truth + chance.normal(0, 20, 80)
-    found = by_name(evaluate_regression(truth, predicted, PATIENTS, target="age", **COHORT))
-    patient = np.unique(PATIENTS, return_inverse=True)[1]
-    means = [np.array([one[patient == i].mean() for i in range(15)]) for one in (truth, predicted)]
-    scores = {
-        "mae": mean_absolute_error,
-        "rmse": root_mean_squared_error,
-        "r2": r2_score,
-        "pearson": lambda t, p: np.corrcoef(t, p)[0, 1],
-    }
-    drawn = resample_weights(15, 200, 0).astype(int)
-    for metric, score in scores.items():
-        for level, pair, owner in (
-            ("image", (truth, predicted), patient),
-            ("patient", means, np.arange(15)),
-        ):
-            estimate = found[level, metric, "age"]
-            assert np.isclose(estimate.value, score(*pair))
-            draws = [score(*(np.repeat(x, w[owner]) for x in pair)) for w in drawn]
-            assert min(draws) - 1e-4 <= estimate.low <= np.quantile(draws, 0.06) + 1e-4
-            assert np.quantile(draws, 0.94) - 1e-4 <= estimate.high <= max(draws) + 1e-4
-            assert (estimate.n_patients, estimate.n_images) == (15, 80)
-    assert len(found) == 8
-
-
-def test_what_does_not_vary_has_no_correlation():
-    found = by_name(evaluate_regression(np.full(80, 1 / 3), np.arange(80.0), PATIENTS, **COHORT))
-    assert {metric for _, metric, _ in found} == {"mae", "rmse"}
-
-
-def test_resamples_in_which_nothing_varies_say_nothing_of_a_correlation():
-    truth = np.repeat([1 / 3, 1000.7, 77.1], (40, 31, 9))
-    predicted = truth + np.tile([-1.0, 1.0], 40)
-    estimates = evaluate_regression(
-        truth, predicted, np.repeat(["a", "b", "c"], (40, 31, 9)), **COHORT
-    )
-    assert by_name(estimates)["image", "r2", ""].low > 0.99
-
-
-def multilabel(seed=0):
-    chance = np.random.default_rng(seed)
-    truth = chance.random((80, 4)) < [0.3, 0.5, 0.0, 1.0]
-    # Coarse, so that many scores are tied.
-    probability = np.round(np.clip(0.4 * truth + 0.6 * chance.random((80, 4)), 0, 1), 1)
-    return truth, probability
-
-
-def test_scores_of_labels_are_scikit_learns():
-    truth, probability = multilabel()
-    found = by_name(evaluate_multilabel(truth, probability, "abcd", PATIENTS, **COHORT))
-    one = {key[1:]: estimate.value for key, estimate in found.items()}
-    for number, name in enumerate("ab"):
-        t, p = truth[:, number], probability[:, number]
-        assert np.isclose(one["auroc", name], roc_auc_score(t, p))
-        assert np.isclose(one["f1", name], f1_score(t, p >= 0.5))
-        assert np.isclose(one["average_precision", name], average_precision_score(t, p))
-    assert ("auroc", "d") not in one
-    assert not [name for _, name in one if name == "c"]
-    assert one["average_precision", "d"] == 1
-    assert np.isclose(one["macro_auroc", ""], (one["auroc", "a"] + one["auroc", "b"]) / 2)
-    for metric, mean in (("f1", "macro_f1"), ("average_precision", "mean_average_precision")):
-        assert np.isclose(one[mean, ""], np.mean([one[metric, name] for name in "abd"]))
-    assert evaluate_multilabel(truth[:, 2:3], probability[:, 2:3], "c", PATIENTS, **COHORT) == []
-
-
-def test_intervals_of_labels_are_those_of_resampled_patients(monkeypatch):
-    monkeypatch.setattr("embedcache.scoring.evaluate_tasks._CHUNK_CELLS", 300)  # several chunks
-    truth, probability = multilabel()
-    found = by_name(evaluate_multilabel(truth, probability, "abcd", PATIENTS, **COHORT))
-    patient = np.unique(PATIENTS, return_inverse=True)[1]
-    drawn = resample_weights(15, 200, 0).astype(int)[:, patient]
-    scores = {"average_precision": average_precision_score, "auroc": roc_auc_score}
-    for metric, score in scores.items():
-        draws = [score(*(np.repeat(x[:, 0], w) for x in (truth, probability))) for w in drawn]
-        estimate = found["image", metric, "a"]
-        assert min(draws) - 1e-5 <= estimate.low <= np.quantile(draws, 0.06) + 1e-5
-        assert np.quantile(draws, 0.94) - 1e-5 <= estimate.high <= max(draws) + 1e-5
-
-
-def test_one_patient_has_scores_but_no_interval():
-    truth, probability = multilabel()
-    alone = ["p"] * 80
-    estimates = [
-        *evaluate_multilabel(truth, probability, "abcd", alone, **COHORT),
-        *evaluate_regression(probability[:, 0], probability[:, 1], alone, **COHORT),
-    ]
-    assert len(estimates) > 10
-    assert all(np.isnan(one.low) and np.isnan(one.high) for one in estimates)

@@ -27,7 +27,8 @@ from embedcache.extract.lane import Job
 from embedcache.files import digests as digests_module
 from embedcache.files.backend import on_disk
 from embedcache.files.digests import DigestCache
-from embedcache.protocol.nested import ProbeSettings, fit_probe
+from embedcache.protocol.nested import fit_probe
+from embedcache.runs.methods import ProbeMethod
 from embedcache.store import segment
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
@@ -276,7 +277,7 @@ def by_image(result) -> dict[str, tuple]:
     """Return what was said of each image: label, fold, classes, probabilities."""
     return {
         image: (one.label[row], int(one.fold[row]), one.classes, one.probability[row])
-        for one in result.predictions
+        for one in result.answers
         for row, image in enumerate(one.image_id)
     }
 
@@ -298,7 +299,7 @@ def test_the_order_of_rows_changes_no_prediction(n_patients, n_classes, n_folds,
     results = []
     for inside, outside in ((train, abroad), (shuffled, turned)):
         folds = assign_folds(inside.patient_id, inside.label, n_folds=n_folds, seed=seed)
-        results.append(fit_probe(inside, folds, [outside], ProbeSettings(grid=(0.01, 1.0))))
+        results.append(fit_probe(inside, folds, [outside], method=ProbeMethod(grid=(0.01, 1.0))))
     first, second = results
     assert first.choices["C"] == second.choices["C"]
     before, after = by_image(first), by_image(second)
@@ -352,7 +353,7 @@ def act(project, verb: str, number: int) -> None:
     if verb == "extract":
         project.extract("pixels", shard=((number % 2) + 1, 2) if number % 3 else None)
     elif verb == "probe":
-        options = ProbeOptions(settings=ProbeSettings(grid=(1.0,)), n_resamples=100)
+        options = ProbeOptions(settings=ProbeMethod(grid=(1.0,)), n_resamples=100)
         project.probe(
             "pixels", probe_options=options, folds=3, seed=number % 2, external=("abroad",)
         )

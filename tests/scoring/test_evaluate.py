@@ -15,17 +15,12 @@ from sklearn.metrics import (
 )
 
 from embedcache.data.predictions import Predictions
-from embedcache.scoring import scores as room
-from embedcache.scoring.evaluate import evaluate
-from embedcache.scoring.scores import (
-    N_BINS,
-    ece_interval,
-    interval,
-    rates_above,
-    resample_weights,
-    thresholds_at,
-    units_of,
-)
+from embedcache.scoring import ranking
+from embedcache.scoring.answers import subject_of
+from embedcache.scoring.calibration import N_BINS
+from embedcache.scoring.evaluate import evaluate, operating_points
+from embedcache.scoring.ranking import rates_above
+from embedcache.scoring.resampling import ece_interval, interval, resample_weights
 
 
 def predictions(n_patients=25, classes="abcd", labels="abcd", seed=0, sharp=2.0, per_patient=None):
@@ -178,11 +173,11 @@ def test_the_vectorised_bootstrap_is_the_naive_one(metric, score):
 
 @pytest.mark.parametrize("columns", [4, 256])
 def test_each_resample_of_the_auroc_is_that_of_its_images_with_ties(columns, monkeypatch):
-    monkeypatch.setattr(room, "_COLUMNS", columns)
+    monkeypatch.setattr(ranking, "_BLOCK_PATIENTS", columns)
     one = predictions(n_patients=15)
     coarse = replace(one, probability=np.round(one.probability, 1))
     weights = resample_weights(15, 50, 0)
-    assert room.score("auroc", units_of(coarse), weights) == pytest.approx(
+    assert subject_of(coarse).score("auroc", weights) == pytest.approx(
         naive(coarse, auroc, n_resamples=50)
     )
 
@@ -264,7 +259,7 @@ def test_a_patient_counts_once_for_each_class_that_the_frames_show():
     said = [one.classes[i] for i in np.argmax(means, axis=1)]
     expected = f1_score([c for _, c in cells], said, average="macro")
     assert scores(one, "patient")["all", "macro_f1", ""].value == pytest.approx(expected)
-    assert len(units_of(one, level="patient").truth) == len(cells) < len(one.label)
+    assert len(subject_of(one, level="patient").truth) == len(cells) < len(one.label)
 
 
 def test_macro_f1_by_patient_does_not_let_one_patient_decide():
@@ -286,8 +281,8 @@ def test_macro_f1_by_patient_does_not_let_one_patient_decide():
 
 
 def test_thresholds_let_as_few_of_the_rest_pass_as_they_may():
-    units = units_of(predictions(n_patients=60, sharp=1.0))
-    for number, (name, threshold) in enumerate(thresholds_at(units, 0.95).items()):
+    units = subject_of(predictions(n_patients=60, sharp=1.0))
+    for number, (name, threshold) in enumerate(operating_points(units).items()):
         assert units.classes[number] == name
         rest = units.probability[units.truth != number, number]
         assert (rest > threshold).sum() == int(0.05 * len(rest))
@@ -302,10 +297,13 @@ def test_forty_others_at_95_percent_let_two_pass():
         "in-domain", ("a", "b"), tuple(map(str, range(50))), tuple(map(str, range(50))),
         ("c",) * 50, tuple(label), np.zeros(50, int), np.column_stack([p, 1 - p]),
     )  # fmt: skip
-    units = units_of(one)
-    threshold = thresholds_at(units, 0.95)["a"]
+    units = subject_of(one)
+    threshold = operating_points(units)["a"]
     assert threshold == 0.37
-    assert [rate[0] for rate in rates_above(units, 0, threshold, units.everyone)] == [1, 0.95]
+    assert [rate[0] for rate in rates_above(units.ranking(0), threshold, units.everyone)] == [
+        1,
+        0.95,
+    ]
 
 
 def test_operating_points_are_chosen_inside_and_applied_outside_as_they_are():

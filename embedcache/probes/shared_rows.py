@@ -54,7 +54,7 @@ class Pass:
     curvature: Floats
 
 
-class Sweep:
+class SharedRows:
     """The rows of a sweep, and passes over them.
 
     Parameters

@@ -1,0 +1,138 @@
+"""Tables of runs: the score that each is judged by, and what stands behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from embedcache.data.tabular import text_table
+from embedcache_cli.output import print_json, short_path
+
+if TYPE_CHECKING:
+    from embedcache.runs.outcome import RunOutcome
+    from embedcache.scoring.compare import Pair
+    from embedcache.scoring.estimates import Estimate
+    from embedcache.verbs.compare import CompareReport
+
+_TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
+
+
+def print_outcomes(
+    outcomes: Sequence[RunOutcome],
+    *,
+    compared: CompareReport | None = None,
+    verbose: bool = False,
+) -> None:
+    """Print a table of the headline score, what stands behind it, and where the runs lie."""
+    from embedcache.verbs.controls import run_names
+
+    columns = _columns(outcomes[0])
+    behind = _behind(compared) if compared else {}
+    header = [
+        "encoder",
+        *(name for name, _ in columns),
+        *(["behind the best", "p"] if behind else []),
+        *_settings(outcomes),
+        "seconds",
+    ]
+    rows = []
+    for outcome, name in zip(outcomes, run_names(outcomes), strict=True):
+        scores = {_key(score): score for score in outcome.headlines}
+        cells = [_interval(scores[key]) if key in scores else "-" for _, key in columns]
+        cost = "cached" if outcome.was_cached else f"{outcome.record.seconds:.1f}"
+        rows.append(
+            [
+                name,
+                *cells,
+                *(behind.get(outcome.run_id, ("-", "-")) if behind else ()),
+                *(_number(outcome.record.final_settings.get(s)) for s in _settings(outcomes)),
+                cost,
+            ]
+        )
+    metric = outcomes[0].headlines[0].metric
+    click.echo(f"{_TITLES[metric]} [95 % interval over patients]\n{text_table(header, rows)}")
+    for estimate in outcomes[0].headlines:
+        if estimate.scoring == "all":
+            kind = "tested out of fold" if estimate.role == "in-domain" else "external"
+            click.echo(
+                f"{estimate.cohort}: {estimate.n_patients} patients, {estimate.n_images} images, "
+                f"{kind}"
+            )
+    for outcome in outcomes:
+        for note in outcome.record.notes if verbose else ():
+            click.echo(f"note ({outcome.encoder}): {note}")
+        click.echo(f"run: {short_path(outcome.folder)}")
+
+
+def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
+    """Print the score by number of training patients, an encoder a column."""
+    if as_json:
+        print_json([curve.document() for curve in curves])
+        return
+    from embedcache.scoring.estimates import HEADLINES
+
+    header = ["patients", *(curve.encoder for curve in curves)]
+    points = zip(*(curve.record.curve for curve in curves), strict=True)
+    rows = [[row[0][0], *(_range(scores) for _, scores in row)] for row in points]
+    metric = _TITLES[HEADLINES[curves[0].record.task]]
+    title = f"{metric}, mean [least, most] over draws of training patients"
+    click.echo(f"{title}\n{text_table(header, rows)}")
+    for curve in curves:
+        click.echo(f"run: {short_path(curve.folder)}")
+
+
+def _range(scores: Sequence[float]) -> str:
+    mean = sum(scores) / len(scores)
+    return (
+        f"{mean:.3f} [{min(scores):.3f}, {max(scores):.3f}]" if len(scores) > 1 else f"{mean:.3f}"
+    )
+
+
+def _settings(outcomes: Sequence[RunOutcome]) -> list[str]:
+    """Return the names of what was chosen: C, k, ..."""
+    names = (name for outcome in outcomes for name in outcome.record.final_settings)
+    return list(dict.fromkeys(names))
+
+
+def _behind(compared: CompareReport) -> dict[str, tuple[str, str]]:
+    """Return by run how far it is behind the best in-domain, and its corrected p."""
+    found = {}
+    for cohort in compared.cohorts:
+        standings = cohort.comparison.standings
+        for name in [one.name for one in standings] if len(standings) > 1 else []:
+            pair = cohort.comparison.behind_best(name)
+            if cohort.role == "in-domain":
+                found[compared.runs[name]] = _difference(pair) if pair else ("best", "")
+    return found
+
+
+def _difference(pair: Pair) -> tuple[str, str]:
+    return (
+        f"{pair.difference:.3f} [{pair.low:.3f}, {pair.high:.3f}]",
+        f"{pair.p_corrected:.3f}",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _columns(outcome: RunOutcome) -> list[tuple[str, tuple[str, str]]]:
+    columns = []
+    for score in outcome.headlines:
+        masked = ", own classes only" if score.scoring == "masked" else ""
+        columns.append((f"{score.cohort}{masked}", _key(score)))
+    return columns
+
+
+def _key(estimate: Estimate) -> tuple[str, str]:
+    return estimate.cohort, estimate.scoring
+
+
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.3f} [n/a]"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,0 +1,191 @@
+"""Which encoders are meant by some names, with which weights: found, not yet loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from embedcache.encoders import registry
+from embedcache.encoders.kept import PREFIX, kept_encoders
+from embedcache.encoders.plugins import register_file
+from embedcache.encoders.registry import Identified
+from embedcache.encoders.spec import Precision
+from embedcache.encoders.weights import find_weights
+from embedcache.errors import EncoderError, EncoderWeightsError, RunError
+from embedcache.files.digests import DigestCache
+from embedcache.workspace import Workspace
+
+ALL: Final = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOptions:
+    """Where encoders come from, and how they compute; all of it decides a value.
+
+    Parameters
+    ----------
+    weights
+        Weights file to use instead of the registered one, for one model only.
+    preprocess
+        Another way of fitting pictures than the encoders' own: 'squash', 'crop', 'pad-square' or
+        'longest-side'; None for their own.
+    precision
+        Precision of the computation; 'auto' is 'fp32' with TF32 off, on every device.
+    encoder_file
+        Python file that defines encoders.
+    offline
+        Whether the hub is never asked.
+    """
+
+    weights: Path | None = None
+    preprocess: str | None = None
+    precision: Precision | Literal["auto"] = "auto"
+    encoder_file: Path | None = None
+    offline: bool = False
+
+
+def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool) -> list[str]:
+    """Return the models meant: 'all' is every registered encoder whose weights are here."""
+    if ALL not in models:
+        return list(dict.fromkeys(models))
+    present = []
+    for name in registry.registered():
+        if ":" in name:  # another output of the same network
+            continue
+        try:
+            find_weights(registry.find_spec(name), offline=offline, fetch=False)
+        except EncoderError:  # no weights, or a plug-in that is broken
+            continue
+        present.append(name)
+    stored = [str(document["name"]) for document in workspace.encoder_documents()]
+    return list(dict.fromkeys([*present, *stored, *(name for name in models if name != ALL)]))
+
+
+def identify_models(
+    workspace: Workspace,
+    models: Sequence[str],
+    options: EncoderOptions,
+    digests: DigestCache,
+    *,
+    fetch: bool = True,
+) -> list[Identified]:
+    """Find each model's weights and fingerprint; two names of one fingerprint count once.
+
+    Parameters
+    ----------
+    workspace
+        Where fine-tuned weights and the documents of stored encoders lie.
+    models
+        Names of encoders; 'all' for every one whose weights are here.
+    options
+        Where encoders come from, and how they compute.
+    digests
+        Digests of weights files that are known by their time stamps.
+    fetch
+        Whether weights may be fetched from the hub now.
+
+    Raises
+    ------
+    RunError
+        No model, or `weights` with several models.
+    UnknownEncoderError, EncoderWeightsError
+        No such encoder, or weights that are missing or another model's.
+    """
+    if options.encoder_file is not None:
+        register_file(options.encoder_file)
+    names = select_models(workspace, models, offline=options.offline)
+    if not names:
+        raise RunError("no model named; pass -m NAME, see `embedcache encoders`")
+    if options.weights is not None and len(names) != 1:
+        raise RunError(f"--weights is for one model, {len(names)} were named: {', '.join(names)}")
+    documents = workspace.encoder_documents()
+    identified = [
+        encoder
+        for name in names
+        for encoder in _identify(workspace, name, options, digests, documents, fetch=fetch)
+    ]
+    unique = {encoder.presumed_fingerprint: encoder for encoder in reversed(identified)}
+    return list(unique.values())[::-1]
+
+
+def _identify(
+    workspace: Workspace,
+    name: str,
+    options: EncoderOptions,
+    digests: DigestCache,
+    documents: Sequence[dict[str, Any]],
+    *,
+    fetch: bool,
+) -> list[Identified]:
+    """Find an encoder, or those that a fine-tuning run has kept."""
+    precision: Precision = "fp32" if options.precision == "auto" else options.precision
+    if not name.startswith(PREFIX):
+        return [
+            registry.identify(
+                name,
+                digests=digests,
+                known=documents,
+                weights=options.weights,
+                preprocess=options.preprocess,
+                precision=precision,
+                offline=options.offline,
+                fetch=fetch,
+            )
+        ]
+    kept = kept_encoders(workspace, name)
+    if options.weights is not None or options.preprocess not in {None, kept[0][0].preprocess.fit}:
+        raise RunError(f"'{name}' has its own weights and preprocessing; leave out the options")
+    return [
+        registry.identify_spec(
+            spec,
+            digests=digests,
+            known=documents,
+            weights=file,
+            precision=precision,
+            offline=options.offline,
+            fetch=fetch,
+        )
+        for spec, file in kept
+    ]
+
+
+def identify_stored(
+    workspace: Workspace,
+    document: dict[str, Any],
+    digests: DigestCache,
+    options: EncoderOptions,
+) -> Identified:
+    """Find the encoder that stored rows came from, with the weights that made them.
+
+    Parameters
+    ----------
+    workspace
+        Where fine-tuned weights lie.
+    document
+        What the store's `encoder.json` says.
+    digests
+        Digests of weights files that are known by their time stamps.
+    options
+        Weights file and hub; preprocessing and precision are those of the rows.
+
+    Raises
+    ------
+    EncoderWeightsError
+        The weights here are other ones.
+    """
+    made_with = replace(
+        options,
+        preprocess=document["identity"]["preprocess"]["fit"],
+        precision=document["identity"]["precision"],
+    )
+    name, fingerprint = str(document["name"]), str(document["fingerprint"])
+    documents = workspace.encoder_documents()
+    [encoder] = _identify(workspace, name, made_with, digests, documents, fetch=True)
+    if encoder.fingerprint not in {None, fingerprint}:
+        raise EncoderWeightsError(
+            f"the weights here are not those of {name}@{fingerprint[:12]}; pass the original file "
+            "as --weights"
+        )
+    return encoder

@@ -1,0 +1,104 @@
+"""How far probabilities can be believed: log-loss, Brier score, ECE, the reliability diagram."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.scoring.resampling import Floats, Weights, sums_by_patient, weighted_sums
+
+N_BINS: Final = 15
+_LEAST: Final = np.finfo(np.float64).eps  # probabilities below count as this in a logarithm
+
+
+class ProbabilityUnits(Protocol):
+    """Units with a probability of each class; see `ClassUnits`."""
+
+    @property
+    def n_patients(self) -> int:
+        """Number of patients."""
+
+    @property
+    def patient(self) -> NDArray[np.intp]:
+        """Number of each unit's patient, shape (n,)."""
+
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """Number of each unit's class, shape (n,)."""
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Number of the most probable class, shape (n,)."""
+
+    @property
+    def probability(self) -> Floats:
+        """Probability of every class of the model, shape (n, k)."""
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """Column of `probability` of each class, shape (c,)."""
+
+
+def losses(units: ProbabilityUnits, weights: Weights) -> tuple[Floats, Floats]:
+    """Return mean log-loss and mean Brier score (summed over classes), shape (resamples,) each."""
+    of_truth = units.probability[np.arange(len(units.truth)), units.columns[units.truth]]
+    brier = (units.probability**2).sum(axis=1) - 2 * of_truth + 1
+    columns = (-np.log(np.maximum(of_truth, _LEAST)), brier, np.ones(len(brier)))
+    by_patient = [sums_by_patient(column, units.patient, units.n_patients) for column in columns]
+    sums = weighted_sums(weights, np.hstack(by_patient))
+    return sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
+
+
+def confidence_bins(units: ProbabilityUnits) -> NDArray[np.int64]:
+    """Return each unit's bin by its largest probability, shape (n,): equal masses, but for ties."""
+    confidence = units.probability.max(axis=1)
+    edges = np.quantile(confidence, np.arange(1, N_BINS) / N_BINS)
+    return np.asarray(np.searchsorted(edges, confidence), np.int64)
+
+
+def calibration_gaps(units: ProbabilityUnits, weights: Weights) -> Floats:
+    """Return the excess of confidence over accuracy, by bin, times the bin's share.
+
+    Shape (resamples, N_BINS); the ECE is the sum of their absolute values. The bins are those of
+    the whole cohort in every resample.
+    """
+    gap = units.probability.max(axis=1) - (units.predicted == units.truth)
+    bins, n_patients = confidence_bins(units), units.n_patients
+    by_bin = sums_by_patient(gap, units.patient, n_patients, group=bins, n_groups=N_BINS)
+    n_units = sums_by_patient(np.ones(len(gap)), units.patient, n_patients)
+    sums = weighted_sums(weights, np.hstack([by_bin, n_units]))
+    return sums[:, :-1] / sums[:, -1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Units of about the same confidence.
+
+    Parameters
+    ----------
+    n
+        Number of units.
+    confidence
+        Mean of their largest probabilities.
+    accuracy
+        Share of them that is right.
+    """
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(units: ProbabilityUnits) -> list[Bin]:
+    """Return the bins of the reliability diagram that the ECE sums up, least sure first."""
+    bins, confidence = confidence_bins(units), units.probability.max(axis=1)
+    right = units.predicted == units.truth
+    members = [np.flatnonzero(bins == number) for number in range(N_BINS)]
+    return [
+        Bin(len(rows), float(confidence[rows].mean()), float(right[rows].mean()))
+        for rows in members
+        if len(rows)
+    ]

@@ -1,0 +1,209 @@
+"""Subjects of one class: images, or each patient's mean over the images of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.data.predictions import Predictions
+from embedcache.scoring.confusion import OF_ALL_CLASSES, OF_ONE_CLASS, table_score
+from embedcache.scoring.estimates import Level
+from embedcache.scoring.ranking import Ranking, auroc
+from embedcache.scoring.resampling import (
+    Floats,
+    Weights,
+    mean_of_defined,
+    sums_by_patient,
+    weighted_sums,
+)
+from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
+
+
+@dataclass(frozen=True, slots=True)
+class ClassUnits(Subject):
+    """What is scored of one cohort's predictions.
+
+    Parameters
+    ----------
+    classes
+        The c classes that occur among the labels, sorted.
+    patient
+        Number of each unit's patient, shape (n,); patients are sorted by name.
+    truth
+        Number of each unit's class in `classes`, shape (n,).
+    predicted
+        Number of the most probable class, shape (n,); c where that is none of `classes`.
+    probability
+        Probability of every class of the model, shape (n, k).
+    columns
+        Column of `probability` of each of `classes`, shape (c,).
+    fold
+        Number of the fold that tested each unit, shape (n,); one number where external.
+    calibrated
+        The same units with calibrated probabilities; None where no temperature was fitted.
+    """
+
+    classes: tuple[str, ...]
+    patient: NDArray[np.intp] = field(repr=False)
+    truth: NDArray[np.int64] = field(repr=False)
+    predicted: NDArray[np.int64] = field(repr=False)
+    probability: Floats = field(repr=False)
+    columns: NDArray[np.int64] = field(repr=False)
+    fold: NDArray[np.int64] = field(repr=False)
+    calibrated: ClassUnits | None = field(default=None, repr=False)
+
+    task: ClassVar[str] = "classification"
+    part: ClassVar[str] = "class"
+
+    @property
+    def n_patients(self) -> int:
+        """Number of patients."""
+        return int(self.patient.max()) + 1
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of these classes; AUROC needs two of them."""
+        of_class = (*OF_ONE_CLASS, "auroc") if len(self.classes) > 1 else (*OF_ONE_CLASS,)
+        return (
+            *OF_ALL_CLASSES,
+            *(["auroc"] if len(self.classes) > 1 else []),
+            *(f"{metric}:{name}" for metric in of_class for name in self.classes),
+        )
+
+    @property
+    def undefined(self) -> Mapping[str, str]:
+        """AUROC of a single class."""
+        if len(self.classes) > 1:
+            return {}
+        return {"auroc": f"auroc needs two classes; there is only {self.classes[0]}"}
+
+    @property
+    def rankings(self) -> Mapping[str, Ranking]:
+        """Each class against the rest."""
+        return {name: self.ranking(number) for number, name in enumerate(self.classes)}
+
+    @property
+    def calibrations(self) -> Mapping[str, ClassUnits]:
+        """These units, and those with calibrated probabilities where there are some."""
+        after = {} if self.calibrated is None else {"_calibrated": self.calibrated}
+        return {"": self, **after}
+
+    def ranking(self, number: int) -> Ranking:
+        """Return one class against the rest, by the probability of it."""
+        return Ranking(
+            positive=self.truth == number,
+            probability=self.probability[:, self.columns[number]],
+            patient=self.patient,
+            n_patients=self.n_patients,
+            fold=self.fold,
+        )
+
+    def patient_tables(self, weight: Floats | None = None) -> Floats:
+        """Return confusion tables by patient, shape (patients, c (c + 1)).
+
+        Parameters
+        ----------
+        weight
+            Weight of each unit, shape (n,); None where each counts once.
+        """
+        c = len(self.classes)
+        return sums_by_patient(
+            np.ones(len(self.truth)) if weight is None else weight,
+            self.patient,
+            self.n_patients,
+            group=self.truth * (c + 1) + self.predicted,
+            n_groups=c * (c + 1),
+        )
+
+    def score(self, metric: str, weights: Weights) -> Floats:
+        """Return one score of each resample; see `Subject.score`."""
+        check_metric(metric, self)
+        name, _, label = metric.partition(":")
+        if name != "auroc":
+            tables = weighted_sums(weights, self.patient_tables())
+            return table_score(metric, self.classes, tables)
+        if label:
+            return auroc(self.ranking(self.classes.index(label)), weights)
+        return mean_of_defined(np.column_stack(self._areas(weights)))
+
+    def _areas(self, weights: Weights) -> list[Floats]:
+        return [auroc(self.ranking(number), weights) for number in range(len(self.classes))]
+
+    def patient_sums(self, metric: str) -> Floats | None:
+        """Return confusion tables by patient; None for AUROC, which compares two patients."""
+        return None if metric.startswith("auroc") else self.patient_tables()
+
+    def score_of_sums(self, metric: str, sums: Floats) -> Floats:
+        """Return the score of each confusion table."""
+        return table_score(metric, self.classes, sums)
+
+    def scores(self, weights: Weights) -> Iterator[ScoreDraws]:
+        """Yield the scores of confusion tables, and AUROC."""
+        equal = 1 / np.bincount(self.patient)[self.patient]  # every patient weighs one
+        images, patients = (
+            weighted_sums(weights, self.patient_tables(weight)) for weight in (None, equal)
+        )
+        for metric in OF_ALL_CLASSES:
+            yield ScoreDraws(metric, "", table_score(metric, self.classes, images))
+        by_patient = table_score("macro_f1", self.classes, patients)
+        yield ScoreDraws("macro_f1_by_patient", "", by_patient)
+        for name in self.classes:
+            for metric in OF_ONE_CLASS:
+                draws = table_score(f"{metric}:{name}", self.classes, images)
+                yield ScoreDraws(metric, name, draws)
+        if len(self.classes) > 1:
+            areas = self._areas(weights)
+            yield ScoreDraws("auroc", "", mean_of_defined(np.column_stack(areas)))
+            for name, area in zip(self.classes, areas, strict=True):
+                yield ScoreDraws("auroc", name, area)
+
+
+def class_units(
+    predictions: Predictions, *, level: Level = "image", masked: bool = False
+) -> ClassUnits:
+    """Return what is scored of one cohort's predictions.
+
+    Parameters
+    ----------
+    predictions
+        Answers of one cohort.
+    level
+        'image', or 'patient': a unit is a patient's mean probability over the images of one class.
+        Frames of one examination show several planes, so a patient has one unit for each label.
+    masked
+        Whether only classes that occur among the labels are considered.
+    """
+    classes, truth = predictions.classes, predictions.codes()
+    probability = predictions.masked_probability(masked=masked)
+    patient = np.unique(predictions.patient_id, return_inverse=True)[1]
+    fold = predictions.fold
+    if level == "patient":
+        cells = patient * len(classes) + truth
+        cells, first, unit, n_images = np.unique(
+            cells, return_index=True, return_inverse=True, return_counts=True
+        )
+        fold = fold[first]
+        sums = np.zeros((len(cells), len(classes)))
+        np.add.at(sums, unit, probability)
+        probability = sums / n_images[:, None]
+        patient, truth = np.divmod(cells, len(classes))
+    columns = np.unique(truth)
+    place = np.full(len(classes), len(columns))
+    place[columns] = np.arange(len(columns))
+    calibrated = None
+    if predictions.is_calibrated:
+        calibrated = class_units(predictions.calibrated(), level=level, masked=masked)
+    return ClassUnits(
+        classes=tuple(classes[code] for code in columns),
+        patient=patient,
+        truth=place[truth],
+        predicted=place[probability.argmax(axis=1)],
+        probability=probability,
+        columns=columns,
+        fold=fold,
+        calibrated=calibrated,
+    )

@@ -1,0 +1,143 @@
+"""Subjects of a number: truth and prediction of images, or their means over each patient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcache.data.predictions import Measurements
+from embedcache.scoring.estimates import Level
+from embedcache.scoring.resampling import Floats, Weights, weighted_sums
+from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
+
+_NOISE: Final = 1e-6  # share of the squares below which a variance is rounding
+
+
+class _Sums(NamedTuple):
+    """Added-up moments, shape (rows,) each, by truth t, prediction p and their difference."""
+
+    n: Floats
+    t: Floats
+    p: Floats
+    tt: Floats
+    pp: Floats
+    tp: Floats
+    squared: Floats
+    absolute: Floats
+
+
+def _variance(n: Floats, total: Floats, squares: Floats) -> Floats:
+    """Return the variance; NaN where what is left of the squares is float32 rounding."""
+    variance = squares / n - (total / n) ** 2
+    return np.where(variance > _NOISE * squares / n, variance, np.nan)
+
+
+def _pearson(s: _Sums) -> Floats:
+    var_t, var_p = _variance(s.n, s.t, s.tt), _variance(s.n, s.p, s.pp)
+    return np.asarray((s.tp / s.n - s.t * s.p / s.n**2) / np.sqrt(var_t * var_p))
+
+
+_SCORES: Final[Mapping[str, Callable[[_Sums], Floats]]] = MappingProxyType(
+    {
+        "mae": lambda s: s.absolute / s.n,
+        "rmse": lambda s: np.sqrt(s.squared / s.n),
+        "r2": lambda s: 1 - s.squared / s.n / _variance(s.n, s.t, s.tt),
+        "pearson": _pearson,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberUnits(Subject):
+    """What is scored of one cohort's measurements.
+
+    Parameters
+    ----------
+    moments
+        Sums of the moments of each patient's units, shape (patients, 8), truth and prediction
+        counted from the mean of the cohort's truth: near 0, squares do not swamp their differences.
+    """
+
+    moments: Floats = field(repr=False)
+
+    task: ClassVar[str] = "regression"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"mae", "rmse"})
+
+    @property
+    def n_patients(self) -> int:
+        """Number of patients."""
+        return len(self.moments)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of a number; R2 and r only where the truth varies, r where the answers do."""
+        return tuple(draws.metric for draws in self.scores(self.everyone) if _defined(draws))
+
+    @property
+    def undefined(self) -> Mapping[str, str]:
+        """R2 and r where something that they divide by does not vary."""
+        return {
+            metric: f"{metric} is not defined: truth or prediction does not vary"
+            for metric in _SCORES
+            if metric not in self.metrics
+        }
+
+    def score(self, metric: str, weights: Weights) -> Floats:
+        """Return one score of each resample; see `Subject.score`."""
+        check_metric(metric, self)
+        return self.score_of_sums(metric, weighted_sums(weights, self.moments))
+
+    def patient_sums(self, metric: str) -> Floats:  # noqa: ARG002 - any of them
+        """Return the moments: every score of a number is a function of their sums."""
+        return self.moments
+
+    def score_of_sums(self, metric: str, sums: Floats) -> Floats:
+        """Return the score of each row of added-up moments."""
+        return np.asarray(_SCORES[metric](_Sums(*sums.T)))
+
+    def scores(self, weights: Weights) -> Iterator[ScoreDraws]:
+        """Yield mean absolute error, root mean squared error, R2 and Pearson's r."""
+        sums = weighted_sums(weights, self.moments)
+        for metric in _SCORES:
+            yield ScoreDraws(metric, "", self.score_of_sums(metric, sums))
+
+
+def _defined(draws: ScoreDraws) -> bool:
+    return not bool(np.isnan(draws.draws[0]))
+
+
+def number_units(measurements: Measurements, *, level: Level = "image") -> NumberUnits:
+    """Return what is scored of one cohort's measurements.
+
+    Parameters
+    ----------
+    measurements
+        Answers of one cohort.
+    level
+        'image', or 'patient': truth and prediction are the means over a patient's images.
+    """
+    truth, predicted = measurements.truth, measurements.value
+    patient, n_images = np.unique(measurements.patient_id, return_inverse=True, return_counts=True)[
+        1:
+    ]
+    centre = truth.mean()
+    if level == "patient":
+        means = [np.bincount(patient, v - centre) / n_images for v in (truth, predicted)]
+        return NumberUnits(_moments(*means))
+    return NumberUnits(_by_patient(_moments(truth - centre, predicted - centre), patient))
+
+
+def _moments(truth: Floats, predicted: Floats) -> Floats:
+    """Return the moments of each unit, in the order of `_Sums`, shape (n, 8)."""
+    error = predicted - truth
+    squares = truth**2, predicted**2, truth * predicted, error**2
+    return np.column_stack([np.ones(len(truth)), truth, predicted, *squares, np.abs(error)])
+
+
+def _by_patient(moments: Floats, patient: NDArray[np.intp]) -> Floats:
+    return np.column_stack([np.bincount(patient, column) for column in moments.T])

@@ -1,0 +1,34 @@
+"""Every kind of artefact in a workspace: the one list that `verify`, `gc` and `status` go by."""
+
+from __future__ import annotations
+
+from embedcache.catalog.kind import CatalogFile
+from embedcache.data.fold_tables import FoldTables
+from embedcache.data.snapshots import Snapshots
+from embedcache.encoders.kept import KeptWeights
+from embedcache.extract.pictures import PictureStores
+from embedcache.files.digests import DigestFiles
+from embedcache.files.kinds import ArtefactKind
+from embedcache.finetune.states import Trainings
+from embedcache.runs.kind import RunsKind
+from embedcache.store.kind import EmbeddingStores
+from embedcache.verbs.session import Session
+
+
+def artefact_kinds(session: Session) -> list[ArtefactKind]:
+    """Return the kinds of artefact, in the order in which they are checked.
+
+    Derived files come first: to look at the images may write digests anew.
+    """
+    workspace = session.workspace
+    return [
+        DigestFiles(workspace.digests),
+        CatalogFile(workspace),
+        EmbeddingStores(workspace),
+        Snapshots(workspace),
+        FoldTables(workspace),
+        RunsKind(session.runs),
+        KeptWeights(workspace),
+        PictureStores(workspace),
+        Trainings(workspace),
+    ]

@@ -1,0 +1,131 @@
+"""What the catalog of a workspace is made of.
+
+Listing touches no image and reads no table: names and time stamps tell what is new. What works
+with images, stores and runs is imported by the functions that load it, so that a query on a
+catalog that is up to date pays for none of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from typing import TYPE_CHECKING
+
+from embedcache.catalog.query import CatalogSource
+from embedcache.catalog.sources import SourceItem
+from embedcache.files.backend import Location
+from embedcache.files.digests import stamp_of
+from embedcache.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedcache.store.embedding_store import EmbeddingStore
+    from embedcache.verbs.session import Session
+
+
+def catalog_source(workspace: Workspace, session: Session | None = None) -> CatalogSource:
+    """Return the catalog of a workspace with the items that it is made of; loads none of them.
+
+    Parameters
+    ----------
+    workspace
+        The manifest and its store.
+    session
+        Images, stores and runs that are read already; None to read what is needed.
+
+    Raises
+    ------
+    StoreMismatchError
+        The store was written by another format version.
+    """
+    if workspace.format_file.exists():
+        workspace.check_format()
+    lazy = _LazySession(workspace, session)
+    items = [
+        _manifest_item(workspace, lazy),
+        *(_encoder_item(folder, lazy) for folder in workspace.encoder_folders()),
+        *(_folds_item(workspace.folds / name) for name in _table_names(workspace.folds)),
+        *(
+            _run_item(run_id, f"{size} {modified_ns}", lazy)
+            for run_id, (size, modified_ns) in workspace.run_stamps().items()
+        ),
+    ]
+    return CatalogSource(workspace.catalog, items, lazy.stores)
+
+
+class _LazySession:
+    """A session that is begun when something has to be loaded."""
+
+    def __init__(self, workspace: Workspace, session: Session | None) -> None:
+        self._workspace, self._session = workspace, session
+
+    @property
+    def session(self) -> Session:
+        """The session."""
+        if self._session is None:
+            from embedcache.verbs.session import Session
+
+            self._session = Session(self._workspace)
+        return self._session
+
+    def stores(self) -> list[EmbeddingStore]:
+        """Return the store of every encoder."""
+        return self.session.stores()
+
+
+def _manifest_item(workspace: Workspace, lazy: _LazySession) -> SourceItem:
+    def load() -> dict[str, pa.Table]:
+        return {"images": lazy.session.images.table.replace_schema_metadata(None)}
+
+    try:
+        stamp = stamp_of(workspace.manifest.stat())
+    except OSError:
+        stamp = None
+    # A pass over the images may find other digests, which the manifest that it remembers has.
+    snapshots = _table_names(workspace.manifests)
+    name = json.dumps([str(workspace.manifest.resolve()), str(workspace.data_root.resolve())])
+    return SourceItem("manifest", name, json.dumps([stamp, *snapshots[-1:]]), load)
+
+
+def _encoder_item(folder: Location, lazy: _LazySession) -> SourceItem:
+    def load() -> dict[str, pa.Table]:
+        from embedcache.catalog.embeddings import encoder_tables
+
+        return encoder_tables(lazy.session.open_store(folder))
+
+    names = "\n".join(_table_names(folder / "commit"))
+    stamp = hashlib.sha256(names.encode()).hexdigest()
+    return SourceItem("encoder", folder.name, stamp, load)
+
+
+def _folds_item(file: Location) -> SourceItem:
+    def load() -> dict[str, pa.Table]:
+        import pyarrow as pa
+
+        from embedcache.files.documents import read_table, table_stem
+
+        table = read_table(file).select(["patient_id", "fold"])
+        folds_id = pa.array([table_stem(file.name)] * len(table), pa.string())
+        return {"folds": table.append_column("folds_id", folds_id).replace_schema_metadata(None)}
+
+    return SourceItem("folds", file.name, "", load)
+
+
+def _run_item(run_id: str, stamp: str, lazy: _LazySession) -> SourceItem:
+    return SourceItem("run", run_id, stamp, partial(_run_tables, run_id, lazy))
+
+
+def _run_tables(run_id: str, lazy: _LazySession) -> dict[str, pa.Table]:
+    from embedcache.catalog.sources import one_row
+    from embedcache.runs.tables import SCHEMAS
+    from embedcache.verbs.run_row import run_row
+
+    runs = lazy.session.runs
+    tables = {name: runs.table(run_id, name) for name in SCHEMAS}
+    return {"runs": one_row(run_row(runs.record(run_id))), **tables}
+
+
+def _table_names(folder: Location) -> list[str]:
+    return [entry.name for entry in folder.list() if entry.name.endswith(".parquet")]

@@ -1,0 +1,332 @@
+"""What one command has read: the manifest, the stores and the runs, each of them once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from embedcache.catalog.index import update
+from embedcache.catalog.query import select_images
+from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
+from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.fold_tables import read_fold_table, store_fold_table
+from embedcache.data.folds import FoldTable, assign_folds, fold_notes, folds_identity, read_folds
+from embedcache.data.image_files import ImageFile
+from embedcache.data.image_table import Images, image_files, load_images, remembered_images
+from embedcache.data.manifest import Manifest, read_manifest
+from embedcache.data.question import Question
+from embedcache.data.snapshots import save_snapshot
+from embedcache.encoders.kept import check_not_trained_on
+from embedcache.encoders.spec import EncoderSpec
+from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
+from embedcache.files.backend import Location
+from embedcache.files.digests import DigestCache
+from embedcache.protocol.tasks import strata
+from embedcache.runs.files import RunFiles
+from embedcache.store.care import recorded_keys
+from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.verbs.catalog import catalog_source
+from embedcache.workspace import Workspace
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A question with its images: who trains, who tests, on which folds.
+
+    Parameters
+    ----------
+    cohorts
+        Images that train and images that test.
+    folds
+        Fold of each training patient.
+    snapshot
+        Content digest of the remembered manifest.
+    """
+
+    cohorts: Cohorts
+    folds: FoldTable
+    snapshot: str
+
+    @property
+    def question(self) -> Question:
+        """The question, on the folds of this study."""
+        return self.cohorts.question.on_folds(self.folds)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores must know."""
+        return (*self.cohorts.notes, *self.folds.notes)
+
+
+class Session:
+    """A workspace as one command sees it.
+
+    Parameters
+    ----------
+    workspace
+        Where things are.
+
+    Attributes
+    ----------
+    runs
+        The stored runs.
+    digests
+        Digests of files that are known by their time stamps.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.runs = RunFiles(workspace)
+        self._stores: dict[Location, EmbeddingStore] = {}
+
+    @cached_property
+    def digests(self) -> DigestCache:
+        """Digests of files, remembered between commands."""
+        return DigestCache(self.workspace.digests)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The checked manifest, parsed once.
+
+        Raises
+        ------
+        ManifestError
+            There is no manifest, or it cannot be used.
+        """
+        return read_manifest(self.workspace.manifest)
+
+    @cached_property
+    def image_files(self) -> tuple[ImageFile, ...]:
+        """The images of the manifest as files, in its order; reads none of them."""
+        return image_files(self.manifest, self.workspace.data_root)
+
+    @cached_property
+    def images(self) -> Images:
+        """The images of the manifest with their digests.
+
+        Raises
+        ------
+        ManifestError
+            There is neither a manifest nor a store that remembers one.
+        """
+        if not self.workspace.manifest.is_file():
+            return remembered_images(self.workspace)
+        return load_images(self.workspace, self.manifest, self.image_files, self.digests)
+
+    def forget_images(self) -> None:
+        """Take the digests of the images anew when they are asked for next: a pass read files."""
+        self.__dict__.pop("images", None)
+
+    @cached_property
+    def snapshot(self) -> str:
+        """Content digest of the manifest, which is remembered in the store."""
+        return save_snapshot(self.workspace, self.images.table)
+
+    # Stores
+
+    def open_store(self, folder: Location) -> EmbeddingStore:
+        """Return the store in a folder, opened at the first call."""
+        if folder not in self._stores:
+            self._stores[folder] = EmbeddingStore(folder)
+        return self._stores[folder]
+
+    def create_store(self, folder: Location, document: Mapping[str, Any]) -> EmbeddingStore:
+        """Return the store of an encoder, made where there is none; see `open_or_create`."""
+        if folder not in self._stores:
+            self._stores[folder] = EmbeddingStore.open_or_create(folder, document)
+        return self._stores[folder]
+
+    def stores(self) -> list[EmbeddingStore]:
+        """Return the store of every encoder fingerprint.
+
+        Raises
+        ------
+        StoreCorruptError
+            A record or a segment is missing or damaged.
+        """
+        if self.workspace.format_file.exists():
+            self.workspace.check_format()
+        return [self.open_store(folder) for folder in self.workspace.encoder_folders()]
+
+    def find_store(self, model: str) -> EmbeddingStore:
+        """Return the store of `name`, or of `name@fingerprint` where there are several.
+
+        Raises
+        ------
+        MissingEmbeddingsError
+            The store holds nothing of that name.
+        StoreMismatchError
+            It holds several fingerprints of it; lists them.
+        """
+        name, _, prefix = model.partition("@")
+        documents = self.workspace.encoder_documents()
+        matches = [
+            document
+            for document in documents
+            if same_name(str(document["name"]), name)
+            and str(document["fingerprint"]).startswith(prefix)
+        ]
+        if not matches:
+            names = ", ".join(sorted({str(document["name"]) for document in documents}))
+            raise MissingEmbeddingsError(
+                f"no embeddings of '{model}' in {self.workspace.store}; it holds "
+                f"{names or 'none'}; run `embedcache extract --model {name}`"
+            )
+        if len(matches) > 1:
+            choices = ", ".join(f"{name}@{one['fingerprint'][:12]}" for one in matches)
+            raise StoreMismatchError(f"'{model}' has several fingerprints; name one of {choices}")
+        [document] = matches
+        return self.open_store(self.workspace.encoder_folder(name, str(document["fingerprint"])))
+
+    def model_names(self, models: Sequence[str]) -> list[str]:
+        """Return the models meant: 'all' is every fingerprint that the store holds."""
+        if ALL not in models:
+            return list(dict.fromkeys(models))
+        documents = self.workspace.encoder_documents()
+        names = [str(document["name"]) for document in documents]
+        return [
+            name if names.count(name) == 1 else f"{name}@{document['fingerprint'][:12]}"
+            for name, document in zip(names, documents, strict=True)
+        ]
+
+    def count_rows(self, folder: Location) -> int:
+        """Return how many images the readable records of an encoder's folder hold."""
+        return len(recorded_keys(folder))
+
+    # Catalog
+
+    def renew_catalog(self, *, anew: bool = False) -> None:
+        """Bring the catalog up to date with what this session has read.
+
+        Parameters
+        ----------
+        anew
+            Whether to write all of it, even where it is up to date.
+        """
+        self.workspace.create_store()
+        source = catalog_source(self.workspace, self)
+        update(source.path, source.items, anew=anew)
+
+    # Questions
+
+    def study(self, question: Question) -> Study:
+        """Return the images and folds of a question; folds and manifest are stored now.
+
+        Raises
+        ------
+        ManifestError
+            There is no such column or cohort.
+        RunError
+            Nothing is left to train on, or it cannot be split into folds.
+        CatalogError
+            The predicate cannot be evaluated.
+        """
+        selected = select_images(self.images.table, question.where)
+        cohorts = choose_cohorts(self.images, question, selected)
+        return Study(cohorts, self._folds(cohorts), self.snapshot)
+
+    def _folds(self, cohorts: Cohorts) -> FoldTable:
+        """Return the folds of the training cohort: given, stored, or assigned and stored now."""
+        question = cohorts.question
+        patient_id = cohorts.column("patient_id", cohorts.train)
+        classes = strata(question.task, cohorts.train_labels)
+        table = question.folds
+        if isinstance(table, int):
+            folds_id = folds_identity(patient_id, classes, table, question.seed)
+            patients = read_fold_table(self.workspace, folds_id)
+            if patients is None:
+                table = assign_folds(patient_id, classes, n_folds=table, seed=question.seed)
+            else:
+                table = FoldTable(folds_id, table, question.seed, patients)
+        elif not isinstance(table, FoldTable):
+            table = read_folds(table)
+        store_fold_table(self.workspace, table.folds_id, table.patients)
+        # In other tasks the strata are no classes, and notes on them would say nothing.
+        is_classes = question.task == "classification"
+        notes = fold_notes(patient_id, classes, table.n_folds) if is_classes else ()
+        return replace(table, notes=notes)
+
+    def rows(self, study: Study, store: EmbeddingStore) -> list[LabelledEmbeddings]:
+        """Return an encoder's rows of the training cohort, then of each external one.
+
+        Raises
+        ------
+        LeakageError
+            The encoder was fine-tuned on one of their patients.
+        MissingEmbeddingsError
+            Images that are here were never encoded.
+        """
+        cohorts = study.cohorts
+        numbers = [number for part in cohorts.parts.values() for number in part]
+        spec = EncoderSpec.from_document(store.document["spec"])
+        check_not_trained_on(self.workspace, spec, cohorts.column("patient_id", numbers))
+        return [
+            self.labelled_rows(store, cohorts.labels, part, cohort=name)
+            for name, part in cohorts.parts.items()
+        ]
+
+    def labelled_rows(
+        self,
+        store: EmbeddingStore,
+        labels: Sequence[str],
+        numbers: Sequence[int],
+        *,
+        cohort: str | None = None,
+    ) -> LabelledEmbeddings:
+        """Return the embeddings of some images; those that could not be encoded are left out.
+
+        Parameters
+        ----------
+        store
+            Rows of one encoder.
+        labels
+            Label of every image of the table.
+        numbers
+            Row numbers of the images wanted.
+        cohort
+            Name of their cohort; None for that of the manifest.
+
+        Raises
+        ------
+        MissingEmbeddingsError
+            Images that are here and were never encoded; names the first and the command.
+        """
+        images = self.images
+        keys = images.keys
+        settled = {None, *store.row_keys(), *store.failures}
+        missing = [n for n in numbers if keys[n] not in settled and n not in images.absent]
+        if missing:
+            first = images.table["image_id"][missing[0]].as_py()
+            raise MissingEmbeddingsError(
+                f"{len(missing)} of {len(numbers)} images have no '{store.name}' embedding, first "
+                f"'{first}'; run `embedcache extract --model {store.name}`"
+            )
+        held = [number for number in numbers if keys[number] in store]
+        columns = {name: images.column(name, held) for name in ("image_id", "patient_id", "cohort")}
+        if cohort is not None:
+            columns["cohort"] = (cohort,) * len(held)
+        return LabelledEmbeddings(
+            encoder=store.name,
+            fingerprint=store.fingerprint,
+            X=store.read([str(keys[number]) for number in held]),
+            label=tuple(labels[number] for number in held),
+            n_failed=len(numbers) - len(held),
+            **columns,
+        )
+
+    def embeddings(
+        self, model: str, *, where: str | None = None, label: str = "label"
+    ) -> LabelledEmbeddings:
+        """Return one model's rows, in manifest order; images recorded as failed are left out."""
+        labels = label_column(self.images, label)
+        numbers = select_images(self.images.table, where)
+        return self.labelled_rows(self.find_store(model), labels, numbers)
+
+
+def same_name(first: str, second: str) -> bool:
+    """Tell whether two names of encoders differ in hyphens and underscores at most."""
+    return first.replace("_", "-") == second.replace("_", "-")

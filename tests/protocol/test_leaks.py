@@ -1,0 +1,123 @@
+"""No probe, at any level, predicts a patient that it was fitted on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_cohorts import embeddings, folds_of
+
+from embedcache.data.folds import assign_folds
+from embedcache.errors import RunError
+from embedcache.protocol import choice, estimators, tasks
+from embedcache.protocol.learning_curve import learning_curve
+from embedcache.protocol.nested import fit_probe
+from embedcache.runs.methods import ProbeMethod
+
+
+def watch(monkeypatch, train):
+    """Record the patients of every training set that is fitted, and of every row predicted."""
+    seen = []
+    real = tasks.logistic.fit_sweep
+    owner = {row.tobytes(): who for row, who in zip(train.X, train.patient_id, strict=True)}
+
+    def fit(X, y, n_classes, problems, **options):
+        paths = real(X, y, n_classes, problems, **options)
+        return [
+            Watched(path, {owner[X[row].tobytes()] for row in rows}, owner, seen)
+            for path, (rows, _) in zip(paths, problems, strict=True)
+        ]
+
+    monkeypatch.setattr(tasks.logistic, "fit_sweep", fit)
+    return seen
+
+
+class Watched:
+    def __init__(self, path, trained, owner, seen):
+        self.path, self.trained, self.owner, self.seen = path, trained, owner, seen
+
+    def probability(self, X):
+        self.seen.append((self.trained, {self.owner[row.tobytes()] for row in X}))
+        return self.path.probability(X)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), n_patients=st.integers(9, 30), n_folds=st.integers(3, 5))
+def test_no_probe_at_any_level_predicts_a_patient_that_it_was_fitted_on(seed, n_patients, n_folds):
+    with pytest.MonkeyPatch.context() as patch:
+        train = embeddings(n_patients, seed=seed)
+        seen = watch(patch, train)
+        table = folds_of(train, n_folds)
+        fit_probe(train, table, method=ProbeMethod(grid=(0.01, 1.0)))
+        n_probe = len(seen)
+        learning_curve(train, table, [2, 5], n_draws=2)
+    assert n_probe >= n_folds * (n_folds - 1) + n_folds
+    assert len(seen) > n_probe
+    for trained, predicted in seen:
+        assert trained
+        assert predicted
+        assert not trained & predicted
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    images=st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=8, max_size=60),
+    n_folds=st.integers(3, 6),
+    seed=st.integers(0, 99),
+)
+def test_no_split_of_any_manifest_has_a_patient_on_both_sides(images, n_folds, seed):
+    """What every task goes through: outer folds, inner folds, and who predicts whom."""
+    patient = [f"P{number}" for number, _ in images]
+    label = [name for _, name in images]
+    try:
+        table = assign_folds(patient, label, n_folds=n_folds, seed=seed)
+    except RunError:
+        return  # too few patients or classes
+    fold, who = table.of(patient), np.array(patient)
+
+    def predict(trained, rows):
+        assert not set(who[trained]) & set(who[rows])
+        return np.zeros((1, len(rows), 1))
+
+    trained_on = []
+
+    def fit(problems):
+        trained_on.extend(rows for rows, _ in problems)
+        return [rows for rows, _ in problems]
+
+    for outer, (rows, _) in zip(
+        np.unique(fold), choice.held_out(fit, predict, fold, [1.0]), strict=True
+    ):
+        assert sorted(rows) == np.flatnonzero(fold != outer).tolist()
+        assert not set(who[rows]) & set(who[fold == outer])
+    for rows in trained_on:
+        assert len(set(fold[rows])) == len(set(fold)) - 2
+
+
+@pytest.mark.parametrize("groups", ["abcdefgh", "aabbccdd"])
+def test_the_estimator_holds_out_whole_groups(monkeypatch, groups):
+
+    train = embeddings(24)
+    own = np.array([groups[i % 8] for i in range(len(train))])
+    seen = []
+    real = estimators.fit_sweep
+
+    def fit(X, y, n_classes, problems, **options):
+        seen.extend(rows for rows, _ in problems)
+        return real(X, y, n_classes, problems, **options)
+
+    monkeypatch.setattr(estimators, "fit_sweep", fit)
+    estimators.LinearProbeCV(Cs=[0.01, 1.0]).fit(train.X, np.array(train.label), groups=own)
+    inner = [rows for rows in seen if len(rows) < len(train)]
+    assert inner
+    for rows in inner:
+        assert not set(own[rows]) & set(np.delete(own, rows))
+
+
+def test_the_watch_of_the_test_above_sees_a_leak(monkeypatch):
+    train = embeddings(12)
+    seen = watch(monkeypatch, train)
+    method = ProbeMethod(protocol="dinov2", grid=(0.01, 1.0))
+    fit_probe(train, folds_of(train), method=method)
+    assert any(trained & predicted for trained, predicted in seen)

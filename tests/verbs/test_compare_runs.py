@@ -1,0 +1,255 @@
+"""Stored runs against each other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_answers import made_predictions
+from sklearn.metrics import f1_score
+
+from embedcache.runs import files as run_files
+from embedcache.runs.record import Run
+from embedcache.scoring.evaluate import evaluate
+from embedcache.verbs.compare import CompareReport
+
+
+def external(one, cohort="abroad"):
+    return replace(one, role="external", fold=np.full(len(one.label), -1))
+
+
+@pytest.fixture
+def store(project):
+    """Write a run of some predictions into a project's store."""
+    project.workspace.create_store()
+
+    def write(run_id, encoder, *predictions, created="2025-01-01", kind="probe", **settings):
+        if kind == "probe":
+            settings["train_cohort"] = "home"
+        run = Run(run_id, kind, encoder, f"f00d-{encoder}", settings, {}, {}, {}, created, 1.0)
+        estimates = evaluate(predictions, n_resamples=100)
+        run_files.write_run(project.workspace.runs, run, predictions, estimates)
+
+    write.project = project
+    return write
+
+
+def two_cohorts(sharp, own):
+    abroad = made_predictions(sharp / 2, seed=1, labels="ab", own=own, cohort="abroad")
+    return made_predictions(sharp, own=own), external(abroad)
+
+
+@pytest.fixture
+def three(store):
+    """Runs of three encoders on the same images."""
+    for own, (name, sharp) in enumerate({"best": 4.0, "good": 3.6, "bad": 0.2}.items(), 1):
+        store(f"probe-{name}", name, *two_cohorts(sharp, own))
+    return store
+
+
+def test_the_table_has_all_that_a_reader_needs(three, command):
+    answer = command("compare", "--resamples", "500")
+    assert answer.code == 0
+    assert answer.err == ""
+    first, *_, tail = answer.out.split("\n\n")
+    lines = first.splitlines()
+    assert lines[0].startswith("home, tested out of fold: 20 patients, 85 images, 3 classes")
+    assert lines[1].split() == [
+        "run", "macro_f1", "behind", "the", "best", "p", "rank", "P(best)", "group"
+    ]  # fmt: skip
+    assert {line.split()[0] for line in lines[3:5]} == {"best", "good"}
+    assert lines[5].startswith("bad ")
+    assert lines[5].split()[-1] == "2"
+    assert "abroad, external: " in answer.out
+    assert "lost outside" in answer.out
+    assert "bad: probe-bad" in tail
+
+
+def test_json_has_every_pair_and_all_sections(three, command):
+    report = json.loads(command("compare", "--json", "--resamples", "100", "--by", "class").out)
+    assert set(report) == set(CompareReport.__slots__)
+    home, abroad = report["cohorts"]
+    assert len(home["comparison"]["pairs"]) == 3
+    assert abroad["classes"] == ["a", "b"]
+    assert len(report["drops"]) == 3
+    assert len(report["parts"]) == 3 * 3 + 3 * 2
+    assert {one["metric"] for one in report["estimates"]["best"]} >= {"ece", "log_loss"}
+
+
+def test_the_latest_run_of_each_encoder_counts(three, command):
+    three("probe-new", "bad", *two_cohorts(4.0, 9), created="2025-02-01")
+    assert "bad: probe-new" in command("compare", "--resamples", "100").out
+
+
+def test_runs_on_other_images_or_folds_are_left_out_and_named(three, command):
+    home, abroad = two_cohorts(1.0, 7)
+    three("probe-few", "few", home.take(np.arange(70)), abroad)
+    three("probe-folds", "folds", replace(home, fold=(home.fold + 1) % 3), abroad)
+    three("probe-classes", "classes", replace(home, label=home.label[::-1]), abroad)
+    answer = command("compare", "--resamples", "100", "-m", "best", "-m", "few", "-m", "folds",
+                     "-m", "classes", "-m", "good")  # fmt: skip
+    assert "few: " not in answer.out
+    assert "best: " in answer.out
+    assert "probe-few left out: other images of 'home' (70, not 85)" in answer.err
+    assert "probe-folds left out: other folds of 'home'" in answer.err
+    assert "probe-classes left out: other patients or labels in 'home'" in answer.err
+
+
+def test_an_older_run_on_the_same_images_stands_in_for_a_newer_one_on_others(three, command):
+    home, abroad = two_cohorts(1.0, 7)
+    three("probe-few", "bad", home.take(np.arange(70)), abroad, created="2024-01-01")
+    three("probe-more", "good", home.take(np.arange(70)), abroad, created="2024-01-01")
+    answer = command("compare", "--resamples", "100")
+    assert "bad: probe-bad" in answer.out
+    assert answer.err == ""
+
+
+def test_kinds_of_probe_are_told_apart_when_they_meet(three, command):
+    home, abroad = two_cohorts(2.0, 5)
+    three("zeroshot-best", "best", external(home), abroad, kind="zeroshot")
+    answer = command("compare", "--resamples", "100")
+    assert "best (zeroshot): zeroshot-best" in answer.out
+    assert "best (probe): probe-best" in answer.out
+    lost = answer.out.split("lost outside")[1]
+    assert "zeroshot)  " not in lost  # it was trained on neither
+
+
+def test_probes_of_one_encoder_are_told_apart_and_controls_wait_to_be_named(three, command):
+    for own, (family, protocol) in enumerate([("knn", "default"), ("logistic", "dinov2")], 4):
+        settings = {"probe": family, "protocol": protocol}
+        three(f"probe-{family}", "good", *two_cohorts(2.0, own), probe=settings)
+    by_folds = {"probe": "logistic", "rule": "one-se", "external": "folds", "seed": 3}
+    three("probe-folds", "good", *two_cohorts(2.0, 6), probe=by_folds)
+    home, abroad = two_cohorts(2.0, 7)
+    shuffled = replace(home, label=home.label[::-1])
+    three("control-good", "good", shuffled, abroad, kind="control", created="2026-01-01")
+    answer = command("compare", "-m", "good", "--resamples", "100")
+    assert answer.err == ""
+    names = [line.rpartition(": ")[0] for line in answer.out.splitlines()[-4:]]
+    assert names == [
+        "good (knn)",
+        "good (logistic, dinov2)",
+        "good (logistic, one-se, external by folds, seed 3)",
+        "good (probe)",
+    ]
+    named = command("compare", "control-good", "--resamples", "100")
+    assert "good: control-good" in named.out
+
+
+def test_runs_can_be_named(three, command):
+    answer = command("compare", "probe-bad", "probe-good", "--resamples", "100", "--pairs")
+    assert "best" not in answer.out.replace("the best", "").replace("P(best)", "")
+    assert "home, pairs" in answer.out
+    assert command("compare", "probe-bad", "-m", "bad").code == 2
+
+
+def test_scores_by_a_manifest_column_and_by_class(three, project, command):
+    answer = command("compare", "--by", "class", "--resamples", "100")
+    part = answer.out.split("macro_f1 by class")[1]
+    assert "abroad  a " in part
+    assert "abroad  c " not in part
+    answer = command("compare", "--by", "planet")
+    assert answer.code == 1
+    assert "no column 'planet'" in answer.err
+
+
+def test_a_drop_is_over_the_classes_that_occur_outside(three, command):
+    report = json.loads(command("compare", "--json", "--resamples", "100", "-m", "bad").out)
+    home, abroad = two_cohorts(0.2, 3)
+    inside = home.take(np.flatnonzero(np.array(home.label) != "c"))
+    expected = np.subtract(*(
+        f1_score(one.codes(), one.predicted(), labels=[0, 1], average="macro")
+        for one in (inside, abroad)
+    ))  # fmt: skip
+    (found,) = report["drops"]
+    assert found["drop"]["value"] == pytest.approx(expected)
+
+
+def test_levels_and_masks_are_options(three, command):
+    report = json.loads(
+        command("compare", "--json", "--level", "patient", "--scoring", "masked",
+                "--resamples", "100", "-m", "bad").out
+    )  # fmt: skip
+    home, abroad = two_cohorts(0.2, 3)
+    assert {one["level"] for one in report["estimates"]["bad"]} == {"patient"}
+    kinds = {(one["cohort"], one["scoring"], one["metric"]) for one in report["estimates"]["bad"]}
+    assert {("home", "all", "ece"), ("abroad", "masked", "ece")} <= kinds
+    assert ("abroad", "all", "ece") not in kinds
+    expected = evaluate([home, abroad], n_resamples=100)
+    for cohort, scoring in zip(report["cohorts"], ("all", "masked"), strict=True):
+        (value,) = [
+            one.value
+            for one in expected
+            if (one.cohort, one.scoring, one.level, one.metric)
+            == (cohort["cohort"], scoring, "patient", "macro_f1")
+        ]
+        assert cohort["comparison"]["standings"][0]["value"] == pytest.approx(value)
+
+
+def test_a_class_that_a_cohort_lacks_leaves_that_cohort_out(three, command):
+    answer = command("compare", "--metric", "f1:c", "--resamples", "100")
+    assert "'abroad' left out: f1:c is not defined on its classes" in answer.err
+    assert "abroad, external" not in answer.out
+
+
+def test_calibration_and_operating_points_are_those_stored_with_the_runs(store, command):
+    home, abroad = two_cohorts(2.0, 1)
+    warm = replace(home, temperature=np.full(len(home.label), 1.5))
+    store("probe-x", "x", warm, abroad)
+    answer = command("compare", "--calibration", "--operating-points", "--resamples", "100")
+    assert answer.code == 0
+    calibration = answer.out.split("calibration, T")[1]
+    assert "1.500" in calibration
+    assert "reliability" in calibration
+    points = answer.out.split("operating points")[1]
+    rows = [line for line in points.splitlines() if line.startswith("x  ")]
+    assert len(rows) == 3 + 2
+    inside, outside = (line.split() for line in (rows[0], rows[3]))
+    assert inside[:3] == ["x", "home", "a"]
+    assert outside[:3] == ["x", "abroad", "a"]
+    assert inside[3] == outside[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["no-such-run"], "no run 'no-such-run'"),
+        (["-m", "nobody"], "no run of 'nobody'; there are runs of bad, best, good"),
+        (["--metric", "f2"], "no metric 'f2'"),
+        (["--metric", "f1:zebra"], "no class 'zebra'"),
+    ],
+)
+def test_what_is_not_there_is_an_error_of_one_line(three, command, arguments, match):
+    answer = command("compare", *arguments)
+    assert answer.code == 1
+    assert match in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_a_store_without_runs_says_what_to_do(project, command):
+    project.workspace.create_store()
+    answer = command("compare")
+    assert answer.code == 1
+    assert "run `embedcache probe -m all`" in answer.err
+
+
+def test_a_run_of_another_task_is_passed_over_or_refused(three, command):
+    home, abroad = two_cohorts(1.0, 8)
+    three("probe-days", "days", home, abroad, created="2026-01-01", task="regression")
+    assert "days" not in command("compare", "--resamples", "100").out
+    answer = command("compare", "probe-days")
+    assert answer.code == 1
+    assert "run 'probe-days' is of regression; expected classification" in answer.err
+
+
+def test_predictions_come_back_as_they_were_written(store):
+    home, abroad = two_cohorts(1.0, 1)
+    warm = np.where(home.fold == 0, np.nan, 2.0)
+    store("probe-x", "x", replace(home, temperature=warm), abroad)
+    inside, outside = run_files.read_predictions(store.project.workspace.runs / "probe-x")
+    assert np.array_equal(inside.probability, home.probability)
+    assert np.array_equal(inside.temperature, warm, equal_nan=True)
+    assert (outside.role, outside.temperature, outside.label) == ("external", None, abroad.label)
+    assert (outside.fold == -1).all()
