@@ -29,6 +29,7 @@ from common import print_machine, spread
 
 import embedcache
 from embedcache.data.manifest import write_manifest
+from embedcache.files.backend import Location, on_disk
 from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs import state
@@ -62,7 +63,7 @@ def main() -> None:
         committing(Path(name), X)
 
 
-def make_store(folder: Path, X: np.ndarray) -> tuple[EmbeddingStore, list[str]]:
+def make_store(folder: Location, X: np.ndarray) -> tuple[EmbeddingStore, list[str]]:
     document = {
         "name": "bench",
         "fingerprint": "b" * 64,
@@ -86,7 +87,7 @@ def make_store(folder: Path, X: np.ndarray) -> tuple[EmbeddingStore, list[str]]:
 
 def reading(folder: Path, X: np.ndarray, rounds: int) -> None:
     np.save(folder / "x.npy", X)
-    store, keys = make_store(folder / "store", X)
+    store, keys = make_store(on_disk(folder / "store"), X)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), X.shape[1])
     table = pa.table({"v": vectors})
     pq.write_table(table, folder / "x.parquet", compression="none", write_page_checksum=True)
@@ -105,7 +106,7 @@ def reading(folder: Path, X: np.ndarray, rounds: int) -> None:
     segment = next((folder / "store" / "seg").glob("*.zarr"))
     ways = {
         "np.load, no checksum": lambda: np.load(folder / "x.npy"),
-        "embedcache, opened anew": lambda: EmbeddingStore(folder / "store").read(keys),
+        "embedcache, opened anew": lambda: EmbeddingStore(store.folder).read(keys),
         "embedcache, already open": lambda: store.read(keys),
         "plain zarr on the same files": lambda: zarr.open(segment)[:],
         "HDF5, fletcher32": hdf5,
@@ -183,8 +184,8 @@ def asking(folder: Path, X: np.ndarray, rounds: int) -> None:
 
 
 def committing(folder: Path, X: np.ndarray) -> None:
-    document = EmbeddingStore(make_store(folder / "first", X[:1])[0].folder).document
-    store = EmbeddingStore.open_or_create(folder / "store", document)
+    document = make_store(on_disk(folder / "first"), X[:1])[0].document
+    store = EmbeddingStore.open_or_create(on_disk(folder / "store"), document)
     walls, cpus = [], []
     for first in range(0, 20 * 256, 256):
         keys = [f"{number:064x}" for number in range(first, first + 256)]

@@ -14,7 +14,7 @@ import platformdirs
 from embedcache.errors import ManifestError, StoreMismatchError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import utc_now
+from embedcache.files.durable import make_folder, utc_now, write_error
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -136,6 +136,10 @@ class Workspace:
         if self.check_format() != FORMAT_VERSION:
             document = read_document(self.format_file)
             self.format_file.replace(seal({**document, "version": FORMAT_VERSION}))
+        try:
+            make_folder(self.local)
+        except OSError as error:
+            raise write_error(self.local, error) from error
 
     def check_format(self) -> int:
         """Return the store's format version, if this release can read it.

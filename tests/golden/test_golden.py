@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
