@@ -19,7 +19,7 @@ class MultiLabelPath:
     Parameters
     ----------
     paths
-        Each with the classes no and yes.
+        Path of each label, with the classes no and yes.
     """
 
     paths: tuple[ProbePath, ...]
@@ -39,13 +39,13 @@ def fit_multilabel(
     Parameters
     ----------
     fit_sweep
-        Of the family.
+        Function that fits probes of the family.
     X
-        Shape (n, dim), finite.
+        Embeddings, finite, shape (n, dim).
     Y
-        Which labels each image has, shape (n, n_labels), at least one label.
+        Whether each image has each label, shape (n, n_labels), at least one label.
     problems
-        See `seam.Problems`.
+        Training rows, and the values of the setting; see `seam.Problems`.
 
     Returns
     -------
@@ -69,9 +69,9 @@ def separate_labels(cells: Sequence[str], *, sep: str = "|") -> list[frozenset[s
     Parameters
     ----------
     cells
-        One an image.
+        Cell of each image.
     sep
-        What stands between two labels.
+        Text that stands between two labels.
 
     Raises
     ------
@@ -94,6 +94,14 @@ def _separate(cell: str, sep: str) -> frozenset[str]:
 
 
 def label_matrix(labels: Sequence[Collection[str]], names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which of the names each image has, shape (n, len(names))."""
-    rows = [[name in own for name in names] for own in labels]
+    """Return whether each image has each of the names, shape (n, len(names)).
+
+    Parameters
+    ----------
+    labels
+        Labels of each image.
+    names
+        Names of the columns.
+    """
+    rows = [[name in image_labels for name in names] for image_labels in labels]
     return np.array(rows, np.bool_).reshape(len(labels), len(names))
