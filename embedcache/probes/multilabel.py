@@ -17,7 +17,7 @@ class MultiLabelPath:
     Parameters
     ----------
     paths
-        Each with the classes no and yes.
+        Path of each label, with the classes no and yes.
     """
 
     paths: tuple[ProbePath, ...]
@@ -37,13 +37,13 @@ def fit_multilabel(
     Parameters
     ----------
     fit_sweep
-        Of the family.
+        Function that fits probes of the family.
     X
-        Shape (n, dim), finite.
+        Embeddings, finite, shape (n, dim).
     Y
-        Which labels each image has, shape (n, n_labels), at least one label.
+        Whether each image has each label, shape (n, n_labels), at least one label.
     problems
-        See `seam.Problems`.
+        Training rows, and the values of the setting; see `seam.Problems`.
 
     Returns
     -------
@@ -56,3 +56,53 @@ def fit_multilabel(
     """
     by_label = [fit_sweep(X, label.astype(np.int64), 2, problems) for label in Y.T]
     return [MultiLabelPath(paths) for paths in zip(*by_label, strict=True)]
+<<<<<<< HEAD
+=======
+
+
+def separate_labels(cells: Sequence[str], *, sep: str = "|") -> list[frozenset[str]]:
+    """Return the labels in each cell of a manifest.
+
+    A cell such as `a|b` names all that apply; `-` says that the image was looked at and none does.
+    Space around a label does not count.
+
+    Parameters
+    ----------
+    cells
+        Cell of each image.
+    sep
+        Text that stands between two labels.
+
+    Raises
+    ------
+    RunError
+        An empty cell or label, or `-` beside others.
+    """
+    return [_separate(cell, sep) for cell in cells]
+
+
+def _separate(cell: str, sep: str) -> frozenset[str]:
+    labels = frozenset(part.strip() for part in cell.split(sep))
+    if labels == {"-"}:
+        return frozenset()
+    if labels & {"", "-"}:
+        raise RunError(
+            f"cell '{cell}' is no list of labels; write 'a{sep}b', or '-' where none applies, and "
+            "leave out images without a label"
+        )
+    return labels
+
+
+def label_matrix(labels: Sequence[Collection[str]], names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return whether each image has each of the names, shape (n, len(names)).
+
+    Parameters
+    ----------
+    labels
+        Labels of each image.
+    names
+        Names of the columns.
+    """
+    rows = [[name in image_labels for name in names] for image_labels in labels]
+    return np.array(rows, np.bool_).reshape(len(labels), len(names))
+>>>>>>> protocol-scoring
