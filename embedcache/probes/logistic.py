@@ -203,13 +203,6 @@ def _solve(
 
 
 def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[np.intp]]:
-<<<<<<< HEAD
-    """Yield the problems that are solved together: a few strengths, of all training sets."""
-    n_values, n_sets = int(place.max()) + 1, int(np.count_nonzero(place == 0))
-    vector = int(np.prod(objective.shape)) * objective.dtype.itemsize
-    most = max(1, _STATE_BYTES // (vector * n_sets))
-    n_chunks = -(-n_values // min(most, n_values if n_values <= _TOGETHER else _TOGETHER // 2))
-=======
     """Yield the problems that are solved together: a few strengths, of all training sets.
 
     A chunk holds as many strengths as memory allows for one vector over its problems. A grid of up
@@ -221,7 +214,6 @@ def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[n
     fit_in_memory = max(1, _STATE_BYTES // (vector_bytes * n_sets))
     preferred = n_values if n_values <= _TOGETHER else _TOGETHER // 2
     n_chunks = math.ceil(n_values / min(fit_in_memory, preferred))
->>>>>>> protocol-scoring
     for places in np.array_split(np.arange(n_values), n_chunks):
         yield np.flatnonzero(np.isin(place, places))
 

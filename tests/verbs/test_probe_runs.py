@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from embedcache.verbs.cohorts import CohortOptions
+from embedcache.verbs.probing import ProbeOptions, ask
 
 import embedcache
 from embedcache.errors import LeakageError, ManifestError
 from embedcache.runs.methods import ProbeMethod
 from embedcache.testing import write_cohort
 from embedcache.verbs import controls
-from embedcache.verbs.cohorts import CohortOptions
-from embedcache.verbs.probing import ProbeOptions, ask
 
 
 @pytest.fixture
