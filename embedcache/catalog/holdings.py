@@ -105,6 +105,6 @@ def read_holdings(source: CatalogSource) -> Holdings:
         n_patients=n_patients,
         n_unreadable=n_unreadable,
         cohorts=cohorts,
-        encoders=tuple(EncoderHoldings(*row[:-1], seconds=json.loads(row[-1])) for row in encoders),
+        encoders=tuple(EncoderHoldings(*row[:-1], json.loads(row[-1])) for row in encoders),
         n_runs=n_runs,
     )

@@ -23,7 +23,6 @@ from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache
-from embedcache.protocol.tasks import strata
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
@@ -231,6 +230,8 @@ class Session:
 
     def _folds(self, cohorts: Cohorts) -> FoldTable:
         """Return the folds of the training cohort: given, stored, or assigned and stored now."""
+        from embedcache.protocol.tasks import strata  # late: what only looks fits nothing
+
         question = cohorts.question
         patient_id = cohorts.column("patient_id", cohorts.train)
         classes = strata(question.task, cohorts.train_labels)
