@@ -6,26 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from embedcache.catalog.output import QueryRows
-from embedcache.catalog.query import query_rows, query_table
-from embedcache.extract.report import PassReport, Progress
-from embedcache.verbs import cohorts, state
-from embedcache.verbs import extract as encode
-from embedcache.verbs.catalog import catalog_source
-from embedcache.verbs.cohorts import CohortOptions
-from embedcache.verbs.extract import ExtractOptions
 from embedcache.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedcache.catalog.output import QueryRows
     from embedcache.data.embeddings import LabelledEmbeddings
     from embedcache.data.folds import FoldSize, FoldTable
+    from embedcache.extract.report import PassReport, Progress
     from embedcache.verbs.compare import CompareReport
+    from embedcache.verbs.extract import Plan
     from embedcache.verbs.finetune import Told
     from embedcache.verbs.probing import ProbeOptions, RunOutcome
+    from embedcache.verbs.status import Status
     from embedcache.verbs.sweep import SweepReport
-    from embedcache.verbs.upkeep import GcReport, Status
+    from embedcache.verbs.upkeep import GcReport
     from embedcache.verbs.verify import VerifyReport
 
 
@@ -55,9 +51,11 @@ class Project:
 
     def images(self) -> pa.Table:
         """Return one row an image: every manifest column, and `sha256` of its bytes."""
+        from embedcache.verbs import state
+
         return state.load_images(self.workspace).table
 
-    def plan(self, models: Sequence[str], **options: Any) -> list[encode.Plan]:
+    def plan(self, models: Sequence[str], **options: Any) -> list[Plan]:
         """Return what `extract` would do; encodes and stores nothing.
 
         Parameters
@@ -65,6 +63,9 @@ class Project:
         models, options
             As for `extract`.
         """
+        from embedcache.verbs import extract as encode
+        from embedcache.verbs.extract import ExtractOptions
+
         return encode.plan(self.workspace, models, ExtractOptions(**options))
 
     def extract(
@@ -94,6 +95,9 @@ class Project:
         StoreWriteError
             The disk refused; what was committed before is safe.
         """
+        from embedcache.verbs import extract as encode
+        from embedcache.verbs.extract import ExtractOptions
+
         return encode.extract(
             self.workspace,
             _names(models),
@@ -125,6 +129,8 @@ class Project:
         StoreCorruptError
             Stored bytes do not match their checksum.
         """
+        from embedcache.verbs import cohorts
+
         return cohorts.select_embeddings(self.workspace, model, where=where, label=label)
 
     def export(
@@ -158,6 +164,9 @@ class Project:
         CatalogError
             The statement is wrong, or would write.
         """
+        from embedcache.catalog.query import query_table
+        from embedcache.verbs.catalog import catalog_source
+
         return query_table(catalog_source(self.workspace), query)
 
     def sql_rows(self, query: str) -> QueryRows:
@@ -168,6 +177,9 @@ class Project:
         CatalogError
             As for `sql`.
         """
+        from embedcache.catalog.query import query_rows
+        from embedcache.verbs.catalog import catalog_source
+
         return query_rows(catalog_source(self.workspace), query)
 
     def folds(self, **options: Any) -> tuple[FoldTable, list[FoldSize]]:
@@ -181,6 +193,7 @@ class Project:
             The fields of `CohortOptions`.
         """
         from embedcache.verbs import probing
+        from embedcache.verbs.cohorts import CohortOptions
 
         return probing.folds(self.workspace, CohortOptions(**options))
 
@@ -215,6 +228,7 @@ class Project:
             A training patient stands in an external cohort.
         """
         from embedcache.verbs import probing
+        from embedcache.verbs.cohorts import CohortOptions
 
         return probing.probe(
             self.workspace,
@@ -251,6 +265,7 @@ class Project:
             Whether the majority, metadata and shuffled labels are probed too.
         """
         from embedcache.verbs import probing, sweep
+        from embedcache.verbs.cohorts import CohortOptions
 
         return sweep.sweep(
             self.workspace,
@@ -287,6 +302,7 @@ class Project:
         on_run, options
             As for `probe`.
         """
+        from embedcache.verbs.cohorts import CohortOptions
         from embedcache.verbs.curves import CurveOptions, learning_curves
 
         return learning_curves(
@@ -331,6 +347,7 @@ class Project:
             A recipe key or regime that is none, or a loss that is no number.
         """
         from embedcache.finetune.recipe import read_recipe
+        from embedcache.verbs.cohorts import CohortOptions
         from embedcache.verbs.finetune import FinetuneOptions, Told, finetune
 
         found = read_recipe(None if recipe is None else Path(recipe), changes)
@@ -399,9 +416,9 @@ class Project:
 
     def status(self) -> Status:
         """Return what the store holds, against what the manifest wants."""
-        from embedcache.verbs import upkeep
+        from embedcache.verbs.status import status
 
-        return upkeep.status(self.workspace)
+        return status(self.workspace)
 
     def verify(
         self,
@@ -421,6 +438,7 @@ class Project:
             As for `extract`, for the rows that are encoded again.
         """
         from embedcache.verbs import verify
+        from embedcache.verbs.extract import ExtractOptions
 
         if not repair:
             return verify.verify(self.workspace)
@@ -440,6 +458,8 @@ class Project:
 
     def index(self) -> Path:
         """Write `catalog.duckdb` anew from the files and return its path."""
+        from embedcache.verbs import state
+
         state.renew_catalog(self.workspace, force=True)
         return self.workspace.catalog
 

@@ -72,6 +72,7 @@ LATE = (
     "embedcache.store.segment",
     "embedcache.store.care",
     "embedcache.catalog.",
+    "embedcache.files.durable",
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.data.images",

@@ -40,7 +40,8 @@ from embedcache.verbs.extract import Plan
 from embedcache.verbs.manifest import CheckReport
 from embedcache.verbs.probing import ProbeOptions, RunOutcome
 from embedcache.verbs.quickstart import MODELS
-from embedcache.verbs.upkeep import GcReport, Status
+from embedcache.verbs.status import Status
+from embedcache.verbs.upkeep import GcReport
 from embedcache.verbs.verify import VerifyReport
 from embedcache.workspace import FORMAT_VERSION
 

@@ -17,13 +17,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import google_crc32c
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedcache.errors import StoreCorruptError, StoreWriteError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEMPORARY: Final = ".tmp-"
 _NO_HARD_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -202,6 +203,9 @@ def read_document(path: Path) -> dict[str, Any]:
 
 def publish_table(folder: Path, stem: str, table: pa.Table) -> Path:
     """Publish a Parquet file named by its checksum and return its path."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
@@ -237,6 +241,9 @@ def parse_table(data: bytes) -> pa.Table:
 
     These files are small, and Arrow's threads, where a process ends while they start, abort it.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
