@@ -28,8 +28,8 @@ import zarr
 from common import print_machine, spread
 
 import embedcache
+from embedcache.catalog import query as catalog_query
 from embedcache.catalog.embeddings import register_embeddings
-from embedcache.catalog.query import reading
 from embedcache.data.manifest import write_manifest
 from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
@@ -159,7 +159,7 @@ def asking(folder: Path, X: np.ndarray, rounds: int) -> None:
     )
     seven = keys[6300:6307]
     scattered = keys[:: len(keys) // 7][:7]
-    with reading(source) as connection:
+    with catalog_query.reading(source) as connection:
         register_embeddings(connection, source.open_stores(), ["embeddings"])
         times = {
             "one patient's images": lambda: connection.sql(one).fetchall(),

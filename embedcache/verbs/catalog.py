@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embedcache.catalog.index import is_fresh, update
 from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import RunRow, SourceItem, one_row
-from embedcache.files.digests import stamp_of
+from embedcache.files.digests import Stamp, stamp_of
 from embedcache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -86,21 +86,21 @@ def renew_catalog(
     return update(source.path, source.items, anew=force)
 
 
-def manifest_stamp(workspace: Workspace) -> str:
-    """Return a text that changes when the manifest is edited, or its images are extracted anew.
-
-    The files of the images are not looked at: the catalog has their digests as the last pass over
-    them found them.
-    """
+def manifest_stamp(workspace: Workspace) -> Stamp | None:
+    """Return size, inode and time stamps of the manifest; None where there is none."""
     try:
-        stamp = stamp_of(workspace.manifest.stat())
+        return stamp_of(workspace.manifest.stat())
     except OSError:
-        stamp = None
-    snapshots = _tables(workspace.manifests)
-    return json.dumps([stamp, snapshots[-1].name if snapshots else None])
+        return None
 
 
 def _manifest_item(workspace: Workspace, images: Images | None) -> SourceItem:
+    """Return the item of the images: new where the manifest was edited or its images extracted.
+
+    The files of the images are not looked at: the catalog has their digests as the last pass over
+    them found them. The stamp is of before the manifest is read: an edit meanwhile is noticed.
+    """
+
     def load() -> dict[str, pa.Table]:
         from embedcache.verbs import state
 
@@ -108,8 +108,9 @@ def _manifest_item(workspace: Workspace, images: Images | None) -> SourceItem:
         return {"images": table.replace_schema_metadata(None)}
 
     name = json.dumps([str(workspace.manifest.resolve()), str(workspace.data_root.resolve())])
-    stamp = manifest_stamp(workspace)
-    return SourceItem("manifest", name, stamp, load)
+    stamp = images.manifest_stamp if images else manifest_stamp(workspace)
+    snapshots = [path.name for path in _tables(workspace.manifests)]
+    return SourceItem("manifest", name, json.dumps([stamp, snapshots[-1:]]), load)
 
 
 def _encoder_item(folder: Path) -> SourceItem:

@@ -17,7 +17,7 @@ from embedcache.data.images import split_frame
 from embedcache.data.manifest import image_paths, read_manifest
 from embedcache.errors import ManifestError, MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.cores import usable_cores
-from embedcache.files.digests import DigestCache
+from embedcache.files.digests import DigestCache, Stamp
 from embedcache.files.durable import (
     canonical_json,
     new_id,
@@ -52,11 +52,14 @@ class Images:
         The same images as files, in the same order; empty where there is no manifest, only a store.
     absent
         Numbers of the images whose files are not here: they can be looked up, but not encoded.
+    manifest_stamp
+        Size, inode and time stamps of the manifest before it was read; None where there is none.
     """
 
     table: pa.Table
     files: tuple[ImageFile, ...]
     absent: frozenset[int] = frozenset()
+    manifest_stamp: Stamp | None = None
 
     @property
     def keys(self) -> list[str | None]:
@@ -88,6 +91,7 @@ def load_images(workspace: Workspace, digests: DigestCache | None = None) -> Ima
         if snapshot is None:
             raise ManifestError(f"{workspace.manifest}: no such manifest; pass --manifest FILE")
         return Images(table=snapshot, files=())
+    stamp = catalog.manifest_stamp(workspace)
     table, files = image_files(workspace)
     digests = digests or DigestCache(workspace.digests)
     found = hash_images(files, digests, max(2, usable_cores()))
@@ -104,7 +108,7 @@ def load_images(workspace: Workspace, digests: DigestCache | None = None) -> Ima
             file, path = files[number], table["path"][number].as_py()
             said = file.key_of(file.expected) if file.expected else None
             keys[number] = said or remembered.get((file.image_id, path))
-    return Images(table=_with_digests(table, keys), files=files, absent=absent)
+    return Images(_with_digests(table, keys), files, absent, stamp)
 
 
 def _with_digests(table: pa.Table, keys: Sequence[str | None]) -> pa.Table:

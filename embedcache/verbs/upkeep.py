@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedcache.catalog.index import leftovers
 from embedcache.extract.pictures import pixel_folders
 from embedcache.files.durable import TEMPORARY, read_table, remove_folder
 from embedcache.files.locks import if_unmarked
@@ -62,6 +64,10 @@ def collect_garbage(
     if not dry_run:
         for folder in workspace.runs.glob(f"{TEMPORARY}*"):
             shutil.rmtree(folder)
+        for file in leftovers(workspace.catalog):
+            if time.time() - file.stat().st_mtime > grace_s:
+                freed += file.stat().st_size
+                file.unlink()
         with if_unmarked(workspace.training) as unused:
             freed += sum(map(_removed, _training_leftovers(workspace))) if unused else 0
         state.renew_catalog(workspace, images)
