@@ -40,8 +40,10 @@ from embedcache.store.layout import segment_folder
 from embedcache.verbs import state
 from embedcache.verbs.compare import CompareReport
 from embedcache.verbs.extract import Plan
+from embedcache.verbs.gc import GcReport
 from embedcache.verbs.manifest import CheckReport
 from embedcache.verbs.quickstart import MODELS
+from embedcache.verbs.status import Status
 from embedcache.verbs.verify import VerifyReport
 from embedcache.workspace import FORMAT_VERSION
 
