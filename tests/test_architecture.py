@@ -70,7 +70,7 @@ LATE = (
     "embedcache.encoders.weights",
     "embedcache.encoders.torch_encoder",
     "embedcache.store.segment",
-    "embedcache.catalog.export",
+    "embedcache.catalog.",
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.data.folds",

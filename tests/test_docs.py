@@ -429,7 +429,7 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile():
             [*fences(file.read_text(), "sh"), *re.findall("`(make .*?)`", file.read_text())]
         )
         for line in re.findall(r"^make (.*?)(?:\s*#.*)?$", code, re.MULTILINE):
-            named = [word for word in line.split() if "=" not in word]
+            named = [word for word in shlex.split(line) if "=" not in word]
             assert set(named) <= targets, f"{file.name}: make {line}"
 
 

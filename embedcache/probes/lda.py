@@ -52,7 +52,7 @@ def _fit(
     within = None if gram is None else gram - (means * counts) @ means.T
     scatter, vectors = spectrum(Z - means.T[y], within)
     variance = scatter / len(Z)
-    mean_variance = max(variance.sum() / max(1, np.count_nonzero(scaler.scale)), _LEAST)
+    mean_variance = max(variance.sum() / max(1, int(np.count_nonzero(scaler.scale))), _LEAST)
     along = vectors.T @ means
     beside = means - vectors @ along  # outside the span of the rows: only the target has variance
     log_prior = np.log(counts / len(Z), where=counts > 0, out=np.full(n_classes, -np.inf))

@@ -201,7 +201,7 @@ def _solve(
 
 def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[np.intp]]:
     """Yield the problems that are solved together: a few strengths, of all training sets."""
-    n_values, n_sets = place.max() + 1, np.count_nonzero(place == 0)
+    n_values, n_sets = int(place.max()) + 1, int(np.count_nonzero(place == 0))
     vector = int(np.prod(objective.shape)) * objective.dtype.itemsize
     most = max(1, _STATE_BYTES // (vector * n_sets))
     n_chunks = -(-n_values // min(most, n_values if n_values <= _TOGETHER else _TOGETHER // 2))

@@ -110,7 +110,7 @@ def finetune(
     models: Sequence[str],
     question: Question,
     options: FinetuneOptions,
-    callbacks: Callbacks = Callbacks(),
+    callbacks: Callbacks | None = None,
 ) -> RunOutcomes:
     """Fine-tune each model on every fold of the training cohort, and store the runs.
 
@@ -125,7 +125,7 @@ def finetune(
     question, options
         What is asked, and how it is answered.
     callbacks
-        Functions called while it runs.
+        Functions called while it runs; None for none.
 
     Raises
     ------
@@ -136,6 +136,7 @@ def finetune(
     MissingExtraError
         The extra 'finetune' is not installed.
     """
+    callbacks = callbacks or Callbacks()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `extract` does, before torch
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS adds in no one order
     from embedcache.finetune.devices import check_devices, choose_precision

@@ -82,7 +82,6 @@ def probe(
     question: Question,
     method: ProbeMethod,
     options: ProbeOptions = ProbeOptions(),
-    *,
     on_message: OnMessage = lambda _: None,
     on_run: OnRun = lambda _: None,
 ) -> ProbeReport:

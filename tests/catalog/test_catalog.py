@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from embedcache.catalog import embeddings, query
-from embedcache.catalog.export import plain_rows, plain_value
 from embedcache.catalog.index import check_catalog
+from embedcache.catalog.output import plain_value
 from embedcache.errors import CatalogError, StoreWriteError
 from embedcache.runs import files as run_files
 from embedcache.runs.files import PREDICTIONS
@@ -200,8 +200,8 @@ def test_rows_are_those_of_the_table(probed):
     ):
         table, rows = probed.sql(text), probed.sql_rows(text)
         assert list(rows.columns) == table.column_names
-        plain = [tuple(row.values()) for row in plain_rows(table)]
-        assert [tuple(map(plain_value, row)) for row in rows.rows] == plain, text
+        plain = [tuple(map(plain_value, row.values())) for row in table.to_pylist()]
+        assert list(rows.rows) == plain, text
 
 
 def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -160,6 +161,7 @@ def test_lora_changes_nothing_before_training_and_merges_to_what_it_computed():
         assert names == set(load_network(plain).state_dict())  # its plain self again
 
 
+@pytest.mark.slow
 def test_lora_reaches_the_matrix_that_beit_multiplies_by_itself():
     """USFM's attention computes with `qkv.weight`, past any adapter, unless told otherwise."""
     network, *_ = classifier("random:usfm", "lora")
@@ -260,6 +262,7 @@ def test_an_encoder_without_a_network_cannot_be_trained():
 
 
 ENCODERS = ["sononet16", "efficientnet-lite0", "resnet50", "usfm", "mofo", "dinov3-s"]
+LARGE = ("usfm", "mofo", "dinov3-s")  # seconds each
 CLIP = "open_clip:ViT-S-32-alt"  # as FetalCLIP's image tower, but small
 
 
@@ -276,12 +279,16 @@ def check_gradient(name: str, *, checkpointed: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, CLIP])
+def slow_if_large(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow if name in LARGE else []) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_if_large(*ENCODERS, CLIP))
 def test_every_kind_of_encoder_takes_a_gradient(name):
     check_gradient(name, checkpointed=False)
 
 
-@pytest.mark.parametrize("name", ["sononet16", "mofo", CLIP])
+@pytest.mark.parametrize("name", slow_if_large("sononet16", "mofo", CLIP))
 def test_our_own_networks_can_compute_activations_twice(name):
     check_gradient(name, checkpointed=True)
 
@@ -520,7 +527,10 @@ def trained(one: FoldJob, *, n_devices: int = 1, theirs: FoldJob | None = None, 
         return train_fold(fabric, one, **callbacks)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize(
+    "regime",
+    [one if one == "finetune" else pytest.param(one, marks=pytest.mark.slow) for one in REGIMES],
+)
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
     fast = {"lr": 3e-3, "lora_lr": 2e-2, "head_lr": 0.3, "lora_rank": 4, "layer_decay": 1.0}
@@ -640,7 +650,7 @@ def test_a_process_that_waits_for_a_dead_one_ends(tmp_path):
         [sys.executable, tmp_path / "stuck.py"],
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from conftest import IN_FOREGROUND, PATIENCE
 from embedcache_cli.main import run as run_command
 
 import embedcache
@@ -203,6 +204,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_said(tmp_path):
 # Encoders that were kept
 
 
+@pytest.mark.slow
 def test_a_kept_encoder_is_an_encoder(tuned, tmp_path):
     project = copied(tuned, tmp_path)
     run_id = run_of(project, "finetune").name
@@ -525,8 +527,9 @@ def test_the_recipe_can_be_shown_changed_and_given_back(command, tmp_path, monke
 def started(folder: Path, *extra: str, first: str = "") -> subprocess.Popen:
     """Start a long training in a session of its own, after some statements."""
     asked = ("finetune", "-m", "tiny-vit", "--epochs", "400", "--folds", "2", *ARGUMENTS, *extra)
+    code = f"{IN_FOREGROUND}{first}from embedcache_cli.main import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{first}from embedcache_cli.main import main; main()", *asked],
+        [sys.executable, "-c", code, *asked],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -557,7 +560,7 @@ def test_a_signal_to_the_whole_group_ends_it_cleanly(tmp_path, number):
     assert process.returncode == 128 + number
     assert rest.endswith("what was finished is kept, run it again to go on\n"), rest
     assert "Traceback" not in rest
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while is_there(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -571,7 +574,7 @@ def test_an_error_beside_readers_ends_the_process(tmp_path):
     broken = "import embedcache.finetune.train as train; train._Training._move = None; "
     with started(tmp_path, "-j", "2", first=broken) as process:
         try:
-            said = process.communicate(timeout=120)[1]
+            said = process.communicate(timeout=PATIENCE)[1]
         finally:
             process.kill()
     assert process.returncode == 1
@@ -583,7 +586,7 @@ def test_two_of_the_same_command_share_the_work(tmp_path):
     write_cohort(tmp_path, size=16)
     asked = ("--epochs", "3")
     both = [started(tmp_path, *asked) for _ in "ab"]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
     trained = [sum(line.startswith("fold ") for line in text.splitlines()) for text in said]
     assert sorted(trained) == [0, 6]

@@ -178,6 +178,7 @@ def test_a_hard_fit_is_at_its_optimum_and_certified(monkeypatch, case, single):
         problem.check(path, number, X, strays=int(single))
 
 
+@pytest.mark.slow
 def test_no_certificate_is_below_the_true_gap(monkeypatch):
     """On random problems too: at rare classes the intercepts once had too small a part in it."""
     monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)
@@ -209,6 +210,7 @@ def test_a_training_set_without_rows_is_refused():
         fit_sweep(X, y, 2, [(np.array([], np.intp), [1.0])])
 
 
+@pytest.mark.slow
 def test_a_hundred_classes():
     X, y = clusters(500, 8, 100, 2.0)
     strengths = (1e-6, 1e-2, 1.0, 1e4)

@@ -377,6 +377,7 @@ def pristine(tmp_path_factory) -> Path:
 verbs = st.sampled_from(["extract", "probe", "rename", "delete", "gc"])
 
 
+@pytest.mark.slow
 @steady(25)
 @given(
     steps=st.lists(st.tuples(verbs, st.integers(0, 20)), max_size=6),
