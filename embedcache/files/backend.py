@@ -43,7 +43,7 @@ class Backend(Protocol):
 
     A reader sees all bytes of a name or none, at any time and after a power cut. What `put` has
     created survives that when the call returns. What `replace` and `delete` did may be undone by
-    it, until something else is put: nothing may rest on their order.
+    it until something is put into the same folder: nothing may rest on their order.
     """
 
     def put(self, name: str, data: bytes) -> None:

@@ -171,7 +171,8 @@ def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
     """
     files = layout.record_files(folder)
     # Whatever subset of the void records a power cut brings back stays void: the live record that
-    # replaced them names all of them, and nobody reads their segments.
+    # replaced them names all of them, and nobody reads their segments. The next record that is put
+    # makes their deletion last.
     for record_id in _void_records(folder, files, grace_s):
         files.pop(record_id).delete()
     freed = 0
