@@ -183,7 +183,7 @@ BEHIND_THE_BACKEND = (
     "embedcache.catalog",
     "embedcache.workspace",
 )
-FILES_OF_THEIR_OWN = {"embedcache.catalog.index", "embedcache.catalog.export"}
+FILES_OF_THEIR_OWN = {"embedcache.catalog.index", "embedcache.catalog.output"}
 FILE_CALLS = {
     *("glob", "rglob", "iterdir", "stat", "open", "touch", "unlink", "mkdir", "rmdir", "rename"),
     *("read_bytes", "write_bytes", "write_text", "symlink_to", "hardlink_to"),

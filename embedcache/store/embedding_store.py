@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from embedcache.errors import StoreCorruptError, StoreMismatchError
+from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document, seal
 from embedcache.files.locks import locked
 from embedcache.store import layout, segment
 from embedcache.store.commits import publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.store.segment import Rows
 from embedcache.workspace import ENCODER_DOCUMENT
 
 
