@@ -97,7 +97,7 @@ def read_records(
     folder
         Folder of the encoder.
     files
-        What `layout.record_files` returned: a record committed since is left out.
+        The records' files by id, from `layout.record_files`; a later record is left out.
 
     Returns
     -------

@@ -173,7 +173,7 @@ class EmbeddingStore:
     def _read(self, keys: Sequence[str]) -> Rows:
         missing = [key for key in keys if key not in self._rows]
         if missing:
-            raise LookupError(f"{len(missing)} images are not held, first {missing[0]}")
+            raise LookupError(f"{len(missing)} images have no row, first {missing[0]}")
         out = np.empty((len(keys), self.dim), self.dtype)
         places = np.fromiter(map(self._rows.__getitem__, keys), np.int64, len(keys))
         order = np.argsort(places, kind="stable")

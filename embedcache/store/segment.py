@@ -135,7 +135,7 @@ def check_sizes(folder: Location, record: Record, sizes: Mapping[str, int]) -> N
     record
         Record of the segment.
     sizes
-        What `file_sizes` returned: one listing serves all segments.
+        Size of every file, from `file_sizes`: one listing serves all segments.
 
     Raises
     ------
