@@ -15,6 +15,8 @@ import click
 import numpy as np
 import pytest
 from conftest import ROOT
+from embedcache.verbs.probing import ProbeOptions, RunOutcome
+from embedcache.verbs.upkeep import GcReport, Status
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS, cli
 from PIL import Image
@@ -39,9 +41,7 @@ from embedcache.verbs import state
 from embedcache.verbs.compare import CompareReport
 from embedcache.verbs.extract import Plan
 from embedcache.verbs.manifest import CheckReport
-from embedcache.verbs.probing import ProbeOptions, RunOutcome
 from embedcache.verbs.quickstart import MODELS
-from embedcache.verbs.upkeep import GcReport, Status
 from embedcache.verbs.verify import VerifyReport
 from embedcache.workspace import FORMAT_VERSION
 

@@ -18,11 +18,11 @@ class LinearPath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     coef
-        Shape (n_values, dim, n_classes), on standardised features.
+        Weights of standardised features, shape (n_values, dim, n_classes).
     intercept
-        Shape (n_values, n_classes); minus infinity for a class not trained on.
+        Intercepts, shape (n_values, n_classes); minus infinity for a class not trained on.
     """
 
     scaler: Scaler

@@ -1,4 +1,4 @@
-"""The objective of a sweep's problems, in coordinates in which its Hessian is nearly diagonal."""
+"""The objective of each problem, in coordinates in which its Hessian is nearly diagonal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Objective:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a point: (k - 1, r + 1)."""
+        """Shape of a point: (k - 1, r + 1)."""
         return self.bases.shape[2], len(self._spread)
 
     def at_prior(self, sets: NDArray[np.intp]) -> Array:
@@ -84,22 +84,22 @@ class Objective:
     def evaluator(
         self, sets: NDArray[np.intp], C: Floats
     ) -> Callable[[Array, NDArray[np.intp]], Point]:
-        """Return what `minimise` needs of some problems, given training set and C of each."""
+        """Return the function to minimise, given training set and C of each problem."""
         alpha = self._penalty[sets] / C
 
         def evaluate(flat: Array, problem: NDArray[np.intp]) -> Point:
-            V, own, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
-            found = self._rows(self._outward(V, own), own)
-            g = self._inward(found.gradient, own)
+            V, set_of, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
+            sums = self._rows(self._outward(V, set_of), set_of)
+            g = self._inward(sums.gradient, set_of)
             g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
-            logits = self._logits[own]
-            bent = logits.transpose(0, 2, 1) @ found.curvature @ logits  # (P', k - 1, k - 1)
+            logits = self._logits[set_of]
+            bent = logits.transpose(0, 2, 1) @ sums.curvature @ logits  # (P', k - 1, k - 1)
             steepness = np.maximum(np.einsum("paa->pa", bent), _LEAST_CURVATURE)
-            value = found.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
-            null = self._null[own]
+            value = sums.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
+            null = self._null[set_of]
             reference = np.maximum(np.minimum(value, null - value), _FLOOR * null)
             steepest = np.minimum(self._steepest, self._longest * steepness.sum(axis=1))
-            slope, settled, left = _squares(g[..., :-1]).sum(axis=1), *_settle(g[..., -1], bent)
+            slope, settled, rest = _squares(g[..., :-1]).sum(axis=1), *_settle(g[..., -1], bent)
             diagonal = steepness[..., None] * self._spread
             diagonal[..., :-1] += a[:, None, None]
             settle = np.zeros_like(V)
@@ -107,9 +107,9 @@ class Objective:
             return Point(
                 value=value,
                 gradient=g.reshape(flat.shape),
-                bound=(left + (np.sqrt(slope) + np.sqrt(steepest * left)) ** 2 / (2 * a))
+                bound=(rest + (np.sqrt(slope) + np.sqrt(steepest * rest)) ** 2 / (2 * a))
                 / reference,
-                nearly=(left + slope / (2 * a)) / reference,
+                nearly=(rest + slope / (2 * a)) / reference,
                 settle=settle.reshape(flat.shape),
                 diagonal=diagonal.reshape(flat.shape).astype(flat.dtype),
             )
@@ -117,7 +117,7 @@ class Objective:
         return evaluate
 
     def _outward(self, V: Array, sets: NDArray[np.intp]) -> Array:
-        """Return the weights by the columns of the sweep's X."""
+        """Return the weights of the columns of the shared rows."""
         logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
         weights: Array = logits @ V
         if self._turns:
@@ -127,15 +127,15 @@ class Objective:
         weights[..., -1:] -= moved
         return weights
 
-    def _inward(self, found: Array, sets: NDArray[np.intp]) -> Array:
-        """Return the gradient by V, given that by the sweep's weights."""
-        dtype = found.dtype
+    def _inward(self, gradient: Array, sets: NDArray[np.intp]) -> Array:
+        """Return the gradient by V, given that by the weights of the columns; overwrites it."""
+        dtype = gradient.dtype
         logits, stretch = self._logits[sets].astype(dtype), self._stretch[sets].astype(dtype)
-        found[..., :-1] -= found[..., -1:] * self._shift[sets, None].astype(dtype)
-        found[..., :-1] *= stretch[:, None]
+        gradient[..., :-1] -= gradient[..., -1:] * self._shift[sets, None].astype(dtype)
+        gradient[..., :-1] *= stretch[:, None]
         if self._turns:
-            found = _turned(found, self._turn[dtype])
-        return np.asarray(logits.transpose(0, 2, 1) @ found)
+            gradient = _turned(gradient, self._turn[dtype])
+        return np.asarray(logits.transpose(0, 2, 1) @ gradient)
 
 
 def _turned(V: Array, axes: Array) -> Array:
@@ -177,8 +177,8 @@ def _correlation_axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tup
         return np.asarray(X[rows].T @ (X[rows] * share))
 
     gram = np.zeros((X.shape[1],) * 2)
-    for found in pool.map(part, _chunks(len(X))):
-        gram += found
+    for product in pool.map(part, _chunks(len(X))):
+        gram += product
     spread, axes = eigh(gram / weight.sum(), driver="evd", overwrite_a=True)
     return axes, np.maximum(spread, 0.0)
 
@@ -187,5 +187,5 @@ def _row_space(X: Array, weight: Floats) -> tuple[Floats, Floats]:
     """Return an orthonormal basis of the rows, shape (d, r), and the variance along each axis."""
     rows = X.astype(np.float64) * np.sqrt(weight / weight.sum())[:, None]
     _, length, axes = svd(rows, full_matrices=False)
-    held = length > length[:1] * max(X.shape) * np.finfo(np.float64).eps
-    return axes[held].T, length[held] ** 2
+    spanned = length > length[:1] * max(X.shape) * np.finfo(np.float64).eps
+    return axes[spanned].T, length[spanned] ** 2

@@ -29,13 +29,13 @@ class PrototypePath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     directions
-        Each class's mean standardised embedding, at unit length, shape (n_classes, dim).
+        Mean standardised embedding of each class, at unit length, shape (n_classes, dim).
     present
-        Whether the training set holds the class, shape (n_classes,).
+        Whether the training set holds each class, shape (n_classes,).
     temperatures
-        Of the softmax, shape (n_values,).
+        Temperatures of the softmax, shape (n_values,).
     """
 
     scaler: Scaler

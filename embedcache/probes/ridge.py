@@ -33,11 +33,11 @@ class RidgePath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     coef
-        Shape (n_values, dim, n_targets), on standardised features.
+        Weights of standardised features, shape (n_values, dim, n_targets).
     intercept
-        Shape (n_targets,): the means of the targets.
+        Means of the training rows' targets, shape (n_targets,).
     """
 
     scaler: Scaler
@@ -55,7 +55,7 @@ def fit_ridge_regression(X: Embeddings, t: Floats, problems: Problems) -> list[R
     Parameters
     ----------
     X
-        Shape (n, dim), finite.
+        Embeddings, finite, shape (n, dim).
     t
         Targets, finite, shape (n, n_targets).
     problems

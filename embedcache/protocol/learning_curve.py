@@ -120,10 +120,10 @@ def learning_curve(
 
 def _sizes(sizes: Sequence[int] | None, most: int) -> list[int]:
     """Return the numbers of training patients below all of them, ascending."""
-    wanted = sizes or [1 << power for power in range(int(np.log2(most)) + 1)]
-    if max(wanted) > most:
-        raise RunError(f"{max(wanted)} patients asked for; a fold leaves {most} to train on")
-    return [size for size in sorted(set(wanted)) if size < most]
+    numbers = sizes or [1 << power for power in range(int(np.log2(most)) + 1)]
+    if max(numbers) > most:
+        raise RunError(f"{max(numbers)} patients asked for; a fold leaves {most} to train on")
+    return [size for size in sorted(set(numbers)) if size < most]
 
 
 class _Learner:

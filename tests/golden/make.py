@@ -22,6 +22,7 @@ from pathlib import Path
 from unittest import mock
 
 import click
+from embedcache.verbs.probing import ProbeOptions
 from embedcache_cli.main import cli
 
 import embedcache
@@ -34,7 +35,6 @@ from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
 from embedcache.verbs import state
 from embedcache.verbs.extract import put_in_order
-from embedcache.verbs.probing import ProbeOptions
 from embedcache.workspace import FORMAT_VERSION
 
 HERE = Path(__file__).parent

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embedcache.verbs.probing import ProbeOptions
 from make import HELP, HERE, all_predictions, all_rows, help_text, unpack
 
 from embedcache.runs.methods import ProbeMethod
 from embedcache.verbs import state
-from embedcache.verbs.probing import ProbeOptions
 from embedcache.workspace import FORMAT_VERSION
 
 STORES = sorted(HERE.glob("store_v*.zip"))

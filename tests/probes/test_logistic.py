@@ -239,7 +239,7 @@ def test_class_weights_are_scikit_learns(class_weight, k):
 def test_features_may_be_taken_as_they_are(shape):
     X, y = clusters(*shape)
     X *= np.linspace(0.1, 3, shape[1], dtype=np.float32)
-    (path,) = fit_sweep(X, y, 3, [(everything(y), (0.01, 1.0))], standardise=False)
+    (path,) = fit_sweep(X, y, 3, [(everything(y), (0.01, 1.0))], standardize=False)
     for number, C in enumerate((0.01, 1.0)):
         theirs = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(X.astype(np.float64), y)
         assert np.allclose(path.coef[number], theirs.coef_, atol=1e-4)

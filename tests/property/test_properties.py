@@ -13,6 +13,7 @@ from unittest import mock
 import duckdb
 import numpy as np
 import pytest
+from embedcache.verbs.probing import ProbeOptions
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,6 @@ from embedcache.runs.methods import ProbeMethod
 from embedcache.store import segment
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
-from embedcache.verbs.probing import ProbeOptions
 
 DIM = 5
 

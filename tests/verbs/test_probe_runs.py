@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from embedcache.verbs.cohorts import CohortOptions
+from embedcache.verbs.probing import ProbeOptions, ask
 
 import embedcache
 from embedcache.errors import LeakageError, ManifestError
 from embedcache.runs.methods import ProbeMethod
 from embedcache.testing import write_cohort
 from embedcache.verbs import controls
-from embedcache.verbs.cohorts import CohortOptions
-from embedcache.verbs.probing import ProbeOptions, ask
 
 
 @pytest.fixture
@@ -48,16 +48,18 @@ def test_the_command_predicts_numbers_and_labels(tasks, command):
     assert command("compare").code != 0
 
 
-def test_options_that_a_task_does_not_have_are_refused(tasks, command):
-    for extra in (["--protocol", "clip"], ["--rule", "one-se"], ["--external-by", "folds"]):
-        said = command(
-            "probe", "-m", "pixels", "--task", "multilabel", "--label", "findings", *extra
-        )
-        assert said.code == 1
-        assert "--task multilabel has the default protocol, rule and refit" in said.err
-    said = command("probe", "-m", "pixels", "--task", "regression", "--label", "age",
-                   "--probe", "knn")  # fmt: skip
-    assert "and ridge for a probe" in said.err
+def test_options_of_the_protocol_hold_for_every_task_that_they_make_sense_for(tasks, command):
+    for task, label in (("multilabel", "findings"), ("regression", "age")):
+        question = ("probe", "-m", "pixels", "--task", task, "--label", label, "--no-controls")
+        for extra in (["--rule", "one-se"], ["--external-by", "folds"]):
+            answer = command(*question, *extra)
+            assert answer.code == 0, answer.err
+        answer = command(*question, "--protocol", "clip")
+        assert answer.code == 1
+        assert f"protocol 'clip' is about one class an image, not {task}" in answer.err
+    assert (
+        "regression is by ridge; leave out --probe knn" in command(*question, "--probe", "knn").err
+    )
 
 
 def test_controls_say_what_a_probe_has_to_beat(project, command):

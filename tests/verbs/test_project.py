@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from embedcache.verbs.probing import ProbeOptions
 from safetensors import safe_open
 
 import embedcache
@@ -31,7 +32,6 @@ from embedcache.store import care, layout
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
 from embedcache.verbs import state
-from embedcache.verbs.probing import ProbeOptions
 
 
 def tally(report, number: int = 0):
