@@ -32,7 +32,7 @@ class ImageFile:
     frame: int | None = None
 
     def key_of(self, digest: str) -> str:
-        """Return the key of the picture: the SHA-256 of its file, or a digest of that and the frame."""
+        """Return the key of the picture: the SHA-256 of its file, or of that and the frame."""
         return digest if self.frame is None else sha256(f"{digest}#{self.frame}".encode())
 
 
