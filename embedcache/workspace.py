@@ -190,7 +190,7 @@ class Workspace:
             Fingerprint of the encoder, 64 hexadecimal digits.
         """
         suffix = f"-{fingerprint[:12]}"
-        present = (one for one in self.encoder_folders() if one.name.endswith(suffix))
+        present = (folder for folder in self.encoder_folders() if folder.name.endswith(suffix))
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", name)
         return next(present, self.encoders / f"{plain}{suffix}")
 
@@ -223,8 +223,8 @@ def _format_document() -> dict[str, Any]:
 
 def store_folders(parent: Location) -> tuple[Location, ...]:
     """Return the folders named `<name>-<12 hexadecimal digits>` that hold anything, by name."""
-    named = (one for one in parent.folders() if _STORE_FOLDER.fullmatch(one.name))
-    return tuple(one for one in named if one.list())
+    named = (folder for folder in parent.folders() if _STORE_FOLDER.fullmatch(folder.name))
+    return tuple(folder for folder in named if folder.list())
 
 
 def find_workspace(

@@ -15,8 +15,6 @@ import click
 import numpy as np
 import pytest
 from conftest import ROOT
-from embedcache.verbs.probing import ProbeOptions, RunOutcome
-from embedcache.verbs.upkeep import GcReport, Status
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS, cli
 from PIL import Image

@@ -31,7 +31,7 @@ class Cohorts:
     external
         Row numbers of each external cohort, by name.
     notes
-        What was left out, and why, and which images leak.
+        Lines on images that were left out, and why, and on images that leak.
     """
 
     images: Images = field(repr=False)
@@ -69,7 +69,7 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
     images
         All images of the manifest.
     question
-        What is asked.
+        The question, with names that may be open.
     selected
         Row numbers of the images for which `question.where` holds.
 

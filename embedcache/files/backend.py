@@ -43,7 +43,7 @@ class Backend(Protocol):
 
     A reader sees all bytes of a name or none, at any time and after a power cut. What `put` has
     created survives that when the call returns. What `replace` and `delete` did may be undone by
-    it, until something else is put: nothing may rest on their order.
+    it until something is put into the same folder: nothing may rest on their order.
     """
 
     def put(self, name: str, data: bytes) -> None:
@@ -312,11 +312,11 @@ class Location:
             Whether names that begin with a dot are listed.
         """
         entries = self.backend.list(self.path, deep=deep)
-        return entries if hidden else [one for one in entries if not one.name.startswith(".")]
+        return entries if hidden else [entry for entry in entries if not entry.name.startswith(".")]
 
     def folders(self) -> tuple[Location, ...]:
         """Return the sub-folders, by name; those that begin with a dot are left out."""
-        return tuple(self / e.name[:-1] for e in self.list() if e.name.endswith("/"))
+        return tuple(self / entry.name[:-1] for entry in self.list() if entry.name.endswith("/"))
 
     def read(self, start: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of the name; see `Backend.read`."""

@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from typing import Any, Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Final
 
 from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location

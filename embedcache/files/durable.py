@@ -73,12 +73,12 @@ def make_folder(folder: Path) -> None:
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
-    for one in reversed(missing):
+    for path in reversed(missing):
         try:
-            one.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=True)
         except FileExistsError:  # a file; a caller would take this for its own name being taken
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-        fsync(one.parent)
+        fsync(path.parent)
 
 
 def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Path:

@@ -16,8 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 # More neighbours vote more smoothly, so the largest k comes first and wins a tie.
 K_GRID: Final = (200.0, 100.0, 50.0, 20.0, 10.0, 5.0)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
+from embedcache.files.arrays import AnyFloats, Floats
 
 _MEMORY: Final = 8
 _ARMIJO: Final = 1e-4
@@ -46,11 +45,11 @@ class Point:
     """
 
     value: Floats
-    gradient: Array
+    gradient: AnyFloats
     bound: Floats
     nearly: Floats
-    settle: Array
-    diagonal: Array
+    settle: AnyFloats
+    diagonal: AnyFloats
 
     def take(self, rows: NDArray[np.bool_]) -> Point:
         """Return the points of a subset of the problems, shape (P,)."""
@@ -62,7 +61,7 @@ class Point:
             getattr(self, column.name)[rows] = getattr(trial, column.name)[rows]
 
 
-Evaluate = Callable[[Array, NDArray[np.intp]], Point]
+Evaluate = Callable[[AnyFloats, NDArray[np.intp]], Point]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +78,12 @@ class Solution:
         Number of evaluations of each problem, shape (P,).
     """
 
-    x: Array
+    x: AnyFloats
     bound: Floats
     n_passes: NDArray[np.int64]
 
 
-def minimise(evaluate: Evaluate, x: Array, *, tol: float, max_passes: int) -> Solution:
+def minimise(evaluate: Evaluate, x: AnyFloats, *, tol: float, max_passes: int) -> Solution:
     """Minimise every problem until its bound is at most `tol`, or its precision is spent.
 
     Parameters
@@ -118,13 +117,15 @@ class _Search:
 
     _BY_PROBLEM: Final = ("_problem", "_x", "_mark", "idle", "_length", "_settles", "_direction")
 
-    def __init__(self, evaluate: Evaluate, x: Array, tol: float) -> None:
+    def __init__(self, evaluate: Evaluate, x: AnyFloats, tol: float) -> None:
         self._evaluate, self._tol = evaluate, tol
         self._problem, self._x = np.arange(len(x)), x
         self.now = evaluate(x, self._problem)
         self._mark, self.idle = self.now.value.copy(), np.zeros(len(x), np.int64)
         self._length, self._settles = np.ones(len(x)), np.zeros(len(x), np.bool_)
-        self._past: list[tuple[Array, Array, Array]] = []  # (s, y, 1 / s'y), newest last
+        self._past: list[
+            tuple[AnyFloats, AnyFloats, AnyFloats]
+        ] = []  # (s, y, 1 / s'y), newest last
         self._direction = self._descend()
 
     def note_best(self, best: Solution) -> None:
@@ -165,7 +166,7 @@ class _Search:
         self._direction = np.where(taken[:, None], turned, self._direction)
         self._settles = np.where(taken, settles, self._settles)
 
-    def _remember(self, x: Array, trial: Point, taken: NDArray[np.bool_]) -> None:
+    def _remember(self, x: AnyFloats, trial: Point, taken: NDArray[np.bool_]) -> None:
         # A step not taken leaves a pair of zeros, which changes no direction.
         s = np.where(taken[:, None], x - self._x, 0)
         y = np.where(taken[:, None], trial.gradient - self.now.gradient, 0)
@@ -179,7 +180,7 @@ class _Search:
         shorter = np.clip(np.nan_to_num(ratio), 0.1, 0.5)
         self._length = np.where(missed, self._length * shorter, 1.0)
 
-    def _descend(self) -> Array:
+    def _descend(self) -> AnyFloats:
         """Return the direction of each problem: two loops around the diagonal."""
         q, shares = -self.now.gradient, []
         for s, y, rho in reversed(self._past):
@@ -194,12 +195,12 @@ class _Search:
             q += (a - b)[:, None] * s
         return q
 
-    def _newest_scale(self) -> Array:
+    def _newest_scale(self) -> AnyFloats:
         _, y, rho = self._past[-1]
         below = rho * _dot(y, y / self.now.diagonal)
         return np.divide(1.0, below, out=np.ones_like(below), where=below > 0).astype(y.dtype)
 
 
-def _dot(a: Array, b: Array) -> Floats:
+def _dot(a: AnyFloats, b: AnyFloats) -> Floats:
     """Return the inner product of each row."""
     return np.asarray(np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0], np.float64)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import softmax
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats
+from embedcache.probes.seam import Embeddings
 
 
 @dataclass(frozen=True, slots=True)

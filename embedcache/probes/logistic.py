@@ -28,14 +28,12 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from embedcache.errors import RunError
+from embedcache.files.arrays import AnyFloats, Floats
 from embedcache.files.cores import usable_cores
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.scaling import Scaler
 from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
-
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
 
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
 C_GRID: Final = tuple(float(10.0**e) for e in np.arange(-5.0, 0.75, 0.5))
@@ -73,20 +71,20 @@ class LogisticPath:
     gap: Floats
     n_passes: NDArray[np.int64]
 
-    def logits(self, X: Array) -> Floats:
+    def logits(self, X: AnyFloats) -> Floats:
         """Return the logits by C, row and class, shape (m, n, k)."""
         m, k, d = self.coef.shape
         # Centred first: a large mean would swamp the digits that tell rows apart.
         flat = (X - self.scaler.mean) @ (self.coef * self.scaler.inverse).reshape(m * k, d).T
         return np.asarray(flat.reshape(len(X), m, k).transpose(1, 0, 2) + self.intercept[:, None])
 
-    def probability(self, X: Array) -> Floats:
+    def probability(self, X: AnyFloats) -> Floats:
         """Return the probability by C, row and class, shape (m, n, k), float64."""
         return np.asarray(softmax(self.logits(X), axis=2))
 
 
 def fit_sweep(
-    X: Array,
+    X: AnyFloats,
     y: NDArray[np.int64],
     n_classes: int,
     problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]],
@@ -225,7 +223,7 @@ def _start(
     V: Floats,
     place: NDArray[np.intp],
     chunk: NDArray[np.intp],
-) -> Array:
+) -> AnyFloats:
     """Return where to start: on the line through the last two strengths' answers, by log C."""
     first = int(place[chunk].min())
     if first < 2:
@@ -241,7 +239,7 @@ def _start(
 
 
 def _descend(
-    objective: Objective, set_of: NDArray[np.intp], C: Floats, V: Array, tol: float
+    objective: Objective, set_of: NDArray[np.intp], C: Floats, V: AnyFloats, tol: float
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return V, gap and passes; in float64 where float32 does not carry far enough."""
     flat = V.reshape(len(V), -1)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, ProbePath, Problems
+from embedcache.files.arrays import Floats
+from embedcache.probes.seam import Embeddings, FitSweep, ProbePath, Problems
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, helmert, svd
 
+from embedcache.files.arrays import AnyFloats, Floats
 from embedcache.probes.lbfgs import Point
 from embedcache.probes.shared_rows import SharedRows
 from embedcache.probes.training_sets import TrainingSets
-
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
 
 _CHUNK_ROWS: Final = 2048
 # The gap is relative to the objective f, and to f(prior) - f where that is less, so that a strongly
@@ -74,7 +72,7 @@ class Objective:
         """Shape of a point: (k - 1, r + 1)."""
         return self.bases.shape[2], len(self._spread)
 
-    def at_prior(self, sets: NDArray[np.intp]) -> Array:
+    def at_prior(self, sets: NDArray[np.intp]) -> AnyFloats:
         """Return the points without weights, whose intercepts give the classes' shares."""
         V = np.zeros((len(sets), *self.shape), self.dtype)
         log_prior = np.log(self._prior[sets])
@@ -83,11 +81,11 @@ class Objective:
 
     def evaluator(
         self, sets: NDArray[np.intp], C: Floats
-    ) -> Callable[[Array, NDArray[np.intp]], Point]:
+    ) -> Callable[[AnyFloats, NDArray[np.intp]], Point]:
         """Return the function to minimise, given training set and C of each problem."""
         alpha = self._penalty[sets] / C
 
-        def evaluate(flat: Array, problem: NDArray[np.intp]) -> Point:
+        def evaluate(flat: AnyFloats, problem: NDArray[np.intp]) -> Point:
             V, set_of, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
             sums = self._rows(self._outward(V, set_of), set_of)
             g = self._inward(sums.gradient, set_of)
@@ -116,10 +114,10 @@ class Objective:
 
         return evaluate
 
-    def _outward(self, V: Array, sets: NDArray[np.intp]) -> Array:
+    def _outward(self, V: AnyFloats, sets: NDArray[np.intp]) -> AnyFloats:
         """Return the weights of the columns of the shared rows."""
         logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
-        weights: Array = logits @ V
+        weights: AnyFloats = logits @ V
         if self._turns:
             weights = _turned(weights, self._turn[V.dtype].T)
         weights[..., :-1] *= stretch[:, None]
@@ -127,7 +125,7 @@ class Objective:
         weights[..., -1:] -= moved
         return weights
 
-    def _inward(self, gradient: Array, sets: NDArray[np.intp]) -> Array:
+    def _inward(self, gradient: AnyFloats, sets: NDArray[np.intp]) -> AnyFloats:
         """Return the gradient by V, given that by the weights of the columns; overwrites it."""
         dtype = gradient.dtype
         logits, stretch = self._logits[sets].astype(dtype), self._stretch[sets].astype(dtype)
@@ -138,16 +136,16 @@ class Objective:
         return np.asarray(logits.transpose(0, 2, 1) @ gradient)
 
 
-def _turned(V: Array, axes: Array) -> Array:
+def _turned(V: AnyFloats, axes: AnyFloats) -> AnyFloats:
     # One product for all problems, not one for each.
     return np.asarray((V.reshape(-1, V.shape[-1]) @ axes).reshape(V.shape))
 
 
-def _squares(V: Array) -> Floats:
+def _squares(V: AnyFloats) -> Floats:
     return np.asarray(np.einsum("paj,paj->pa", V, V), np.float64)
 
 
-def _settle(gradient: Array, curvature: Floats) -> tuple[Floats, Floats]:
+def _settle(gradient: AnyFloats, curvature: Floats) -> tuple[Floats, Floats]:
     """Return the intercepts' Newton step, shape (P, k - 1), and its squared length, shape (P,)."""
     n_axes = curvature.shape[1]
     # Where a class is all but certain everywhere the curvature is all but singular.
@@ -169,10 +167,12 @@ def _class_basis(prior: Floats) -> Floats:
     return np.asarray(plain @ turn)
 
 
-def _correlation_axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
+def _correlation_axes(
+    X: AnyFloats, weight: Floats, pool: ThreadPoolExecutor
+) -> tuple[Floats, Floats]:
     """Return the axes of the features' correlations, shape (d, d), and the variance along each."""
 
-    def part(rows: slice) -> Array:
+    def part(rows: slice) -> AnyFloats:
         share = weight[rows, None].astype(X.dtype)
         return np.asarray(X[rows].T @ (X[rows] * share))
 
@@ -183,7 +183,7 @@ def _correlation_axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tup
     return axes, np.maximum(spread, 0.0)
 
 
-def _row_space(X: Array, weight: Floats) -> tuple[Floats, Floats]:
+def _row_space(X: AnyFloats, weight: Floats) -> tuple[Floats, Floats]:
     """Return an orthonormal basis of the rows, shape (d, r), and the variance along each axis."""
     rows = X.astype(np.float64) * np.sqrt(weight / weight.sum())[:, None]
     _, length, axes = svd(rows, full_matrices=False)

@@ -17,10 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.gram import spectrum, standardised
 from embedcache.probes.linear import LinearPath
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 # 10^6 ... 10^0. The eigenvalues of Z'Z add up to n times dim.
 ALPHA_GRID: Final = tuple(float(10.0**e) for e in np.arange(6.0, -0.25, -0.5))

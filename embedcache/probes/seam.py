@@ -8,8 +8,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
+
 Embeddings: TypeAlias = NDArray[np.float32]  # (n, dim), finite
-Floats: TypeAlias = NDArray[np.float64]
 # Training rows, and the values of the probe's setting to fit on them, smoothest first.
 Problems: TypeAlias = Sequence[tuple[NDArray[np.intp], Sequence[float]]]
 

@@ -7,8 +7,9 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
+
 Integers = NDArray[np.integer[Any]]
-Floats = NDArray[np.float64]
 Rule = Literal["tie", "one-se"]
 
 # Scores this close are a tie, and a tie goes to the smoother probe.

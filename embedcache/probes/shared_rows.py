@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
+from embedcache.files.arrays import AnyFloats, Floats
 
 _BLOCK_BYTES: Final = 1 << 19  # logits of a block, so that it stays in a core's second cache
 # Rows that are summed as one; fixed, so that sums do not depend on the number of threads.
@@ -50,7 +49,7 @@ class Sums:
     """
 
     loss: Floats
-    gradient: Array
+    gradient: AnyFloats
     curvature: Floats
 
 
@@ -78,7 +77,7 @@ class SharedRows:
 
     def __init__(
         self,
-        X: Array,
+        X: AnyFloats,
         y: NDArray[np.int64],
         weight: Floats,
         cell: NDArray[np.int64],
@@ -90,7 +89,7 @@ class SharedRows:
         self._class_weight, self._pool = class_weight, pool
         self._parts = list(_parts(y, cell))
 
-    def __call__(self, weights: Array, sets: NDArray[np.intp]) -> Sums:
+    def __call__(self, weights: AnyFloats, sets: NDArray[np.intp]) -> Sums:
         """Return loss and gradient of each problem, in the precision of its weights.
 
         Parameters
@@ -118,7 +117,7 @@ class SharedRows:
             curvature[rows] += sums.curvature
         return Sums(loss, gradient, curvature)
 
-    def _pass(self, part: _Part, weights: Array, scale: Array) -> Sums:
+    def _pass(self, part: _Part, weights: AnyFloats, scale: AnyFloats) -> Sums:
         n, n_logits, width = weights.shape
         flat = weights.reshape(-1, width)
         loss, curvature = np.zeros(n), np.zeros((n, n_logits, n_logits))
@@ -140,13 +139,13 @@ class SharedRows:
 
 
 def _residuals(
-    logits: Array,
-    weight: Array,
-    scale: Array,
+    logits: AnyFloats,
+    weight: AnyFloats,
+    scale: AnyFloats,
     runs: list[tuple[slice, int]],
     loss: Floats,
     curvature: Floats,
-) -> Array:
+) -> AnyFloats:
     """Turn logits into weighted residuals p - 1{y}, in place; add to loss and curvature."""
     n_logits = logits.shape[1]
     top = np.maximum(logits.max(axis=1), 0)  # of all logits, the last class's 0 among them

@@ -10,10 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import AnyFloats, Floats
 from embedcache.probes.scaling import Scaler
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
 ClassWeight = Mapping[int, float] | str | None
 
 _SMALL_CELLS: Final = 1 << 20  # of a matrix that is worked on in float64 from the start
@@ -52,7 +51,7 @@ class TrainingSets:
         Mean and 1 / scale of each set in the columns of `X`, shape (sets, d).
     """
 
-    X: Array
+    X: AnyFloats
     y: NDArray[np.int64]
     weight: Floats
     cell: NDArray[np.int64]
@@ -66,7 +65,7 @@ class TrainingSets:
 
 
 def training_sets(
-    X: Array,
+    X: AnyFloats,
     y: NDArray[np.int64],
     weight: Floats,
     sets: Sequence[NDArray[np.intp]],
@@ -134,8 +133,8 @@ def _factors(mass: Floats, classes: NDArray[np.int64], class_weight: ClassWeight
 
 
 def _standardised(
-    X: Array, rows: NDArray[np.intp], scaler: Scaler, dtype: type[np.floating[Any]]
-) -> Array:
+    X: AnyFloats, rows: NDArray[np.intp], scaler: Scaler, dtype: type[np.floating[Any]]
+) -> AnyFloats:
     out = np.ones((len(rows), X.shape[1] + 1), dtype)
     for first in range(0, len(rows), _CHUNK_ROWS):
         chunk = slice(first, first + _CHUNK_ROWS)
@@ -158,7 +157,7 @@ class _Moments:
 
     @classmethod
     def of(
-        cls, X: Array, rows: NDArray[np.intp], weight: Floats, cell: NDArray[np.int64]
+        cls, X: AnyFloats, rows: NDArray[np.intp], weight: Floats, cell: NDArray[np.int64]
     ) -> _Moments:
         edges = np.unique(np.r_[np.flatnonzero(np.diff(cell, prepend=-1)), len(rows)])
         starts = [at for a, b in pairwise(edges.tolist()) for at in range(a, b, _CHUNK_ROWS)]

@@ -15,13 +15,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from embedcache.files.arrays import AnyFloats, Codes, Floats
 from embedcache.probes.logistic import C_GRID, TOL, LogisticPath, fit_sweep
-from embedcache.probes.seam import Floats, Problems
+from embedcache.probes.seam import Problems
 from embedcache.probes.selection import Rule, macro_f1, pick
 from embedcache.protocol.tasks import CHOICE_TOL
-
-Array = NDArray[np.floating[Any]]
-Codes = NDArray[np.int64]
 
 _DTYPES: Final = (np.float64, np.float32)  # other types become the first
 
@@ -57,7 +55,7 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] #
         code = logits.argmax(axis=1) if logits.ndim == 2 else (logits > 0).astype(np.intp)
         return np.asarray(self.classes_[code])
 
-    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[Array, Codes]:
+    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[AnyFloats, Codes]:
         """Return the rows, and the number of each one's class; note the classes."""
         rows, labels = validate_data(self, X, y, dtype=_DTYPES)
         check_classification_targets(labels)
@@ -84,7 +82,7 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] #
 
     def _fit(
         self,
-        X: Array,
+        X: AnyFloats,
         codes: Codes,
         problems: Problems,
         tol: float,
@@ -304,7 +302,7 @@ class LinearProbeCV(_LinearClassifier):
 
     def _choose(
         self,
-        X: Array,
+        X: AnyFloats,
         codes: Codes,
         folds: Sequence[NDArray[np.intp]],
         paths: Sequence[LogisticPath],

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.probes.families import PROBES
-from embedcache.probes.seam import Floats
 from embedcache.protocol.choice import choose_by_folds
 from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
 from embedcache.protocol.tasks import TASKS, Task

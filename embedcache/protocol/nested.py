@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable, fold_gaps
 from embedcache.data.predictions import Answers, Predictions
+from embedcache.files.arrays import Floats
 from embedcache.probes.families import PROBES
 from embedcache.probes.logistic import LogisticPath
 from embedcache.probes.multilabel import MultiLabelPath
-from embedcache.probes.seam import Floats
 from embedcache.protocol.choice import (
     Chosen,
     choose_as_others,

@@ -26,12 +26,13 @@ from embedcache.data.predictions import (
     Role,
 )
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.probes import logistic
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
 from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, Problems
 from embedcache.probes.selection import macro_f1
 from embedcache.protocol.protocols import PROTOCOLS, Protocol
 from embedcache.runs.methods import ProbeMethod

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import alike, holm, mean_ranks
-from embedcache.scoring.resampling import Floats, Spread, interval, resample_weights
+from embedcache.scoring.resampling import Spread, interval, resample_weights
 from embedcache.scoring.subject import Subject, check_metric
 
 ALPHA: Final = 0.05

@@ -12,12 +12,13 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import StoreCorruptError
+from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
 from embedcache.files.durable import crc32c
 from embedcache.store.layout import SEGMENTS, FileSum, Record, segment_folder
@@ -25,7 +26,6 @@ from embedcache.store.layout import SEGMENTS, FileSum, Record, segment_folder
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
-Rows = NDArray[Any]  # (n, dim), float32, or uint8 where rows are pictures
 # Types of rows, with what a chunk that is not there reads as through zarr: NaN, which can never
 # pass for a value. Bytes have no such thing; there size and existence, as recorded, must do.
 DTYPES: Final = {"float32": ("<f4", float("nan")), "uint8": ("|u1", 0)}
@@ -135,7 +135,7 @@ def check_sizes(folder: Location, record: Record, sizes: Mapping[str, int]) -> N
     record
         Record of the segment.
     sizes
-        What `file_sizes` returned: one listing serves all segments.
+        Size of every file, from `file_sizes`: one listing serves all segments.
 
     Raises
     ------
@@ -180,9 +180,7 @@ def is_complete(segment: Location) -> bool:
     return names >= {_chunk_name(number) for number in range(-(-n_rows // chunk_rows))}
 
 
-def read_rows(
-    folder: Location, record: Record, rows: NDArray[np.int64], out: Rows, places: NDArray[np.int64]
-) -> None:
+def read_rows(folder: Location, record: Record, rows: Codes, out: Rows, places: Codes) -> None:
     """Copy rows of a segment into an array, checked.
 
     Parameters
@@ -220,9 +218,9 @@ def _read_chunk(
     folder: Location,
     record: Record,
     chunk: int,
-    wanted: NDArray[np.int64],
+    wanted: Codes,
     out: Rows,
-    targets: NDArray[np.int64],
+    targets: Codes,
 ) -> None:
     name, n_rows = _chunk_name(chunk), record.chunk_rows
     start = int(targets[0])
@@ -245,9 +243,9 @@ def _read_single_rows(
     folder: Location,
     record: Record,
     chunk: int,
-    wanted: NDArray[np.int64],
+    wanted: Codes,
     out: Rows,
-    targets: NDArray[np.int64],
+    targets: Codes,
 ) -> None:
     path = segment_folder(folder, record.id) / _chunk_name(chunk)
     octets = out.view(np.uint8)
@@ -283,7 +281,7 @@ def _read_into(file: Location, buffer: memoryview, start: int = 0) -> int:
         raise StoreCorruptError(f"{file} is missing; {_REPAIR}", is_missing=True) from None
 
 
-def salvage(folder: Location, record: Record) -> tuple[NDArray[np.int64], Rows]:
+def salvage(folder: Location, record: Record) -> tuple[Codes, Rows]:
     """Return the rows of a damaged segment that match their own checksum.
 
     Returns

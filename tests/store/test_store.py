@@ -80,7 +80,7 @@ def test_every_size_reads_back_by_chunk_and_by_row(tmp_path, n):
 
 
 def test_an_unknown_image_is_a_lookup_error_not_an_empty_row(store):
-    with pytest.raises(LookupError, match=f"1 images are not held, first {'0' * 62}63"):
+    with pytest.raises(LookupError, match=f"1 images have no row, first {'0' * 62}63"):
         store.read([keys(0, 1)[0], keys(99, 100)[0]])
 
 
