@@ -141,9 +141,10 @@ class LinearProbe(_LinearClassifier):
         Mean and deviation of the training rows, shape (n_features,); scale is 1 for a feature that
         does not vary.
     coef_, intercept_
-        Weights and intercepts in the coordinates of (X - mean_) / scale_, not of X: shapes (n_classes, n_features) and
-        (n_classes,), sums over classes 0. Of two classes only the second's logit over the first's,
-        shapes (1, n_features) and (1,). The intercept is infinite for a class of weight 0.
+        Weights and intercepts in the coordinates of (X - mean_) / scale_, not of X: shapes
+        (n_classes, n_features) and (n_classes,), sums over classes 0. Of two classes only the
+        second's logit over the first's, shapes (1, n_features) and (1,). The intercept is infinite
+        for a class of weight 0.
     gap_
         Bound on the objective's relative distance from its optimum; above `tol` with a
         `ConvergenceWarning` only.

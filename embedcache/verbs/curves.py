@@ -77,6 +77,7 @@ def learning_curves(
 def _curve(question: Question, store: EmbeddingStore, options: CurveOptions) -> RunOutcome:
     start = time.perf_counter()
     train, *_ = load_rows(question, store)
+    task = question.cohort_options.task
     settings = {
         "label": question.cohort_options.label,
         "train_cohort": question.cohorts.train_cohort,
@@ -87,6 +88,7 @@ def _curve(question: Question, store: EmbeddingStore, options: CurveOptions) -> 
         "seed": question.cohort_options.seed,
         "patients": options.sizes,
         "draws": options.n_draws,
+        **({} if task == "classification" else {"task": task}),
     }
     data = {"folds_id": question.folds.folds_id, "train": rows_digest(train)}
     versions = {name: version(name) for name in DECISIVE}
@@ -99,6 +101,7 @@ def _curve(question: Question, store: EmbeddingStore, options: CurveOptions) -> 
             train,
             question.folds,
             options.sizes,
+            task=task,
             n_draws=options.n_draws,
             seed=question.cohort_options.seed,
         )
