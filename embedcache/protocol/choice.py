@@ -14,7 +14,7 @@ from embedcache.errors import RunError
 from embedcache.probes.seam import Floats, Problems
 from embedcache.probes.selection import Rule, pick
 from embedcache.protocol.protocols import Protocol
-from embedcache.protocol.tasks import Task
+from embedcache.protocol.task import Task
 
 _TENTH: Final = 0.1
 
