@@ -74,6 +74,7 @@ def read_document(file: Location) -> dict[str, Any]:
 def table_bytes(table: pa.Table) -> bytes:
     """Return the bytes of a table as a Parquet file."""
     import pyarrow as pa  # late: a query on a fresh catalog reads documents, but no table
+    import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
@@ -86,6 +87,7 @@ def parse_table(data: bytes) -> pa.Table:
     These files are small, and Arrow's threads, where a process ends while they start, abort it.
     """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
