@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.predictions import Answers, Role
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.files.arrays import Floats
+from embedcache.probes.seam import Embeddings, Problems
 from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.estimates import HEADLINES
 
