@@ -153,10 +153,7 @@ def test_the_scores_of_a_run_are_read_to_the_last_bit(project, name):
     written = {key_of(**row): row for row in rows_of("metrics", name)}
     assert len(estimates) == len(written)
     for estimate in estimates:
-        names = ("cohort", "role", "scoring", "level", "metric")
-        row = written[
-            key_of(**{key: getattr(estimate, key) for key in names}, label=estimate.label)
-        ]
+        row = written[key_of(**asdict(estimate))]
         for key in ("value", "low", "high", "n_patients", "n_images"):
             stored = np.nan if row[key] is None else row[key]
             assert np.array_equal(getattr(estimate, key), stored, equal_nan=True), key
