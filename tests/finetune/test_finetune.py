@@ -12,6 +12,7 @@ import pytest
 import tiny_encoders
 import torch
 from conftest import PATIENCE
+from embedcache.finetune.devices import on_devices, settle_for_less
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,7 +29,6 @@ from embedcache.extract.pictures import hold_pixels
 from embedcache.files.digests import DigestCache
 from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.devices import on_devices, settle_for_less
 from embedcache.finetune.jobs import ENCODER, FoldJob, Part, finished
 from embedcache.finetune.model import (
     Classifier,
