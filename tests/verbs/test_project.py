@@ -411,20 +411,23 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
-def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
-    (store,) = state.open_stores(probed.workspace)
+def test_harm_to_any_file_is_found_named_and_mended(project, tmp_path, harm):
+    project.extract("pixels")
+    project.probe("pixels", n_resamples=100)
+    (store,) = state.open_stores(project.workspace)
     care.sweep(store.folder, grace_s=-1)
-    expected = probed.embeddings("pixels").X
+    expected = project.embeddings("pixels").X
     pristine = tmp_path / "pristine"
-    shutil.copytree(probed.workspace.store, pristine)
-    files = [path.relative_to(Path(probed.workspace.store)) for path in truth_files(probed)]
+    shutil.copytree(project.workspace.store, pristine)
+    files = [path.relative_to(Path(project.workspace.store)) for path in truth_files(project)]
     assert len(files) == 10, files
     for name in files:
-        shutil.rmtree(probed.workspace.store)
-        shutil.copytree(pristine, probed.workspace.store)
-        harm(Path(probed.workspace.store) / name)
-        report = probed.verify()
+        shutil.rmtree(project.workspace.store)
+        shutil.copytree(pristine, project.workspace.store)
+        harm(Path(project.workspace.store) / name)
+        report = project.verify()
         named = " ".join(str(f.path) for f in report.findings)
         stem = (
             name.name.split(".")[0]
@@ -434,12 +437,12 @@ def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
         known = stem in named or str(name.parent) in named
         assert report.findings, name
         assert known, (name, report.findings)
-        mended = probed.verify(repair=True)
+        mended = project.verify(repair=True)
         assert mended.repaired
         if name.parts[0] == "runs":
-            probed.probe("pixels")
-        assert probed.verify().findings == (), name
-        assert np.array_equal(probed.embeddings("pixels").X, expected)
+            project.probe("pixels", n_resamples=100)
+        assert project.verify().findings == (), name
+        assert np.array_equal(project.embeddings("pixels").X, expected)
 
 
 def test_repair_encodes_only_what_was_lost(project, monkeypatch):
