@@ -28,8 +28,8 @@ import zarr
 from common import print_machine, spread
 
 import embedcache
+from embedcache.catalog import query as catalog_query
 from embedcache.catalog.embeddings import register_embeddings
-from embedcache.catalog.query import reading
 from embedcache.data.manifest import write_manifest
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.durable import utc_now
@@ -150,8 +150,8 @@ def time_asking(folder: Path, X: np.ndarray, rounds: int) -> None:
     project = embedcache.open(folder)
     project.workspace.create_store()
     store, keys = make_store(project.workspace.encoders / "bench-bbbbbbbbbbbb", X)
-    project.index()
     source = catalog_source(project.workspace)
+
     one = "SELECT image_id, label FROM images WHERE patient_id = 'P00900'"
     where = "SELECT segment, row FROM embedding_rows WHERE patient_id = 'P00900'"
     near = (
@@ -160,7 +160,7 @@ def time_asking(folder: Path, X: np.ndarray, rounds: int) -> None:
     )
     seven = keys[6300:6307]
     scattered = keys[:: len(keys) // 7][:7]
-    with reading(source) as connection:
+    with catalog_query.reading(source) as connection:
         register_embeddings(connection, source.open_stores(), ["embeddings"])
         times = {
             "one patient's images": lambda: connection.sql(one).fetchall(),

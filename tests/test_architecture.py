@@ -71,10 +71,13 @@ LATE = (
     "embedcache.encoders.torch_encoder",
     "embedcache.store.segment",
     "embedcache.catalog.",
+    "embedcache.files.durable",
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.data.folds",
     "embedcache.data.images",
+    "embedcache.files.documents",
+    "embedcache.finetune.material",
     "embedcache.finetune.regimes",
     "embedcache.finetune.train",
 )
@@ -183,7 +186,7 @@ BEHIND_THE_BACKEND = (
     "embedcache.catalog",
     "embedcache.workspace",
 )
-FILES_OF_THEIR_OWN = {"embedcache.catalog.index", "embedcache.catalog.output"}
+FILES_OF_THEIR_OWN = {f"embedcache.catalog.{name}" for name in ("index", "export", "output")}
 FILE_CALLS = {
     *("glob", "rglob", "iterdir", "stat", "open", "touch", "unlink", "mkdir", "rmdir", "rename"),
     *("read_bytes", "write_bytes", "write_text", "symlink_to", "hardlink_to", "FileIO"),

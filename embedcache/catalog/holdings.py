@@ -105,6 +105,30 @@ def read_holdings(source: CatalogSource) -> Holdings:
         n_patients=n_patients,
         n_unreadable=n_unreadable,
         cohorts=cohorts,
-        encoders=tuple(EncoderHoldings(*row[:-1], seconds=json.loads(row[-1])) for row in encoders),
+        encoders=tuple(_encoder(*row) for row in encoders),
         n_runs=n_runs,
+    )
+
+
+def _encoder(
+    encoder: str,
+    fingerprint: str,
+    dim: int,
+    precision: str,
+    n_held: int,
+    n_failed: int,
+    n_spare: int,
+    size_bytes: int,
+    seconds: str,
+) -> EncoderHoldings:
+    return EncoderHoldings(
+        encoder=encoder,
+        fingerprint=fingerprint,
+        dim=dim,
+        precision=precision,
+        n_held=int(n_held),
+        n_failed=int(n_failed),
+        n_spare=n_spare,
+        size_bytes=size_bytes,
+        seconds=json.loads(seconds),
     )

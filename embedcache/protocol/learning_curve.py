@@ -21,7 +21,8 @@ from embedcache.files.arrays import Floats
 from embedcache.probes.families import PROBES
 from embedcache.protocol.choice import choose_by_folds
 from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
-from embedcache.protocol.tasks import TASKS, Task
+from embedcache.protocol.task import Task
+from embedcache.protocol.tasks import TASKS
 from embedcache.runs.methods import ProbeMethod
 
 N_DRAWS: Final = 10

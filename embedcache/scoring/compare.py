@@ -138,7 +138,7 @@ def compare(
     draws = draws[:, ~np.isnan(draws).any(axis=0)]  # a class that was not drawn
     if not draws.size:
         raise RunError(f"{metric} is defined in no resample of the patients; pass more resamples")
-    has_sums = all(subject.patient_sums(metric) is not None for subject in models.values())
+    has_sums = reference.patient_sums(metric) is not None
     swaps = _swaps(n_patients, n_resamples, seed) if has_sums else None
     leads = []
     for first, second in itertools.combinations(range(len(names)), 2):

@@ -216,6 +216,24 @@ def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):
     assert not state.is_catalog_stale(probed.workspace)
 
 
+def test_gc_sweeps_what_killed_writers_of_the_catalog_left(probed):
+    left = [probed.workspace.store / f".tmp-0123.duckdb{end}" for end in ("", ".wal")]
+    for path in left:
+        path.write_bytes(bytes(100))
+    assert probed.gc(grace_s=3600).freed_bytes == 0
+    assert probed.gc(grace_s=-1).freed_bytes >= 200
+    assert not any(path.exists() for path in left)
+
+
+def test_a_manifest_that_is_edited_while_a_verb_works_makes_the_catalog_stale(probed):
+    images = state.load_images(probed.workspace)
+    manifest = probed.workspace.manifest
+    manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
+    state.renew_catalog(probed.workspace, images)
+    assert state.is_catalog_stale(probed.workspace)
+    assert len(probed.sql("FROM images")) == 131
+
+
 def test_a_probe_that_adds_a_run_loads_nothing_else(probed, monkeypatch):
     seen = []
     read = run_files.read_run_table
