@@ -183,14 +183,10 @@ class RunVerbs:
         ----------
         models, weights, preprocess, encoder_file, offline
             Encoders, and where they come from; see `extract`.
-        recipe, changes
-            TOML file of recipe keys, and single keys with their values; see docs/finetune.md.
         label, train_cohort, external, where, class_map, folds, seed
             What is asked; see `Question`.
-        regime, device, n_devices, save, workers, n_resamples
-            How it is answered; see `FinetuneOptions`.
-        callbacks
-            Functions called while it runs.
+        regime, recipe, changes, device, n_devices, save, workers, n_resamples, callbacks
+            How it is answered; see `FinetuneOptions` and docs/finetune.md.
         """
         from embedcache.finetune.recipe import read_recipe
         from embedcache.verbs import finetune as verb
