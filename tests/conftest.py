@@ -53,7 +53,7 @@ def probed(project: Project) -> Project:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Printed:
     """What the command printed, and its exit code."""
 
     code: int
@@ -64,14 +64,14 @@ class Said:
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Said]:
+) -> Callable[..., Printed]:
     """Run `embedcache ARGUMENTS` in `tmp_path`, in this process."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> Said:
+    def call(*arguments: str) -> Printed:
         capfd.readouterr()
         code = run(list(map(str, arguments)))
         out, err = capfd.readouterr()
-        return Said(code, out, err)
+        return Printed(code, out, err)
 
     return call
