@@ -10,20 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
 from embedcache.encoders.preprocess import Fit, Preprocess
 from embedcache.encoders.registry import Identified
-from embedcache.encoders.spec import EncoderSpec, WeightsSource
+from embedcache.encoders.spec import EncoderSpec, FloatArray, WeightsSource
 from embedcache.encoders.torch_encoder import TorchEncoder, find_device, load_torch, random_weights
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
-
-FloatArray = NDArray[np.float32]
 
 # ViT-L/14 as OpenAI's, but for a longer text and the exact GELU.
 _FETALCLIP: Final[dict[str, Any]] = {

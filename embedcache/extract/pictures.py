@@ -70,11 +70,11 @@ def _described(preprocess: Preprocess) -> tuple[EncoderSpec, dict[str, Any]]:
         weights=WeightsSource(kind="none"),
         loader="embedcache.encoders.pixels:load",
     )
-    known = {**identity(spec, "none", "fp32"), "dtype": "uint8"}
+    picture_identity = {**identity(spec, "none", "fp32"), "dtype": "uint8"}
     return spec, {
         "name": spec.name,
-        "fingerprint": fingerprint_of(known),
-        "identity": known,
+        "fingerprint": fingerprint_of(picture_identity),
+        "identity": picture_identity,
         "spec": spec.document(),
         "versions": library_versions(),
         "created": utc_now(),

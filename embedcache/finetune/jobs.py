@@ -6,18 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from embedcache.encoders.registry import Identified
+from embedcache.files.arrays import Codes, Floats
 from embedcache.files.backend import Location
 from embedcache.finetune.recipe import Recipe
 from embedcache.finetune.regimes import Regime
 from embedcache.probes.logistic import LogisticPath
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 RESULT: Final = "result.pt"
 ENCODER: Final = "encoder.safetensors"

@@ -21,6 +21,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from embedcache.errors import DeviceError, RunError
+from embedcache.files.arrays import Codes, Floats
 from embedcache.files.durable import replace_by
 from embedcache.finetune.augment import augmentation
 from embedcache.finetune.batches import Batch, Pictures, Reader, epoch_batches, in_parts
@@ -35,9 +36,7 @@ from embedcache.finetune.devices import (
 from embedcache.finetune.jobs import (
     ENCODER,
     RESULT,
-    Codes,
     Epoch,
-    Floats,
     FoldJob,
     FoldResult,
     Part,

@@ -285,9 +285,7 @@ class _Comparing:
             inside = contender.cohorts[str(contender.trained_on)]
             if isinstance(inside, Predictions) and isinstance(outside, Predictions):
                 inside = inside.take(np.flatnonzero(np.isin(inside.label, outside.own_classes)))
-            loss = drop(
-                self._subject(inside), self._subject(outside), self.metric, **self.draws
-            )
+            loss = drop(self._subject(inside), self._subject(outside), self.metric, **self.draws)
             yield Drop(name, cohort, loss)
 
     def _parts(self, cohort: str) -> Iterator[Part]:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from conftest import PATIENCE
+from embedcache.finetune.devices import on_devices, settle_for_less
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +29,6 @@ from embedcache.extract.pictures import hold_pixels
 from embedcache.files.digests import DigestCache
 from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.devices import on_devices, settle_for_less
 from embedcache.finetune.jobs import ENCODER, FoldJob, Part, finished
 from embedcache.finetune.model import (
     Classifier,
@@ -47,7 +48,7 @@ from embedcache.finetune.splits import Split, check_apart, split_fold
 from embedcache.finetune.train import train_fold, train_folds
 from embedcache.probes.logistic import fit_sweep
 from embedcache.testing import write_cohort
-from embedcache.verbs import state
+from embedcache.verbs.session import Session
 
 REGIMES = ("finetune", "lora", "head-only", "lp-ft", "partial:1")
 TINY = ("tiny-vit", "tiny-cnn")
@@ -160,6 +161,7 @@ def test_lora_changes_nothing_before_training_and_merges_to_what_it_computed():
         assert names == set(load_network(plain).state_dict())  # its plain self again
 
 
+@pytest.mark.slow
 def test_lora_reaches_the_matrix_that_beit_multiplies_by_itself():
     """USFM's attention computes with `qkv.weight`, past any adapter, unless told otherwise."""
     network, *_ = classifier("random:usfm", "lora")
@@ -260,6 +262,7 @@ def test_an_encoder_without_a_network_cannot_be_trained():
 
 
 ENCODERS = ["sononet16", "efficientnet-lite0", "resnet50", "usfm", "mofo", "dinov3-s"]
+LARGE = ("usfm", "mofo", "dinov3-s")  # seconds each
 CLIP = "open_clip:ViT-S-32-alt"  # as FetalCLIP's image tower, but small
 
 
@@ -276,12 +279,16 @@ def check_gradient(name: str, *, checkpointed: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, CLIP])
+def slow_if_large(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow if name in LARGE else []) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_if_large(*ENCODERS, CLIP))
 def test_every_kind_of_encoder_takes_a_gradient(name):
     check_gradient(name, checkpointed=False)
 
 
-@pytest.mark.parametrize("name", ["sononet16", "mofo", CLIP])
+@pytest.mark.parametrize("name", slow_if_large("sononet16", "mofo", CLIP))
 def test_our_own_networks_can_compute_activations_twice(name):
     check_gradient(name, checkpointed=True)
 
@@ -381,7 +388,7 @@ def stored(tmp_path_factory):
     write_cohort(folder, n_patients=12, n_images=2, size=16)
     workspace = embedcache.open(folder).workspace
     workspace.create_store()
-    images = state.load_images(workspace)
+    images = Session(workspace).images
     preprocess = registry.find_spec("tiny-vit").preprocess
     store, report = hold_pixels(workspace, preprocess, images.files)
     assert report.n_failed == 0
@@ -389,13 +396,17 @@ def stored(tmp_path_factory):
     return store, tuple(images.keys), np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
+def images_of(store):
+    """Return the images whose pictures a store holds."""
+    return Session(embedcache.open(Path(store.folder).parents[2]).workspace).images
+
+
 def test_stored_pictures_are_the_bytes_of_the_fitted_ones(stored, tmp_path):
     store, keys, _ = stored
     assert store.dtype == np.uint8
     rows = store.read(keys[:3])
     assert rows.dtype == np.uint8
-    folder = Path(store.folder).parents[2]
-    images = state.load_images(embedcache.open(folder).workspace)
+    images = images_of(store)
     fit = registry.find_spec("tiny-vit").preprocess.unnormalised()
     for row, file in zip(rows, images.files, strict=False):
         assert np.array_equal(row.reshape(3, 16, 16), fit(Image.open(file.path)))
@@ -429,7 +440,7 @@ def test_a_grey_picture_changes_alike_beside_one_in_colour(tmp_path):
         Image.fromarray(np.stack([grey, grey // 2, grey // 3], axis=2)).save(path)
     workspace = embedcache.open(tmp_path).workspace
     workspace.create_store()
-    images = state.load_images(workspace)
+    images = Session(workspace).images
     store, _ = hold_pixels(workspace, registry.find_spec("tiny-vit").preprocess, images.files)
     pictures = batches.Pictures(store, images.keys, (16, 16), augmentation(recipe()), (0,))
     _, together = pictures.__getitems__([(0, number) for number in range(len(images.keys))])
@@ -485,7 +496,7 @@ def job(stored, name: str, regime: str, folder: Path, **changes: object) -> Fold
     probe = None
     if regime == "lp-ft":
         encoder = registry.load(found, device="cpu")
-        images = state.load_images(embedcache.open(Path(store.folder).parents[2]).workspace)
+        images = images_of(store)
         X = encoder.embed([file.path for file in images.files])
         [probe] = fit_sweep(X, codes, 3, [(np.arange(len(codes)), [1.0])])
     return FoldJob(
@@ -520,7 +531,10 @@ def trained(one: FoldJob, *, n_devices: int = 1, theirs: FoldJob | None = None, 
         return train_fold(fabric, one, **callbacks)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize(
+    "regime",
+    [one if one == "finetune" else pytest.param(one, marks=pytest.mark.slow) for one in REGIMES],
+)
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
     fast = {"lr": 3e-3, "lora_lr": 2e-2, "head_lr": 0.3, "lora_rank": 4, "layer_decay": 1.0}
@@ -535,7 +549,7 @@ def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
 @pytest.mark.parametrize("name", TINY)
 def test_the_head_starts_at_the_probe(stored, tmp_path, name):
     one = job(stored, name, "lp-ft", tmp_path, epochs=1, lr=1e-12, **PLAIN)
-    images = state.load_images(embedcache.open(Path(stored[0].folder).parents[2]).workspace)
+    images = images_of(stored[0])
     X = registry.load(one.found, device="cpu").embed([file.path for file in images.files])
     expected = one.probe.probability(X)[0]
     assert np.abs(trained(one).probability[0] - expected).max() < 1e-3
@@ -640,7 +654,7 @@ def test_a_process_that_waits_for_a_dead_one_ends(tmp_path):
         [sys.executable, tmp_path / "stuck.py"],
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1
