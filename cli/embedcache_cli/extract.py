@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from embedcache.extract.report import PassReport, Tally
 
 _SHOWN = 10
+# Options that decide what is missing; the others only say how it is encoded.
+_PLANNED = ("weights", "preprocess", "precision", "encoder_file", "offline", "shard")
 
 
 @click.command(short_help="Encode what is missing; a rerun resumes.")
@@ -57,12 +59,16 @@ def extract(
     import embedcache
 
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    settings = {**encoding, "fail_fast": on_error == "fail"}
     if dry_run:
-        return show_plan(project.plan(models, **settings), as_json=as_json)
+        decisive = {name: encoding[name] for name in _PLANNED}
+        return show_plan(project.plan(models, **decisive), as_json=as_json)
     with progress(progress_mode, quiet=quiet) as show:
         report = project.extract(
-            models, on_progress=show, on_message=lambda text: say(text, quiet=quiet), **settings
+            models,
+            fail_fast=on_error == "fail",
+            on_progress=show,
+            on_message=lambda text: say(text, quiet=quiet),
+            **encoding,
         )
     if as_json:
         print_json(report)

@@ -57,8 +57,8 @@ def test_a_reader_that_has_the_old_catalog_open_is_not_disturbed(probed):
         assert len(reader.sql("FROM embedding_rows").fetchall()) == n_rows
 
 
-def test_every_manifest_column_is_there_and_rows_join_by_digest(probed):
-    got = probed.sql("SELECT * FROM images LIMIT 1")
+def test_every_manifest_column_is_there_and_rows_join_by_digest(asked):
+    got = asked.sql("SELECT * FROM images LIMIT 1")
     assert {
         "image_id",
         "path",
@@ -69,20 +69,20 @@ def test_every_manifest_column_is_there_and_rows_join_by_digest(probed):
         "frame",
         "sha256",
     } == set(got.column_names)
-    assert str(probed.sql("SELECT typeof(frame) AS t FROM images LIMIT 1")["t"][0]) == "BIGINT"
-    joined = probed.sql("SELECT count(*) AS n FROM images JOIN embedding_rows USING (image_id)")
-    assert joined["n"].to_pylist() == [len(probed.images())]
+    assert str(asked.sql("SELECT typeof(frame) AS t FROM images LIMIT 1")["t"][0]) == "BIGINT"
+    joined = asked.sql("SELECT count(*) AS n FROM images JOIN embedding_rows USING (image_id)")
+    assert joined["n"].to_pylist() == [len(asked.images())]
 
 
-def test_rows_of_a_patient_lie_together(probed):
-    rows = probed.sql("SELECT patient_id, row FROM embedding_rows ORDER BY cohort, patient_id, row")
+def test_rows_of_a_patient_lie_together(asked):
+    rows = asked.sql("SELECT patient_id, row FROM embedding_rows ORDER BY cohort, patient_id, row")
     assert rows["row"].to_pylist() == list(range(len(rows)))
 
 
-def test_vectors_are_arrays_of_the_encoders_length(probed):
-    kind = probed.sql("SELECT DISTINCT typeof(vector) AS t FROM embeddings")["t"].to_pylist()
+def test_vectors_are_arrays_of_the_encoders_length(asked):
+    kind = asked.sql("SELECT DISTINCT typeof(vector) AS t FROM embeddings")["t"].to_pylist()
     assert kind == ["FLOAT[256]"]
-    near = probed.sql(
+    near = asked.sql(
         "SELECT array_cosine_similarity(a.vector, b.vector) AS c FROM embeddings_pixels a "
         "JOIN embeddings b USING (image_id)"
     )
@@ -147,17 +147,17 @@ def test_embeddings_are_read_only_where_a_query_names_them(probed, monkeypatch):
         ("SELECT * FROM nowhere", "nowhere"),
     ],
 )
-def test_a_wrong_query_is_one_line(probed, text, message):
+def test_a_wrong_query_is_one_line(asked, text, message):
     with pytest.raises(CatalogError, match=message) as caught:
-        probed.sql(text)
+        asked.sql(text)
     assert "\n" not in str(caught.value)
 
 
-def test_pivots_describes_and_explains_are_reading(probed):
-    assert len(probed.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
-    assert len(probed.sql("DESCRIBE predictions")) == len(PREDICTIONS)
-    assert len(probed.sql("EXPLAIN SELECT 1"))
-    assert len(probed.sql("FROM patients")) == 22
+def test_pivots_describes_and_explains_are_reading(asked):
+    assert len(asked.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
+    assert len(asked.sql("DESCRIBE predictions")) == len(PREDICTIONS)
+    assert len(asked.sql("EXPLAIN SELECT 1"))
+    assert len(asked.sql("FROM patients")) == 22
 
 
 def test_an_empty_store_has_all_its_tables(project):
@@ -188,7 +188,7 @@ def test_a_predicate_may_name_any_column_of_the_manifest(project):
         assert query.select_images(numbered, f"{name} >= {len(images) - 2}") == [0, 1]
 
 
-def test_rows_are_those_of_the_table(probed):
+def test_rows_are_those_of_the_table(asked):
     for text in (
         "FROM images ORDER BY image_id LIMIT 3",
         "SELECT p, correct, probability FROM predictions ORDER BY image_id LIMIT 3",
@@ -198,7 +198,7 @@ def test_rows_are_those_of_the_table(probed):
         "SELECT make_timestamptz(0) AS t, {'a': [1, NULL]} AS s, 'a'::BLOB AS b, uuid() IS NULL",
         "SHOW TABLES",
     ):
-        table, rows = probed.sql(text), probed.sql_rows(text)
+        table, rows = asked.sql(text), asked.sql_rows(text)
         assert list(rows.columns) == table.column_names
         plain = [tuple(map(plain_value, row.values())) for row in table.to_pylist()]
         assert list(rows.rows) == plain, text

@@ -12,6 +12,7 @@ import pytest
 import tiny_encoders
 import torch
 from conftest import PATIENCE
+from embedcache.finetune.devices import on_devices, settle_for_less
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,7 +29,6 @@ from embedcache.extract.pictures import hold_pixels
 from embedcache.files.digests import DigestCache
 from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.devices import on_devices, settle_for_less
 from embedcache.finetune.jobs import ENCODER, FoldJob, Part, finished
 from embedcache.finetune.model import (
     Classifier,
@@ -48,7 +48,7 @@ from embedcache.finetune.splits import Split, check_apart, split_fold
 from embedcache.finetune.train import train_fold, train_folds
 from embedcache.probes.logistic import fit_sweep
 from embedcache.testing import write_cohort
-from embedcache.verbs import state
+from embedcache.verbs.session import Session
 
 REGIMES = ("finetune", "lora", "head-only", "lp-ft", "partial:1")
 TINY = ("tiny-vit", "tiny-cnn")
@@ -388,7 +388,7 @@ def stored(tmp_path_factory):
     write_cohort(folder, n_patients=12, n_images=2, size=16)
     workspace = embedcache.open(folder).workspace
     workspace.create_store()
-    images = state.load_images(workspace)
+    images = Session(workspace).images
     preprocess = registry.find_spec("tiny-vit").preprocess
     store, report = hold_pixels(workspace, preprocess, images.files)
     assert report.n_failed == 0
@@ -396,13 +396,17 @@ def stored(tmp_path_factory):
     return store, tuple(images.keys), np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
+def images_of(store):
+    """Return the images whose pictures a store holds."""
+    return Session(embedcache.open(Path(store.folder).parents[2]).workspace).images
+
+
 def test_stored_pictures_are_the_bytes_of_the_fitted_ones(stored, tmp_path):
     store, keys, _ = stored
     assert store.dtype == np.uint8
     rows = store.read(keys[:3])
     assert rows.dtype == np.uint8
-    folder = Path(store.folder).parents[2]
-    images = state.load_images(embedcache.open(folder).workspace)
+    images = images_of(store)
     fit = registry.find_spec("tiny-vit").preprocess.unnormalised()
     for row, file in zip(rows, images.files, strict=False):
         assert np.array_equal(row.reshape(3, 16, 16), fit(Image.open(file.path)))
@@ -436,7 +440,7 @@ def test_a_grey_picture_changes_alike_beside_one_in_colour(tmp_path):
         Image.fromarray(np.stack([grey, grey // 2, grey // 3], axis=2)).save(path)
     workspace = embedcache.open(tmp_path).workspace
     workspace.create_store()
-    images = state.load_images(workspace)
+    images = Session(workspace).images
     store, _ = hold_pixels(workspace, registry.find_spec("tiny-vit").preprocess, images.files)
     pictures = batches.Pictures(store, images.keys, (16, 16), augmentation(recipe()), (0,))
     _, together = pictures.__getitems__([(0, number) for number in range(len(images.keys))])
@@ -492,7 +496,7 @@ def job(stored, name: str, regime: str, folder: Path, **changes: object) -> Fold
     probe = None
     if regime == "lp-ft":
         encoder = registry.load(found, device="cpu")
-        images = state.load_images(embedcache.open(Path(store.folder).parents[2]).workspace)
+        images = images_of(store)
         X = encoder.embed([file.path for file in images.files])
         [probe] = fit_sweep(X, codes, 3, [(np.arange(len(codes)), [1.0])])
     return FoldJob(
@@ -545,7 +549,7 @@ def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
 @pytest.mark.parametrize("name", TINY)
 def test_the_head_starts_at_the_probe(stored, tmp_path, name):
     one = job(stored, name, "lp-ft", tmp_path, epochs=1, lr=1e-12, **PLAIN)
-    images = state.load_images(embedcache.open(Path(stored[0].folder).parents[2]).workspace)
+    images = images_of(stored[0])
     X = registry.load(one.found, device="cpu").embed([file.path for file in images.files])
     expected = one.probe.probability(X)[0]
     assert np.abs(trained(one).probability[0] - expected).max() < 1e-3
