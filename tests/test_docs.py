@@ -77,11 +77,14 @@ def sections(text: str) -> dict[str, str]:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Return the cells of each table below its head, backticks taken off."""
+    """Return the cells of each table below its head; a cell that is all code without backticks."""
     found = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     return [
         [
-            [cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            [
+                re.sub(r"^`([^`]*)`$", r"\1", cell.strip())
+                for cell in re.split(r"(?<!\\)\|", line)[1:-1]
+            ]
             for line in block.splitlines()[2:]
         ]
         for block in found
