@@ -62,7 +62,7 @@ def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int)
     def digests_of(chunk: Sequence[ImageFile]) -> list[str]:
         return [digest(image) for image in chunk]
 
-    # A pool of threads takes no `chunksize`; a task an image costs three times the look at its file.
+    # A pool of threads takes no `chunksize`; a task an image costs three times the look at a file.
     chunks = [images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK)]
     with ThreadPoolExecutor(workers) as pool:
         return [key for keys in pool.map(digests_of, chunks) for key in keys]

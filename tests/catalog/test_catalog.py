@@ -8,15 +8,22 @@ import pyarrow as pa
 import pytest
 
 from embedcache.catalog import embeddings, query
-from embedcache.catalog.index import check_catalog
+from embedcache.catalog.index import check_catalog, is_fresh
 from embedcache.catalog.output import plain_value
+from embedcache.data import image_table
 from embedcache.errors import CatalogError, StoreWriteError
-from embedcache.runs import files as run_files
-from embedcache.runs.files import PREDICTIONS
+from embedcache.runs.files import RunFiles
+from embedcache.runs.tables import PREDICTIONS
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs import state
+from embedcache.verbs.catalog import catalog_source
+from embedcache.verbs.session import Session
 
 TABLES = ("images", "encoders", "embedding_rows", "failures", "folds", "runs", "patients")
+
+
+def is_fresh_catalog(project) -> bool:
+    source = catalog_source(project.workspace)
+    return is_fresh(source.path, source.items)
 
 
 def contents(path) -> dict[str, list]:
@@ -122,7 +129,7 @@ def test_names_that_differ_in_punctuation_share_a_view_and_have_one_each(project
 
 
 def _document(project, name: str, *, dim: int, fingerprint: str = "0" * 64) -> dict:
-    (pixels,) = state.open_stores(project.workspace)[-1:]
+    (pixels,) = Session(project.workspace).stores()[-1:]
     document = dict(pixels.document)
     identity = {**document["identity"], "dim": dim}
     return {**document, "name": name, "fingerprint": fingerprint, "identity": identity}
@@ -206,18 +213,18 @@ def test_rows_are_those_of_the_table(asked):
 
 def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):
     monkeypatch.setattr(
-        state, "hash_images", lambda *_: pytest.fail("images were looked at for nothing")
+        image_table, "hash_images", lambda *_: pytest.fail("images were looked at for nothing")
     )
     assert len(probed.sql("FROM images")) == 132
     monkeypatch.undo()
     manifest = probed.workspace.manifest
     manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
     assert len(probed.sql("FROM images")) == 131
-    assert not state.is_catalog_stale(probed.workspace)
+    assert is_fresh_catalog(probed)
 
 
 def test_gc_sweeps_what_killed_writers_of_the_catalog_left(probed):
-    left = [probed.workspace.store / f".tmp-0123.duckdb{end}" for end in ("", ".wal")]
+    left = [probed.workspace.local / f".tmp-0123.duckdb{end}" for end in ("", ".wal")]
     for path in left:
         path.write_bytes(bytes(100))
     assert probed.gc(grace_s=3600).freed_bytes == 0
@@ -226,22 +233,23 @@ def test_gc_sweeps_what_killed_writers_of_the_catalog_left(probed):
 
 
 def test_a_manifest_that_is_edited_while_a_verb_works_makes_the_catalog_stale(probed):
-    images = state.load_images(probed.workspace)
+    session = Session(probed.workspace)
+    assert len(session.images.keys) == 132
     manifest = probed.workspace.manifest
     manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
-    state.renew_catalog(probed.workspace, images)
-    assert state.is_catalog_stale(probed.workspace)
+    session.renew_catalog()
+    assert not is_fresh_catalog(probed)
     assert len(probed.sql("FROM images")) == 131
 
 
 def test_a_probe_that_adds_a_run_loads_nothing_else(probed, monkeypatch):
     seen = []
-    read = run_files.read_run_table
+    read = RunFiles.table
     monkeypatch.setattr(
-        run_files, "read_run_table", lambda *given: seen.append(given) or read(*given)
+        RunFiles, "table", lambda runs, *given: seen.append(given) or read(runs, *given)
     )
     probed.probe("pixels", seed=1)
-    assert len({folder for folder, _ in seen}) == 1
+    assert len({run_id for run_id, _ in seen}) == 1
     assert len(probed.sql("FROM runs")) == 2
 
 
