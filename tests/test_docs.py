@@ -515,6 +515,16 @@ def test_links_lead_somewhere(file):
             assert fragment in set(known), f"{file.name}: {target}"
 
 
+def test_each_word_of_the_glossary_has_one_meaning_in_one_sentence():
+    rows = [row for table in tables(page("docs/glossary.md")) for row in table]
+    words = [word for word, _, _ in rows]
+    assert len(words) == len(set(words)) > 60
+    for word, meaning, others in rows:
+        assert re.fullmatch(r"[A-Z][^.]*(?:`[^`]*`[^.]*)*\.", meaning), word
+        assert word not in others.split(", "), word
+    assert "docs/glossary.md" in page("CONTRIBUTING.md")
+
+
 def test_pages_are_linked_from_the_readme():
     for file in PAGES:
         assert file.name == "README.md" or f"{file.name})" in page("README.md"), file.name
