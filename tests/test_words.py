@@ -78,5 +78,8 @@ def test_every_way_of_binding_a_name_is_counted():
 
 
 def test_descriptions_are_read_from_their_sections_alone():
-    text = "Do.\n\nParameters\n----------\na, b\n    Of the draw.\nn\n    Number.\n\nReturns\n-------\nx"
+    text = (
+        "Do.\n\nParameters\n----------\na, b\n    Of the draw.\nn\n    Number.\n\n"
+        "Returns\n-------\nx\n    Which."
+    )
     assert list(parameter_docs(text)) == [("a, b", "Of the draw."), ("n", "Number.")]
