@@ -296,7 +296,9 @@ def test_a_folder_becomes_a_manifest(tmp_path, command):
     other = ("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)", "--cohort", "x")
     result = command(*other)
     assert result.code == 1
-    assert result.err.startswith("embedcache: data_manifest.csv is there already and holds something")
+    assert result.err.startswith(
+        "embedcache: data_manifest.csv is there already and holds something"
+    )
     assert command(*other, "--overwrite").code == 0
 
 
