@@ -57,7 +57,7 @@ def quickstart(
     tell("3. Linear probes: 5 folds by patient, C chosen inside, tested on the other cohort")
     outcomes = project.probe(steps.MODELS, on_message=lambda text: tell(f"   note: {text}"))
     if as_json:
-        print_json([outcome.document() for outcome in outcomes])
+        print_json(outcomes.document())
     else:
         print_outcomes(outcomes)
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"

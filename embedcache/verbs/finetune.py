@@ -137,7 +137,7 @@ def finetune(
     from embedcache.finetune.regimes import Regime
 
     if question.task != "classification":
-        raise RunError("fine-tuning is for classes; leave out --task")
+        raise RunError(f"fine-tuning is for one class an image, not {question.task}")
     Regime(options.regime)  # a typo costs nothing yet
     check_device(options.device)
     study = session.study(question)
