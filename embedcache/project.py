@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from embedcache.runs.methods import CurveMethod, ExternalBy, ProbeMethod, Rule
 from embedcache.workspace import Workspace, find_workspace
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.question import Question
     from embedcache.data.task_names import TaskName
+    from embedcache.encoders.choices import PrecisionChoice
     from embedcache.encoders.select import EncoderOptions
-    from embedcache.encoders.spec import Precision
     from embedcache.extract.report import PassReport, Progress
     from embedcache.files.backend import Location
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
@@ -98,7 +98,7 @@ class Project:
         *,
         weights: PathLike | None = None,
         preprocess: str | None = None,
-        precision: Precision | Literal["auto"] = "auto",
+        precision: PrecisionChoice = "auto",
         encoder_file: PathLike | None = None,
         offline: bool = False,
         shard: tuple[int, int] | None = None,
@@ -122,7 +122,7 @@ class Project:
         device: str = "auto",
         weights: PathLike | None = None,
         preprocess: str | None = None,
-        precision: Precision | Literal["auto"] = "auto",
+        precision: PrecisionChoice = "auto",
         encoder_file: PathLike | None = None,
         offline: bool = False,
         batch_size: int | None = None,
@@ -749,7 +749,7 @@ def _question(
 def _encoders(
     weights: PathLike | None,
     preprocess: str | None,
-    precision: Precision | Literal["auto"],
+    precision: PrecisionChoice,
     encoder_file: PathLike | None,
     *,
     offline: bool,

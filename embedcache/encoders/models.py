@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from embedcache.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Fit, Preprocess
+from embedcache.encoders.choices import Fit
+from embedcache.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
 
 _TIMM: Final = "embedcache.encoders.timm_encoders:load"

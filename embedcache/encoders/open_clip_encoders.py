@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
-from embedcache.encoders.preprocess import Fit, Preprocess
+from embedcache.encoders.choices import Fit
+from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
 from embedcache.encoders.torch_encoder import TorchEncoder, find_device, load_torch, random_weights

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from embedcache.encoders.choices import Fit
 from embedcache.errors import EncoderError
 
-Fit = Literal["squash", "crop", "pad-square", "longest-side"]
 Resample = Literal["bilinear", "bicubic", "lanczos", "cv2-bilinear"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)

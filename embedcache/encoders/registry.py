@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from embedcache.encoders.choices import Precision
 from embedcache.encoders.models import BUILTIN
 from embedcache.encoders.plugins import find_plugin, plugin_names, register_file
 from embedcache.encoders.spec import (
     Encoder,
     EncoderSpec,
-    Precision,
     TextEncoder,
     WeightsSource,
     fingerprint_of,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from embedcache.encoders import registry
+from embedcache.encoders.choices import Precision, PrecisionChoice
 from embedcache.encoders.kept import PREFIX, kept_encoders
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.registry import Identified
-from embedcache.encoders.spec import Precision
 from embedcache.encoders.weights import find_weights
 from embedcache.errors import EncoderError, EncoderWeightsError, RunError
 from embedcache.files.digests import DigestCache
@@ -41,7 +41,7 @@ class EncoderOptions:
 
     weights: Path | None = None
     preprocess: str | None = None
-    precision: Precision | Literal["auto"] = "auto"
+    precision: PrecisionChoice = "auto"
     encoder_file: Path | None = None
     offline: bool = False
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedcache.data.images import decode_image, grey_or_rgb
+from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import EncoderOutputError
 from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
