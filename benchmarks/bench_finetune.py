@@ -39,7 +39,7 @@ def main() -> None:
     print_machine("torch", "torchvision", "timm")
     change = augmentation(read_recipe())
     for name in ENCODERS:
-        found = registry.identify(name, digests=DigestCache())
+        found = registry.identify_by_name(name, digests=DigestCache())
         spec = found.spec
         model = Classifier(load_network(found), spec.preprocess, spec.dim, 3).train()
         optimizer = torch.optim.AdamW(model.parameters())

@@ -37,8 +37,10 @@ class StripeAttention(nn.Module):
 
     Parameters
     ----------
-    dim, heads
-        Channels, and heads that share them.
+    dim
+        Number of channels.
+    heads
+        Number of attention heads, which share the channels equally.
     stripes
         'vertical' is the map's height by `split`, 'horizontal' `split` by its width, 'one' is the
         whole map.
@@ -184,9 +186,9 @@ class MofoEncoder(nn.Module):
         self.is_checkpointed = True
 
 
-def load(found: Identified, device: str) -> TorchEncoder:
+def load(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder."""
-    return load_torch(build, found, device)
+    return load_torch(build, identified, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:  # noqa: ARG001 - see load_torch

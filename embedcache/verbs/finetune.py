@@ -152,7 +152,7 @@ def finetune(
     recipe = replace(options.recipe, precision=choose_precision(options.recipe.precision, device))
     options = replace(options, recipe=recipe)
     outcomes = []
-    for encoder in _identify(session, models, options):
+    for encoder in _trainable_encoders(session, models, options):
         with marked(session.workspace.training):  # `gc` keeps off meanwhile
             material = _gather(session, study, encoder, callbacks)
             on_cpu = device.type == "cpu"
@@ -163,7 +163,7 @@ def finetune(
     return RunOutcomes(tuple(outcomes))
 
 
-def _identify(
+def _trainable_encoders(
     session: Session, models: Sequence[str], options: FinetuneOptions
 ) -> list[Identified]:
     names = [name.partition("@")[0] for name in models]
