@@ -435,7 +435,7 @@ SLOW_ENCODER = """
 import time
 from embedcache.encoders.pixels import PixelsEncoder
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.spec import EncoderSpec, WeightsSource, identity
+from embedcache.encoders.spec import EncoderSpec, WeightsSource, identity_of
 
 SPEC = EncoderSpec(
     name="slow", architecture="slow", output="values", dim=4,
@@ -452,7 +452,7 @@ class Slow(PixelsEncoder):
         return super().encode(batch)
 
 def load(found, device):
-    return Slow(found.spec, identity(found.spec, "none", found.precision))
+    return Slow(found.spec, identity_of(found.spec, "none", found.precision))
 """
 
 
