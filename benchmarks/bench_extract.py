@@ -31,6 +31,7 @@ from embedcache.encoders.spec import Encoder
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport
+from embedcache.files.backend import on_disk
 from embedcache.files.cores import usable_cores
 from embedcache.files.digests import DigestCache
 from embedcache.store.embedding_store import EmbeddingStore
@@ -94,7 +95,7 @@ def bench(model: str, paths: list[Path], rounds: int, batch: int) -> None:
                 "identity": encoder.identity,
                 "spec": encoder.spec.document(),
             }
-            store = EmbeddingStore.open_or_create(Path(folder, "encoder"), document)
+            store = EmbeddingStore.open_or_create(on_disk(Path(folder, "encoder")), document)
             job = Job(encoder.spec, store, lambda: encoder, batch_size=batch)
             images = [ImageFile(path.name, str(path)) for path in paths]
             reports.append(run_pass(images, [job], DigestCache()))

@@ -25,6 +25,7 @@ from bench_probes_other import embeddings
 from common import print_machine
 
 from embedcache.data.manifest import write_manifest
+from embedcache.files.backend import on_disk
 from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
 
@@ -99,7 +100,7 @@ def write_cohorts(folder: Path, n: int, n_external: int, dims: list[int]) -> Non
             "created": utc_now(),
         }
         place = folder / ".embedcache" / "encoders" / f"encoder{number}-{dim}-{fingerprint[:12]}"
-        EmbeddingStore.open_or_create(place, document).append(keys, X)
+        EmbeddingStore.open_or_create(on_disk(place), document).append(keys, X)
 
 
 if __name__ == "__main__":

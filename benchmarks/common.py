@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from embedcache.files.cores import usable_cores
 
+ROOT = Path(__file__).parents[1]
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Return what to type to run a script again; `arguments` are those of `sys.argv`.
+
+    Outputs are published: a path outside the repository is cut to its last part, so that it says
+    which data were used and not where they lie.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    start = [f"OMP_NUM_THREADS={threads}"] if threads else []
+    return shlex.join([*start, "python", *map(_without_place, arguments)])
+
+
+def _without_place(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    path = Path(value).expanduser()
+    if path.is_absolute() or ".." in path.parts or path.exists():
+        whole = path.resolve()
+        inside = whole.is_relative_to(ROOT)
+        value = whole.relative_to(ROOT).as_posix() if inside else whole.name
+    return f"{option}{equals}{value}"
+
 
 def print_machine(*packages: str) -> None:
-    """Print processor, cores and versions."""
+    """Print the command line, then processor, cores and versions."""
+    print(f"$ {command_line(sys.argv)}")
     name = platform.processor() or platform.machine()
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:

@@ -14,7 +14,7 @@ import platformdirs
 from embedcache.errors import ManifestError, StoreMismatchError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import utc_now
+from embedcache.files.durable import make_folder, utc_now, write_error
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -136,6 +136,10 @@ class Workspace:
         if self.check_format() != FORMAT_VERSION:
             document = read_document(self.format_file)
             self.format_file.replace(seal({**document, "version": FORMAT_VERSION}))
+        try:
+            make_folder(self.local)
+        except OSError as error:
+            raise write_error(self.local, error) from error
 
     def check_format(self) -> int:
         """Return the store's format version, if this release can read it.
@@ -186,7 +190,7 @@ class Workspace:
             Fingerprint of the encoder, 64 hexadecimal digits.
         """
         suffix = f"-{fingerprint[:12]}"
-        present = (one for one in self.encoder_folders() if one.name.endswith(suffix))
+        present = (folder for folder in self.encoder_folders() if folder.name.endswith(suffix))
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", name)
         return next(present, self.encoders / f"{plain}{suffix}")
 
@@ -219,8 +223,8 @@ def _format_document() -> dict[str, Any]:
 
 def store_folders(parent: Location) -> tuple[Location, ...]:
     """Return the folders named `<name>-<12 hexadecimal digits>` that hold anything, by name."""
-    named = (one for one in parent.folders() if _STORE_FOLDER.fullmatch(one.name))
-    return tuple(one for one in named if one.list())
+    named = (folder for folder in parent.folders() if _STORE_FOLDER.fullmatch(folder.name))
+    return tuple(folder for folder in named if folder.list())
 
 
 def find_workspace(

@@ -50,7 +50,7 @@ def numbers(cohort):
     """The same rows, labelled by a number near 20 that is linear in them, but for noise."""
     chance = np.random.default_rng(2)
     values = 20 + cohort.X @ chance.normal(size=cohort.X.shape[1])
-    values += chance.normal(size=len(values))
+    values += chance.normal(0, 0.4 * values.std(), size=len(values))
     return replace(cohort, label=tuple(f"{value:.3f}" for value in values))
 
 

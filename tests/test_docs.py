@@ -32,16 +32,17 @@ from embedcache.probes.logistic import C_GRID
 from embedcache.probes.selection import TIE
 from embedcache.project import Project
 from embedcache.protocol.protocols import PROTOCOLS
-from embedcache.runs.methods import ProbeMethod
+from embedcache.runs.outcome import RunOutcome
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_folder
-from embedcache.verbs import state
 from embedcache.verbs.compare import CompareReport
 from embedcache.verbs.extract import Plan
+from embedcache.verbs.gc import GcReport
 from embedcache.verbs.manifest import CheckReport
-from embedcache.verbs.probing import ProbeOptions, RunOutcome
+from embedcache.verbs.probe import ProbeOptions
 from embedcache.verbs.quickstart import MODELS
-from embedcache.verbs.upkeep import GcReport, Status
+from embedcache.verbs.session import Session
+from embedcache.verbs.status import Status
 from embedcache.verbs.verify import VerifyReport
 from embedcache.workspace import FORMAT_VERSION
 
@@ -268,7 +269,8 @@ def likeness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         project.extract(MODELS)
         project.probe(
             MODELS,
-            probe_options=ProbeOptions(settings=ProbeMethod(grid=(0.001, 0.1)), n_resamples=200),
+            grid=(0.001, 0.1),
+            n_resamples=200,
         )
         yield project
 
@@ -345,7 +347,7 @@ def test_python_snippets_run(likeness, monkeypatch, capsys):
 
 
 def test_snippets_of_the_format_read_the_store(likeness, tmp_path):
-    folder = state.find_store(likeness.workspace, MODELS[0]).folder
+    folder = Session(likeness.workspace).find_store(MODELS[0]).folder
     store = EmbeddingStore(on_disk(Path(shutil.copytree(folder, tmp_path / "encoder"))))
     keys = store.row_keys()[:-14]  # replaced records that still lie there hold the other rows
     store.rewrite(keys)
@@ -429,7 +431,7 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile():
             [*fences(file.read_text(), "sh"), *re.findall("`(make .*?)`", file.read_text())]
         )
         for line in re.findall(r"^make (.*?)(?:\s*#.*)?$", code, re.MULTILINE):
-            named = [word for word in line.split() if "=" not in word]
+            named = [word for word in shlex.split(line) if "=" not in word]
             assert set(named) <= targets, f"{file.name}: make {line}"
 
 

@@ -123,9 +123,10 @@ def _print_cohort(cohort: CohortComparison, metric: str) -> None:
         for one in comparison.standings
     ]
     kind = "tested out of fold" if cohort.role == "in-domain" else "external"
+    classes = f", {len(cohort.classes)} classes" if cohort.classes else ""
     title = (
-        f"{cohort.cohort}, {kind}: {cohort.n_patients} patients, {cohort.n_images} images, "
-        f"{len(cohort.classes)} classes; p by {comparison.test}, corrected"
+        f"{cohort.cohort}, {kind}: {cohort.n_patients} patients, {cohort.n_images} images{classes}"
+        f"; p by {comparison.test}, corrected"
     )
     _show(title, ("run", metric, "behind the best", "p", "rank", "P(best)", "group"), rows)
 

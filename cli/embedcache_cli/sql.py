@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from embedcache.data.tabular import text_table
 from embedcache_cli import options
 from embedcache_cli.output import say, short_path
+
+if TYPE_CHECKING:
+    from embedcache.catalog.output import QueryRows
 
 
 @click.command(short_help="Ask: SELECT over images, embeddings, runs, predictions, metrics ...")
@@ -42,26 +46,35 @@ def sql(
 ) -> None:
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
-    from embedcache.catalog.export import plain_rows, table_bytes, write_file
+    from embedcache.catalog.output import parquet_bytes, write_file
 
     if query == "-":
         query = sys.stdin.read()
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    table = project.sql(query)
     suffix = output.suffix.removeprefix(".") if output else ""
     kind = kind or (
         "json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table"
     )
-    if kind == "table":
-        rows = [[_shown(value) for value in row.values()] for row in plain_rows(table)]
-        data = (text_table(table.column_names, rows) + "\n").encode()
+    if kind == "parquet":
+        table = project.sql(query)
+        n_rows, data = len(table), parquet_bytes(table)
     else:
-        data = table_bytes(table, kind)
+        result = project.sql_rows(query)
+        n_rows, data = len(result), _text(result, kind)
     if output is None:
         click.echo(data, nl=False)
         return
     write_file(output, data)
-    say(f"{short_path(output)}: {len(table)} rows")
+    say(f"{short_path(output)}: {n_rows} rows")
+
+
+def _text(result: QueryRows, kind: str) -> bytes:
+    from embedcache.catalog.output import text_bytes
+
+    if kind != "table":
+        return text_bytes(result, kind)
+    rows = [[_shown(value) for value in row] for row in result.rows]
+    return (text_table(result.columns, rows) + "\n").encode()
 
 
 def _shown(value: object) -> object:

@@ -147,6 +147,11 @@ def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyCo
     return connection
 
 
+def leftovers(path: Path) -> list[Path]:
+    """Return the files beside a catalog that killed writers left, and those of writers at work."""
+    return sorted(path.parent.glob(f"{TEMPORARY}*.duckdb*")) if path.parent.is_dir() else []
+
+
 def check_catalog(path: Path) -> list[str]:
     """Return the tables of a catalog that are not what was written into it.
 

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import duckdb
 
 from embedcache.catalog import connection as connections
 from embedcache.catalog.index import check_catalog, connect_memory, open_fresh, update
+from embedcache.catalog.output import QueryRows, plain_value
 from embedcache.catalog.sources import SourceItem
 from embedcache.errors import CatalogError, StoreWriteError
 
@@ -57,22 +58,6 @@ class CatalogSource:
     path: Path
     items: Sequence[SourceItem]
     open_stores: Callable[[], Sequence[EmbeddingStore]]
-
-
-@dataclass(frozen=True, slots=True)
-class QueryRows:
-    """The result of a query as plain Python values.
-
-    Parameters
-    ----------
-    columns
-        Names of the columns, unique but for case.
-    rows
-        One tuple a row, in the order of the query.
-    """
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
 
 
 def query_table(source: CatalogSource, query: str) -> pa.Table:
@@ -159,10 +144,11 @@ def _as_table(relation: duckdb.DuckDBPyRelation) -> pa.Table:
 
 def _as_rows(relation: duckdb.DuckDBPyRelation) -> QueryRows:
     if all(_PLAIN_TYPE.fullmatch(str(kind)) for kind in relation.types):
-        return QueryRows(tuple(_distinct(relation.columns)), relation.fetchall())
-    table = _as_table(relation)
-    rows = [tuple(row.values()) for row in table.to_pylist()]
-    return QueryRows(tuple(table.column_names), rows)
+        columns, rows = _distinct(relation.columns), relation.fetchall()
+    else:
+        table = _as_table(relation)
+        columns, rows = table.column_names, [tuple(row.values()) for row in table.to_pylist()]
+    return QueryRows(tuple(columns), tuple(tuple(map(plain_value, row)) for row in rows))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

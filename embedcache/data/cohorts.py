@@ -31,7 +31,7 @@ class Cohorts:
     external
         Row numbers of each external cohort, by name.
     notes
-        What was left out, and why, and which images leak.
+        Lines on images that were left out, and why, and on images that leak.
     """
 
     images: Images = field(repr=False)
@@ -69,7 +69,7 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
     images
         All images of the manifest.
     question
-        What is asked.
+        The question, with names that may be open.
     selected
         Row numbers of the images for which `question.where` holds.
 
@@ -97,10 +97,27 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
     if names is None:
         present = dict.fromkeys(cohort_of[number] for number in labelled)
         names = tuple(name for name in present if name != train_cohort)
+    others = {name: [n for n in labelled if cohort_of[n] == name] for name in names}
+    external, left_out = _with_known_classes(question, labels, train_cohort, train, others)
+    notes += left_out
+    notes += _doubles(images, train, external)
+    closed = replace(question, train_cohort=train_cohort, external=tuple(external), classes=classes)
+    cohorts = Cohorts(images, tuple(labels), closed, tuple(train), external, tuple(notes))
+    return _with_official_split(cohorts) if question.official_split else cohorts
+
+
+def _with_known_classes(
+    question: Question,
+    labels: Sequence[str],
+    train_cohort: str,
+    train: Sequence[int],
+    others: Mapping[str, Sequence[int]],
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Return of each other cohort the images whose classes the training cohort has, and notes."""
     external: dict[str, tuple[int, ...]] = {}
+    notes = []
     train_classes = _classes(question.task, [labels[number] for number in train])
-    for name in names:
-        numbers = [number for number in labelled if cohort_of[number] == name]
+    for name, numbers in others.items():
         shared = [n for n in numbers if _classes(question.task, [labels[n]]) <= train_classes]
         if len(shared) < len(numbers):
             strange = _classes(question.task, [labels[n] for n in numbers]) - train_classes
@@ -112,10 +129,7 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
             external[name] = tuple(shared)
         elif question.external is not None:
             raise RunError(f"no image of cohort '{name}' has a class of '{train_cohort}'")
-    notes += _doubles(images, train, external)
-    closed = replace(question, train_cohort=train_cohort, external=tuple(external), classes=classes)
-    cohorts = Cohorts(images, tuple(labels), closed, tuple(train), external, tuple(notes))
-    return _with_official_split(cohorts) if question.official_split else cohorts
+    return external, notes
 
 
 def check_cohort_names(names: Sequence[str | None], cohort_of: Sequence[str]) -> None:

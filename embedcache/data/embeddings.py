@@ -1,4 +1,4 @@
-"""Embeddings with what is known of their images: what a probe is fitted on."""
+"""Embeddings with the labels of their images: the rows that a probe is fitted on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class LabelledEmbeddings:
     Parameters
     ----------
     encoder, fingerprint
-        Whose rows they are.
+        Name and fingerprint of the encoder.
     X
-        Shape (n, dim), float32.
+        Embeddings, one row an image, shape (n, dim), float32, finite.
     image_id, patient_id, cohort
-        One a row.
+        Image, patient and cohort of each row.
     label
-        One a row; '' where the image has none.
+        Label of each row; '' where the image has none.
     n_failed
-        Images that were asked for and left out, because they could not be encoded.
+        Number of images left out because they could not be encoded.
     """
 
     encoder: str
@@ -58,7 +58,7 @@ class LabelledEmbeddings:
         return len(set(self.patient_id))
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> LabelledEmbeddings:
-        """Return some of the rows, by number."""
+        """Return the rows with these numbers, in their order."""
         return LabelledEmbeddings(
             encoder=self.encoder,
             fingerprint=self.fingerprint,

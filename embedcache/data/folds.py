@@ -28,12 +28,14 @@ class FoldTable:
     ----------
     folds_id
         Digest of what the assignment was made from: patients, their classes, number, seed.
-    n_folds, seed
-        As asked for.
+    n_folds
+        Number of folds.
+    seed
+        Seed of the shuffle; 0 for a table that was given.
     patients
-        Patient to fold number, from 0.
+        Number of the fold, from 0, by patient.
     notes
-        What a reader of a score must know: rare classes, dominating patients.
+        Lines that a reader of a score must know: rare classes, dominating patients.
     """
 
     folds_id: str
@@ -60,7 +62,7 @@ class FoldTable:
 
 
 def folds_identity(patient_id: Sequence[str], label: Sequence[str], n_folds: int, seed: int) -> str:
-    """Return the digest of what `assign_folds` would work from; row order plays no part."""
+    """Return the digest of all that `assign_folds` works from; row order plays no part."""
     counts = sorted(Counter(zip(patient_id, label, strict=True)).items())
     return hashlib.sha256(canonical_json([_METHOD, n_folds, seed, counts])).hexdigest()[:16]
 
@@ -73,9 +75,11 @@ def assign_folds(
     Parameters
     ----------
     patient_id, label
-        One an image.
-    n_folds, seed
-        Number of folds, and of the shuffle.
+        Patient and class of each image.
+    n_folds
+        Number of folds, from 2 to the number of patients.
+    seed
+        Seed of the shuffle.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def assign_folds(
 
 
 def fold_notes(patient_id: Sequence[str], label: Sequence[str], n_folds: int) -> tuple[str, ...]:
-    """Return what a reader of the scores must know: rare classes, dominating patients."""
+    """Return lines that a reader of the scores must know: rare classes, dominating patients."""
     per_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for patient, name in zip(patient_id, label, strict=True):
         per_class[name][patient] += 1
@@ -182,12 +186,22 @@ def read_folds(file: Path) -> FoldTable:
 
 @dataclass(frozen=True, slots=True)
 class FoldSize:
-    """What one fold tests."""
+    """Size of the part that one fold tests.
+
+    Parameters
+    ----------
+    fold
+        Number of the fold, from 0.
+    n_patients, n_images
+        Number of patients and of images that are tested.
+    classes
+        Number of tested images by class.
+    """
 
     fold: int
     n_patients: int
     n_images: int
-    classes: dict[str, int]  # images a class
+    classes: dict[str, int]
 
 
 def fold_sizes(table: FoldTable, patient_id: Sequence[str], label: Sequence[str]) -> list[FoldSize]:

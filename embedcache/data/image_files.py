@@ -1,4 +1,4 @@
-"""Images as files: where they lie, and by which digest their pictures are known."""
+"""Images as files: their paths, and the digests that name their pictures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class ImageFile:
     Parameters
     ----------
     image_id
-        Its name in the manifest.
+        Name of the image in the manifest.
     path
-        Where it lies on this machine.
+        Path of the file on this machine.
     expected
-        The SHA-256 that the manifest states, or ''.
+        SHA-256 of the file that the manifest states, or ''.
     frame
-        Which frame of the file; None: the only one.
+        Number of the frame in the file, from 0; None for the only one.
     """
 
     image_id: str
@@ -32,12 +32,22 @@ class ImageFile:
     frame: int | None = None
 
     def key_of(self, digest: str) -> str:
-        """Return the key of the picture in a file of that SHA-256: the same, but for a frame."""
+        """Return the key of the picture: the SHA-256 of its file, or of that and the frame."""
         return digest if self.frame is None else sha256(f"{digest}#{self.frame}".encode())
 
 
 def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int) -> list[str]:
-    """Return each image's SHA-256, '' where it cannot be read; known files are not read again."""
+    """Return the SHA-256 of each image's file, '' where it cannot be read.
+
+    Parameters
+    ----------
+    images
+        Images whose files are wanted.
+    digests
+        Remembered digests; a file that is unchanged since is not read again.
+    workers
+        Number of threads that read.
+    """
 
     def digest(image: ImageFile) -> str:
         try:

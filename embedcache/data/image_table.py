@@ -90,11 +90,11 @@ def load_images(
     Parameters
     ----------
     workspace
-        Where digests and snapshots are kept.
+        Workspace of the manifest.
     manifest, files
         The checked manifest, and its images as files.
     digests
-        Digests of files that are known by their time stamps.
+        Remembered digests of files.
     """
     table = manifest.table()
     file_digests = hash_images(files, digests, max(2, usable_cores()))

@@ -24,9 +24,9 @@ SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *D
 
 
 def split_frame(path: str) -> tuple[str, int | None]:
-    """Return the file that a manifest's path means, and the frame in it, None for the only one."""
-    found = _FRAME.fullmatch(path)
-    return (found[1], int(found[2])) if found else (path, None)
+    """Return the file that a manifest's path names, and the frame in it, None for the only one."""
+    match = _FRAME.fullmatch(path)
+    return (match[1], int(match[2])) if match else (path, None)
 
 
 def decode_image(data: bytes, frame: int | None = None) -> Image.Image:
@@ -41,9 +41,9 @@ def decode_image(data: bytes, frame: int | None = None) -> Image.Image:
     Parameters
     ----------
     data
-        The file.
+        All bytes of the file.
     frame
-        Which frame of a DICOM file; None: the only one.
+        Number of the frame of a DICOM file, from 0; None for the only one.
 
     Raises
     ------

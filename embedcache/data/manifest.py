@@ -38,9 +38,9 @@ class Manifest:
     Parameters
     ----------
     file
-        Where it was read from; named in errors.
+        Path of the CSV file, as errors name it.
     columns
-        Column name to one string an image, all in file order.
+        Text of each image's cell, in the order of the file, by column name.
     """
 
     file: Path
@@ -79,13 +79,13 @@ class Manifest:
 
 def _typed(name: str, cells: Sequence[str]) -> pa.Array:
     values = [cell or None for cell in cells]
-    held = [cell for cell in cells if cell]
-    if name in _TEXT or not held:
+    filled = [cell for cell in cells if cell]
+    if name in _TEXT or not filled:
         return pa.array(values, pa.string())
-    whole = [cell for cell in held if _INTEGER.fullmatch(cell)]
-    if len(whole) == len(held) and all(map(_is_int64, whole)):
+    whole = [cell for cell in filled if _INTEGER.fullmatch(cell)]
+    if len(whole) == len(filled) and all(map(_is_int64, whole)):
         return pa.array([None if cell is None else int(cell) for cell in values], pa.int64())
-    if all(map(_REAL.fullmatch, held)) and all(abs(float(cell)) < _EXACT for cell in whole):
+    if all(map(_REAL.fullmatch, filled)) and all(abs(float(cell)) < _EXACT for cell in whole):
         return pa.array([None if cell is None else float(cell) for cell in values], pa.float64())
     return pa.array(values, pa.string())
 
@@ -108,7 +108,7 @@ def read_manifest(file: Path) -> Manifest:
 
 
 def parse_manifest(text: str, file: Path) -> Manifest:
-    """Return the manifest that a text holds; `file` is what errors name. See `read_manifest`."""
+    """Return the manifest in a text; errors name `file`. See `read_manifest`."""
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ManifestError(f"{file}:{line}: a NUL character; expected plain CSV")
@@ -149,7 +149,7 @@ def _read_text(file: Path) -> str:
 
 
 def decode_text(data: bytes, file: Path) -> str:
-    """Return the text of a CSV file; `file` is what errors name.
+    """Return the text of a CSV file; errors name `file`.
 
     Raises
     ------
@@ -168,10 +168,10 @@ def decode_text(data: bytes, file: Path) -> str:
 def _check_header(file: Path, header: list[str]) -> None:
     missing = [name for name in REQUIRED if name not in header]
     if missing:
-        found = ", ".join(header) or "nothing"
-        hint = "; it looks ';'-separated, expected ','" if ";" in found else ""
+        present = ", ".join(header) or "nothing"
+        hint = "; it looks ';'-separated, expected ','" if ";" in present else ""
         raise ManifestError(
-            f"{file}:1: no column '{missing[0]}'; found {found}; expected "
+            f"{file}:1: no column '{missing[0]}'; found {present}; expected "
             f"{', '.join(REQUIRED)}{hint}"
         )
     double = [name for name in header if header.count(name) > 1]
@@ -246,7 +246,7 @@ def write_manifest(
     rows
         Cells by column name, every row with the same names.
     overwrite
-        Whether an existing file may hold something else.
+        Whether an existing file with other content is replaced.
 
     Raises
     ------

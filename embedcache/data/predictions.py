@@ -1,4 +1,4 @@
-"""What a model says of each image of a cohort: a class, a number, or several labels."""
+"""Answers of a model for each image of a cohort: a class, a number, or several labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Role = Literal["in-domain", "external"]
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a run said of every image of one cohort.
+    """The probabilities of classes for every image of one cohort.
 
     Parameters
     ----------
@@ -24,14 +24,14 @@ class Predictions:
     classes
         The model's classes, sorted.
     image_id, patient_id, cohort, label
-        One an image.
+        Image, patient, cohort and true class of each of the n images.
     fold
-        The fold that tested the image, shape (n,); -1 where external.
+        Number of the fold that tested the image, shape (n,); -1 where external.
     probability
-        Shape (n, len(classes)), float64, rows sum to 1.
+        Probability of each class, shape (n, len(classes)), float64, rows sum to 1.
     temperature
-        What `probability` was found to be too sure by, on inner folds, shape (n,), NaN for an image
-        without one; None where none was fitted.
+        Factor by which logits are too large, fitted on inner folds, shape (n,), above 0, NaN for
+        an image without one; None where none was fitted.
     """
 
     role: Role
@@ -66,7 +66,7 @@ class Predictions:
         Parameters
         ----------
         masked
-            Consider only classes that occur among the labels.
+            Whether only classes that occur among the labels count.
         """
         return np.asarray(self.masked_probability(masked=masked).argmax(axis=1), np.int64)
 
@@ -75,9 +75,9 @@ class Predictions:
         if not masked:
             return self.probability
         allowed = np.isin(self.classes, self.own_classes)
-        kept = np.where(allowed, self.probability, 0.0)
-        total = kept.sum(axis=1, keepdims=True)
-        return kept / np.where(total > 0, total, 1.0)
+        masked_p = np.where(allowed, self.probability, 0.0)
+        total = masked_p.sum(axis=1, keepdims=True)
+        return masked_p / np.where(total > 0, total, 1.0)
 
     @property
     def is_calibrated(self) -> bool:
@@ -112,14 +112,14 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What a regression said of every image of one cohort.
+    """The numbers that a regression predicts for every image of one cohort.
 
     Parameters
     ----------
     role, image_id, patient_id, cohort, fold
-        As for `Predictions`.
+        The same as in `Predictions`.
     truth, value
-        The target and what was predicted, in its unit, shape (n,).
+        Target and prediction of each image, in the unit of the target, shape (n,).
     """
 
     role: Role
@@ -150,18 +150,18 @@ class Measurements:
 
 @dataclass(frozen=True, slots=True)
 class LabelSets:
-    """What a multi-label probe said of every image of one cohort.
+    """The probabilities of labels that do not exclude each other, for every image of a cohort.
 
     Parameters
     ----------
     role, image_id, patient_id, cohort, fold
-        As for `Predictions`.
+        The same as in `Predictions`.
     names
         The labels, sorted.
     truth
-        Which of them each image has, shape (n, len(names)).
+        Whether each image has each label, shape (n, len(names)).
     probability
-        Of each, shape (n, len(names)); rows need not sum to 1.
+        Probability of each label, shape (n, len(names)); rows need not sum to 1.
     """
 
     role: Role

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-Floats = NDArray[np.float64]
+from embedcache.files.arrays import Floats
 
 HEIGHT: Final = 224
 WIDTH: Final = 288

@@ -14,7 +14,7 @@ from embedcache.errors import EncoderWeightsError, LeakageError, StoreCorruptErr
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import fsync_tree, make_folder, write_error
+from embedcache.files.durable import fsync, fsync_tree, make_folder, write_error
 from embedcache.files.kinds import ArtefactKind, Damage, Mended, age_s, size_of
 from embedcache.workspace import Workspace
 
@@ -80,6 +80,7 @@ def keep_encoders(
         raise write_error(folder, error) from error
     document = {"run_id": run_id, "spec": base.document(), "encoders": entries}
     _document_of(folder).replace(seal(document))  # last: what it names is there
+    fsync(folder)
 
 
 def _document_of(folder: Path) -> Location:

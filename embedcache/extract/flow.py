@@ -39,13 +39,13 @@ class _Prepared:
     Parameters
     ----------
     key
-        SHA-256 of its bytes; '' where it could not be read.
+        SHA-256 of the image's bytes; '' where the file could not be read.
     failure
-        Why it cannot be encoded; '' where it can.
+        Reason why the image cannot be encoded; '' where it can.
     lanes
-        Numbers of the lanes that want it.
+        Numbers of the lanes that encode the image.
     arrays
-        The preprocessed arrays, one a lane.
+        The image as each of these lanes' encoders takes it.
     """
 
     key: str
@@ -82,17 +82,17 @@ def run_pass(
     images
         All images, cached or not.
     jobs
-        One an encoder.
+        Part of each encoder.
     digests
-        What is known of files; filled on the way.
+        Remembered digests of files; those of files that are read are added.
     workers
-        Threads that read and decode; None: as many as there are cores, 2 to 16.
+        Number of threads that read and decode; None for as many as there are cores, 2 to 16.
     fail_fast
-        Raise at the first image that fails; otherwise it is recorded and left out.
+        Whether the first image that fails ends the pass; otherwise it is recorded and left out.
     on_progress
-        Called after each image, in the calling thread.
+        Function called after each image, in the calling thread.
     context
-        Kept with every commit.
+        JSON values kept with every commit.
 
     Raises
     ------
@@ -135,7 +135,7 @@ class _Flow:
         self.context = context
         self.waited_s = 0.0
         self.keys: dict[int, str] = {}  # image number to digest
-        self.troubles: dict[int, str] = {}  # image number to why it has no usable bytes
+        self.troubles: dict[int, str] = {}  # image number to the reason why its file is unusable
         self.shared = Clock()  # read and decode, for all lanes together
         self.writer = ThreadPoolExecutor(1, "append")
         self.lanes = [self._lane(job) for job in jobs]
@@ -180,7 +180,7 @@ class _Flow:
                 lane.finish()
 
     def _is_settled(self, number: int) -> bool:
-        """Decide what can be decided without reading the file."""
+        """Tell whether every lane is done with an image, if that shows without reading its file."""
         image = self.images[number]
         try:
             stamp = stamp_of(os.stat(image.path))  # noqa: PTH116 - 12,850 of them
@@ -231,7 +231,7 @@ class _Flow:
         return prepared
 
     def _prepare(self, image: ImageFile) -> _Prepared:
-        """Do what can be done for one image off the main thread."""
+        """Read, decode and preprocess one image, on a worker's thread."""
         try:
             with self.shared.timed("read"):
                 data, digest = read_and_hash(image.path, self.digests)
@@ -267,19 +267,19 @@ class _Flow:
             self.lanes[lane_number].add(prepared.key, array)
 
     def tally(self, lane: Lane) -> Tally:
-        """Count what became of the images; each is counted once and none is left out."""
+        """Count the images by outcome; each is counted once and none is left out."""
         job, failures = lane.job, []
         n_cached = n_written = 0
-        seen = set(job.held)
+        counted = set(job.stored_keys)
         for number, image in enumerate(self.images):
             key = self.keys.get(number)
             if key is None or key not in job.store:
                 reason = self.troubles.get(number) or job.store.failures.get(key or "", "")
                 failures.append((image.image_id, reason or "not reached"))
-            elif key in seen:
+            elif key in counted:
                 n_cached += 1
             else:
-                seen.add(key)
+                counted.add(key)
                 n_written += 1
         return Tally(
             encoder=job.spec.name,

@@ -31,23 +31,26 @@ class Job:
     Parameters
     ----------
     spec
-        The encoder's facts.
+        Facts about the encoder.
     store
-        Where its rows go.
+        Store that the rows are appended to.
     load
-        Returns the encoder. Called when the first image turns out to need it: a pass that finds
-        everything cached imports no torch.
+        Function that returns the encoder, called when the first image turns out to need it: a
+        pass that finds everything cached imports no torch.
     batch_size
-        Images a batch; None takes what the encoder suggests.
+        Number of images a batch; None takes what the encoder suggests.
     retry_failed
         Whether images that failed before are tried again.
 
     Attributes
     ----------
+    stored_keys
+        SHA-256 of each image that had a row before the pass.
     wanted
-        Done as soon as an image needs the encoder: then the main thread is to call `load`.
+        Future that is done as soon as an image needs the encoder: then the main thread is to call
+        `load`.
     load_s
-        How long loading took.
+        Seconds that loading took.
     """
 
     def __init__(
@@ -61,10 +64,11 @@ class Job:
     ) -> None:
         self.spec = spec
         self.store = store
-        self.held = frozenset(store.row_keys())
+        self.stored_keys = frozenset(store.row_keys())
         self.wanted: Future[None] = Future()
         self.load_s = 0.0
-        self._settled = self.held if retry_failed else self.held | store.failures.keys()
+        failed = () if retry_failed else store.failures
+        self._settled = self.stored_keys.union(failed)
         self._claimed: set[str] = set()
         self._lock = threading.Lock()
         self._load = load
@@ -96,7 +100,7 @@ class Job:
 
     @property
     def batch_size(self) -> int:
-        """Images a batch."""
+        """Number of images a batch."""
         return self._batch_size or self.encoder.batch_size
 
     def is_settled(self, key: str) -> bool:
@@ -120,13 +124,13 @@ class Lane:
     Parameters
     ----------
     job
-        Whose lane it is.
+        Part of the lane's encoder.
     writer
-        Appends on its thread.
+        Pool of the one thread that appends.
     clock
-        Takes the seconds of 'preprocess', 'encode' and 'write'.
+        Clock of the stages 'preprocess', 'encode' and 'write'.
     context
-        Returns what to keep with a commit.
+        Function that returns the JSON values kept with a commit.
     """
 
     def __init__(
@@ -175,7 +179,7 @@ class Lane:
         self._settle()
 
     def keep(self) -> None:
-        """Store what has been encoded and start nothing new: the pass was interrupted."""
+        """Store the rows that are encoded and start nothing new: the pass was interrupted."""
         while self._in_flight:
             try:
                 self._collect()

@@ -21,7 +21,7 @@ def put_in_order(store: EmbeddingStore, images: Images, context: Mapping[str, An
     images
         The images of the manifest.
     context
-        What is kept with the record.
+        JSON values kept with the rows.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a pass says of itself: counts that add up, reasons, and where the time went."""
+"""The report of a pass: counts that add up, reasons of failures, and time by stage."""
 
 from __future__ import annotations
 
@@ -35,19 +35,24 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of the images, for one encoder: n_images = n_cached + n_written + n_failed.
+    """Counts of the images of a pass, for one encoder: n_images = n_cached + n_written + n_failed.
 
     Parameters
     ----------
     encoder, fingerprint
-        Which.
-    n_images, n_cached, n_written, n_failed
-        Images in all, held before (or equal to another image of this pass), stored now, and not
-        to be had.
+        Name and fingerprint of the encoder.
+    n_images
+        Number of images of the pass.
+    n_cached
+        Number of images with a row before the pass, or equal to another image of it.
+    n_written
+        Number of images whose row was stored now.
+    n_failed
+        Number of images that could not be read or encoded.
     failures
-        (image_id, reason) of each image that failed.
+        Image id and reason of each image that failed.
     seconds
-        Time in each stage for this encoder alone.
+        Seconds by stage for this encoder alone.
     """
 
     encoder: str
@@ -62,22 +67,22 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What a pass did and where its time went.
+    """Counts and times of a pass.
 
     Parameters
     ----------
     tallies
-        One an encoder.
+        Counts for each encoder.
     wall_s
-        From start to end.
+        Seconds from start to end.
     loaded_s
-        Until the encoders were loaded.
+        Seconds that loading the encoders took.
     waited_s
-        How long they then stood idle for want of images.
+        Seconds that the loaded encoders stood idle for want of images.
     seconds
-        By stage, summed over threads.
+        Seconds by stage, summed over threads.
     workers
-        Threads that read, decoded and preprocessed.
+        Number of threads that read, decoded and preprocessed.
     """
 
     tallies: tuple[Tally, ...]
@@ -89,13 +94,21 @@ class PassReport:
 
     @property
     def n_failed(self) -> int:
-        """Images that failed, over all encoders."""
+        """Number of images that failed, over all encoders."""
         return sum(tally.n_failed for tally in self.tallies)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass is: images done of all that need work, and the stage that sets the pace."""
+    """State of a running pass.
+
+    Parameters
+    ----------
+    n_done, n_total, n_failed
+        Number of images that are done, that need work, and that failed so far.
+    slowest
+        Name of the stage that sets the pace.
+    """
 
     n_done: int
     n_total: int
@@ -109,7 +122,7 @@ def slowest_stage(seconds: dict[str, float], workers: int) -> str:
 
 
 def merge_reports(reports: Sequence[PassReport]) -> PassReport:
-    """Return what several passes, one after another, did and took together."""
+    """Return counts and times of several passes, one after another, as of one."""
     return PassReport(
         tallies=tuple(tally for report in reports for tally in report.tallies),
         wall_s=sum(report.wall_s for report in reports),

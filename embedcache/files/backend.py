@@ -41,8 +41,9 @@ class Entry:
 class Backend(Protocol):
     """Storage of named byte strings; safe for any number of processes.
 
-    A reader sees all bytes of a name or none. When a writing call returns, its effect survives a
-    crash and a power cut.
+    A reader sees all bytes of a name or none, at any time and after a power cut. What `put` has
+    created survives that when the call returns. What `replace` and `delete` did may be undone by
+    it until something is put into the same folder: nothing may rest on their order.
     """
 
     def put(self, name: str, data: bytes) -> None:
@@ -186,27 +187,27 @@ class LocalBackend:
         into: memoryview | None = None,
     ) -> bytes | memoryview:
         """Read a file."""
-        path = self.root / name
+        path = f"{self.root}/{name}"
         try:
-            with path.open("rb", buffering=0) as stream:
+            # Rows are read one by one: this takes half the time of Path.open.
+            with io.FileIO(path) as stream:
                 stream.seek(start)
                 if into is not None:
                     return into[: _fill(stream, into)]
                 return stream.readall() if length is None else _read_up_to(stream, length)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+            raise FileNotFoundError(error.errno, error.strerror, path) from None
         except OSError as error:
-            raise durable.read_error(path, error) from error
+            raise durable.read_error(Path(path), error) from error
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder, and flush the folder it was in."""
+        """Remove a file or a folder."""
         path = self.root / name
         try:
             if path.is_dir() and not path.is_symlink():
                 durable.remove_folder(path)
             else:
                 path.unlink()
-                durable.fsync(path.parent)
         except (FileNotFoundError, NotADirectoryError):
             pass  # absent, or another process was first
         except OSError as error:
@@ -311,11 +312,11 @@ class Location:
             Whether names that begin with a dot are listed.
         """
         entries = self.backend.list(self.path, deep=deep)
-        return entries if hidden else [one for one in entries if not one.name.startswith(".")]
+        return entries if hidden else [entry for entry in entries if not entry.name.startswith(".")]
 
     def folders(self) -> tuple[Location, ...]:
         """Return the sub-folders, by name; those that begin with a dot are left out."""
-        return tuple(self / e.name[:-1] for e in self.list() if e.name.endswith("/"))
+        return tuple(self / entry.name[:-1] for entry in self.list() if entry.name.endswith("/"))
 
     def read(self, start: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of the name; see `Backend.read`."""

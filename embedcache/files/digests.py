@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by what the file system says of them, as git's index does.
+"""SHA-256 of files, remembered by their size, inode and times, as git's index does.
 
 An entry counts only while size, inode, modification and change time are what they were. A file
 that was touched less than two seconds before it was hashed is not remembered: a second write
@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int, int]  # size in bytes, inode, mtime_ns, ctime_ns
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return what must stay equal for a file to count as unchanged."""
+    """Return the facts that stay equal as long as a file counts as unchanged."""
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -79,15 +79,15 @@ class DigestCache:
             self._changed = True
 
     def file_digest(self, path: Path) -> str:
-        """Return the SHA-256 of a file, read only if it is not known already."""
+        """Return the SHA-256 of a file, which is read only if its digest is not remembered."""
         key = str(path.absolute())
         with path.open("rb") as stream:
             stamp = stamp_of(os.fstat(stream.fileno()))
-            known = self.get(key, stamp)
-            if known is None:
-                known = hashlib.file_digest(stream, "sha256").hexdigest()
-                self.put(key, stamp, known)
-        return known
+            digest = self.get(key, stamp)
+            if digest is None:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                self.put(key, stamp, digest)
+        return digest
 
     def save(self) -> None:
         """Write the entries back, if there are new ones, where possible: they save time."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from typing import Any, Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Final
 
 from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _REPAIR: Final = "run `embedcache verify --repair`"
 _TABLE_NAME: Final = re.compile(r"(?P<stem>.+)\.(?P<crc32c>[0-9a-f]{8})\.parquet")
@@ -73,6 +73,9 @@ def read_document(file: Location) -> dict[str, Any]:
 
 def table_bytes(table: pa.Table) -> bytes:
     """Return the bytes of a table as a Parquet file."""
+    import pyarrow as pa  # late: a query on a fresh catalog reads documents, but no table
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
@@ -83,6 +86,9 @@ def parse_table(data: bytes) -> pa.Table:
 
     These files are small, and Arrow's threads, where a process ends while they start, abort it.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 

@@ -73,12 +73,12 @@ def make_folder(folder: Path) -> None:
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
-    for one in reversed(missing):
+    for path in reversed(missing):
         try:
-            one.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=True)
         except FileExistsError:  # a file; a caller would take this for its own name being taken
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-        fsync(one.parent)
+        fsync(path.parent)
 
 
 def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -140,7 +140,7 @@ def publish(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step, durably; the last writer wins.
+    """Put `data` at `path` in one step; the last writer wins, a power cut may bring the old back.
 
     A file that was there keeps its permissions.
     """
@@ -162,7 +162,6 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
             if path.exists():
                 shutil.copymode(path, temporary)
             temporary.replace(path)
-        fsync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -173,7 +172,6 @@ def remove_folder(folder: Path) -> None:
     if aside != folder:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        fsync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -28,7 +28,7 @@ class Damage:
     path
         The file that is damaged or missing.
     problem
-        What is wrong with the file, in a few words.
+        Words that follow the path in a message: 'is missing', 'does not match its checksum'.
     keys
         SHA-256 of each image whose row is lost with the file.
     """

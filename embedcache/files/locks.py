@@ -60,9 +60,9 @@ def marked(folder: Path) -> Iterator[None]:
     """Let others see that a folder is in use while the block runs; any number may use it."""
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f"{_MARK}{token_hex(6)}"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with locked(folder / _GATE):
-            held.enter_context(locked(mark))
+            stack.enter_context(locked(mark))
         try:
             yield
         finally:

@@ -14,12 +14,11 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from embedcache.files.arrays import Codes
 from embedcache.store.embedding_store import EmbeddingStore
 
-Numbers = NDArray[np.int64]
 Batch = tuple[torch.Tensor, torch.Tensor]  # numbers, and their pictures
 UNCHANGED: Final = -1  # in the place of an epoch
 
@@ -88,7 +87,7 @@ class Pictures(Dataset[torch.Tensor]):
             torch.set_rng_state(before)
 
 
-def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list[Numbers]:
+def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list[Codes]:
     """Return the images of each step: all of them, once, shuffled, in batches of nearly one size.
 
     So none is left out, and no step rests on a few images that were left over.
@@ -106,7 +105,7 @@ def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list
     return np.array_split(order, -(-n_images // batch_size))
 
 
-def in_parts(numbers: Numbers, n_parts: int) -> list[list[int]]:
+def in_parts(numbers: Codes, n_parts: int) -> list[list[int]]:
     """Return numbers in so many parts of nearly one size, or fewer where there are not enough."""
     return [part.tolist() for part in np.array_split(numbers, max(1, n_parts)) if len(part)]
 

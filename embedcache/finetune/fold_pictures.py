@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from embedcache.files.arrays import Codes
 from embedcache.finetune.augment import augmentation
 from embedcache.finetune.batches import Batch, Pictures, Reader, in_parts
-from embedcache.finetune.jobs import Codes, FoldJob, Part
+from embedcache.finetune.jobs import FoldJob, Part
 from embedcache.store.embedding_store import EmbeddingStore
 
 

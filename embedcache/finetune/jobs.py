@@ -6,17 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedcache.encoders.registry import Identified
+from embedcache.files.arrays import Codes, Floats
 from embedcache.files.backend import Location
 from embedcache.finetune.recipe import Recipe
 from embedcache.finetune.regimes import Regime
 from embedcache.probes.logistic import LogisticPath
-
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

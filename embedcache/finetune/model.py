@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.layers import DropPath
 from torch import nn
 
@@ -14,10 +13,10 @@ from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified, load
 from embedcache.encoders.torch_encoder import TorchEncoder
 from embedcache.errors import EncoderError
+from embedcache.files.arrays import Floats
 from embedcache.probes.logistic import LogisticPath
 from embedcache.probes.scaling import Scaler
 
-Floats = NDArray[np.float64]
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ABSENT: Final = object()
 # What networks call the place on a residual branch where a whole branch can be dropped.

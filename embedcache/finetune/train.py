@@ -18,12 +18,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from embedcache.errors import DeviceError, RunError
-from embedcache.finetune.batches import Numbers, epoch_batches, in_parts
+from embedcache.files.arrays import Codes, Floats
+from embedcache.finetune.batches import epoch_batches, in_parts
 from embedcache.finetune.determinism import repeatable
 from embedcache.finetune.events import epoch_events
 from embedcache.finetune.fold_files import FoldFiles
 from embedcache.finetune.fold_pictures import FoldPictures
-from embedcache.finetune.jobs import Epoch, Floats, FoldJob, FoldResult, Part, Step
+from embedcache.finetune.jobs import Epoch, FoldJob, FoldResult, Part, Step
 from embedcache.finetune.memory import peak_memory_bytes, reuse_freed_memory
 from embedcache.finetune.model import Classifier
 from embedcache.finetune.preparation import class_weights, prepare_classifier
@@ -200,7 +201,7 @@ class _Training:
         self._check(whole, epoch, len(batches))
         return whole / len(job.train), waited
 
-    def _shares(self, batches: Sequence[Numbers]) -> list[list[list[int]]]:
+    def _shares(self, batches: Sequence[Codes]) -> list[list[list[int]]]:
         """Return, for each step, the parts in which this process takes its share of the images.
 
         A step is shared by all processes, and each takes its share in as many parts as the others:

@@ -21,22 +21,22 @@ def fit_temperature(probability: NDArray[np.float64], y: NDArray[np.int64]) -> f
     Parameters
     ----------
     probability
-        Of images that the probe was not trained on, shape (n, k).
+        Probability of each class, of images that the probe was not trained on, shape (n, k).
     y
-        Class of each, shape (n,). A class to which no image has any probability was not known to
-        the probe, and its images say nothing.
+        Class of each image, shape (n,). A class to which no image has any probability was not
+        among the training images, and its images have no part.
 
     References
     ----------
     Guo et al. 2017, arXiv 1706.04599, section 4.2.
     """
-    known = np.asarray((probability > 0).any(axis=0))[y]
-    if not known.any():
+    is_trained = np.asarray((probability > 0).any(axis=0))[y]
+    if not is_trained.any():
         return 1.0
-    log_p = np.log(np.maximum(probability[known], _LEAST))
-    own = np.arange(len(log_p)), y[known]
+    log_p = np.log(np.maximum(probability[is_trained], _LEAST))
+    truth = np.arange(len(log_p)), y[is_trained]
 
     def loss(log_t: float) -> float:
-        return float(-log_softmax(log_p * np.exp(-log_t), axis=1)[own].mean())
+        return float(-log_softmax(log_p * np.exp(-log_t), axis=1)[truth].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=_BOUNDS, method="bounded").x))

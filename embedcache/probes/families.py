@@ -18,13 +18,13 @@ class ProbeFamily:
     Parameters
     ----------
     setting
-        Name of what is chosen on inner folds.
+        Name of the setting that is chosen on inner folds.
     grid
         Values to choose from, all above 0, the smoothest first: it wins a tie.
     fit_sweep
-        Fits it.
+        Function that fits probes of this kind.
     about
-        One line, with its source.
+        Description in one line, with its source.
     """
 
     setting: str

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats
+from embedcache.probes.seam import Embeddings
 
 Rows = Sequence[NDArray[np.intp]]
 
@@ -48,12 +49,14 @@ def _grams(X: Embeddings, origin: Floats, training: Rows) -> Iterator[Floats]:
         return
     times = np.stack([np.bincount(rows, minlength=len(X)) for rows in training], axis=1)
     patterns, part = np.unique(times, axis=0, return_inverse=True)
-    used = np.flatnonzero(patterns.any(axis=1))
-    if len(used) > len(training):  # parts would be more work, and memory, than the sets themselves
+    trained = np.flatnonzero(patterns.any(axis=1))
+    if len(trained) > len(
+        training
+    ):  # parts would be more work, and memory, than the sets themselves
         yield from (_gram(X[rows] - origin) for rows in training)
         return
-    parts = np.stack([_gram(X[part == number] - origin) for number in used])
-    for counts in patterns[used].T:
+    parts = np.stack([_gram(X[part == number] - origin) for number in trained])
+    for counts in patterns[trained].T:
         yield np.tensordot(counts.astype(np.float64), parts, axes=1)
 
 
@@ -67,9 +70,9 @@ def spectrum(Z: Floats, gram: Floats | None) -> tuple[Floats, Floats]:
     Parameters
     ----------
     Z
-        Shape (n, dim).
+        Standardised rows, shape (n, dim).
     gram
-        Z'Z, where it is known; the rows are decomposed themselves where it is not.
+        Z'Z, shape (dim, dim); None to decompose the rows themselves.
 
     Returns
     -------

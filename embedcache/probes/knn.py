@@ -16,8 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 # More neighbours vote more smoothly, so the largest k comes first and wins a tie.
 K_GRID: Final = (200.0, 100.0, 50.0, 20.0, 10.0, 5.0)
@@ -37,13 +38,13 @@ class KnnPath:
         Embeddings, shape (m, dim), and classes, shape (m,), training rows among them; no copy is
         made, for the sets of a sweep overlap.
     rows
-        The n training rows.
+        Numbers of the training rows, shape (n,).
     n_classes
         Number of classes.
     ks
-        Numbers of neighbours, 1 to n.
+        Numbers of neighbours, 1 to n, shape (n_values,).
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     """
 
     X: Embeddings = field(repr=False)
@@ -71,7 +72,7 @@ class KnnPath:
         return np.asarray(unit, np.float32)
 
     def _poll(self, cosine: Embeddings) -> Floats:
-        """Return the shares for some rows' cosines, shape (rows, training rows).
+        """Return the shares of the votes, given cosines of shape (rows, training rows).
 
         Rows as near as the k-th vote too, so that no order of the training rows plays a part.
         """
@@ -84,7 +85,7 @@ class KnnPath:
         vote = np.exp((near - top[row, -1]) / TEMPERATURE)
         cell = row * self.n_classes + self.y[self.rows][neighbour]
         cells = rows * self.n_classes
-        counted = [np.bincount(cell, vote * (near >= one[row]), cells) for one in reach]
+        counted = [np.bincount(cell, vote * (near >= least[row]), cells) for least in reach]
         polled = np.stack(counted).reshape(-1, rows, self.n_classes)
         return np.asarray(polled / polled.sum(axis=2, keepdims=True))
 

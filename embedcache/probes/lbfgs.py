@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
+from embedcache.files.arrays import AnyFloats, Floats
 
 _MEMORY: Final = 8
 _ARMIJO: Final = 1e-4
@@ -27,42 +26,42 @@ _PATIENCE: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What is known of each problem at some point.
+    """Value, gradient and bounds of each problem at its point.
 
     Parameters
     ----------
     value
-        Shape (P,).
+        Value of each of P problems, shape (P,).
     gradient
-        Shape (P, N).
+        Gradient, shape (P, N).
     bound
-        Of how far the value is above the optimum's, relative to it, shape (P,).
+        Bound on how far the value is above the optimum's, relative to it, shape (P,).
     nearly
-        What the bound would be after the step `settle`, about; shape (P,).
+        Approximate bound after the step `settle`, shape (P,).
     settle
-        A step that hardly lowers the value and tightens the bound, shape (P, N).
+        Step that hardly lowers the value and tightens the bound, shape (P, N).
     diagonal
-        About that of the Hessian, shape (P, N).
+        Approximate diagonal of the Hessian, shape (P, N).
     """
 
     value: Floats
-    gradient: Array
+    gradient: AnyFloats
     bound: Floats
     nearly: Floats
-    settle: Array
-    diagonal: Array
+    settle: AnyFloats
+    diagonal: AnyFloats
 
     def take(self, rows: NDArray[np.bool_]) -> Point:
-        """Return some of the problems."""
-        return Point(*(getattr(self, one.name)[rows] for one in fields(self)))
+        """Return the points of a subset of the problems, shape (P,)."""
+        return Point(*(getattr(self, column.name)[rows] for column in fields(self)))
 
-    def put(self, rows: NDArray[np.bool_], other: Point) -> None:
-        """Replace some of the problems by those of another evaluation."""
-        for one in fields(self):
-            getattr(self, one.name)[rows] = getattr(other, one.name)[rows]
+    def put(self, rows: NDArray[np.bool_], trial: Point) -> None:
+        """Replace the points of a subset of the problems by those of another evaluation."""
+        for column in fields(self):
+            getattr(self, column.name)[rows] = getattr(trial, column.name)[rows]
 
 
-Evaluate = Callable[[Array, NDArray[np.intp]], Point]
+Evaluate = Callable[[AnyFloats, NDArray[np.intp]], Point]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,83 +71,92 @@ class Solution:
     Parameters
     ----------
     x
-        The point of each problem with the least bound, shape (P, N).
+        Point of each problem with the least bound, shape (P, N).
     bound
-        See `Point`.
+        Bound of that point; see `Point`.
     n_passes
-        Evaluations of each problem, shape (P,).
+        Number of evaluations of each problem, shape (P,).
     """
 
-    x: Array
+    x: AnyFloats
     bound: Floats
     n_passes: NDArray[np.int64]
 
 
-def minimise(evaluate: Evaluate, x: Array, *, tol: float, max_passes: int) -> Solution:
+def minimise(evaluate: Evaluate, x: AnyFloats, *, tol: float, max_passes: int) -> Solution:
     """Minimise every problem until its bound is at most `tol`, or its precision is spent.
 
     Parameters
     ----------
     evaluate
-        Says what is known at points (P', N) of some problems, given their numbers (P',).
+        Function of points, shape (P', N), and of the numbers of their problems, shape (P',).
     x
-        Where to start, shape (P, N).
-    tol, max_passes
-        When a problem is left.
+        Starting points, shape (P, N).
+    tol
+        Bound at which a problem is done.
+    max_passes
+        Largest number of evaluations of a problem.
     """
     best = Solution(x.copy(), np.full(len(x), np.inf), np.zeros(len(x), np.int64))
     search = _Search(evaluate, x, tol)
-    search.keep(best)
+    search.note_best(best)
     for _ in range(1, max_passes):
-        if not search.leave((search.now.bound > tol) & (search.idle < _PATIENCE)):
+        if not search.restrict((search.now.bound > tol) & (search.idle < _PATIENCE)):
             break
         search.step()
-        search.keep(best)
+        search.note_best(best)
     return best
 
 
 class _Search:
-    """The problems still searched, and the recent past of each."""
+    """The problems still searched, and the recent past of each.
 
-    def __init__(self, evaluate: Evaluate, x: Array, tol: float) -> None:
+    Every array that `_BY_PROBLEM` names has one row a problem, and loses the rows of the problems
+    that are done.
+    """
+
+    _BY_PROBLEM: Final = ("_problem", "_x", "_mark", "idle", "_length", "_settles", "_direction")
+
+    def __init__(self, evaluate: Evaluate, x: AnyFloats, tol: float) -> None:
         self._evaluate, self._tol = evaluate, tol
         self._problem, self._x = np.arange(len(x)), x
         self.now = evaluate(x, self._problem)
         self._mark, self.idle = self.now.value.copy(), np.zeros(len(x), np.int64)
         self._length, self._settles = np.ones(len(x)), np.zeros(len(x), np.bool_)
-        self._past: list[tuple[Array, Array, Array]] = []  # (s, y, 1 / s'y), newest last
+        self._past: list[
+            tuple[AnyFloats, AnyFloats, AnyFloats]
+        ] = []  # (s, y, 1 / s'y), newest last
         self._direction = self._descend()
 
-    def keep(self, best: Solution) -> None:
+    def note_best(self, best: Solution) -> None:
         """Note points that are better than the best so far."""
         better = self.now.bound < best.bound[self._problem]
         best.x[self._problem[better]] = self._x[better]
         best.bound[self._problem[better]] = self.now.bound[better]
         best.n_passes[self._problem] += 1
 
-    def leave(self, wanted: NDArray[np.bool_]) -> bool:
-        """Go on with the wanted problems only; return whether there are any."""
-        if not wanted.all():
-            for name, value in vars(self).items():
-                if isinstance(value, np.ndarray):
-                    setattr(self, name, value[wanted])
-            self.now = self.now.take(wanted)
-            self._past = [(s[wanted], y[wanted], rho[wanted]) for s, y, rho in self._past]
-        return bool(wanted.any())
+    def restrict(self, is_open: NDArray[np.bool_]) -> bool:
+        """Go on with the open problems only; return whether there are any."""
+        if not is_open.all():
+            for name in self._BY_PROBLEM:
+                setattr(self, name, getattr(self, name)[is_open])
+            self.now = self.now.take(is_open)
+            self._past = [(s[is_open], y[is_open], rho[is_open]) for s, y, rho in self._past]
+        return bool(is_open.any())
 
     def step(self) -> None:
         """Try each problem's step: take it and turn, or shorten it."""
         now = self.now
-        trial = self._x + self._length.astype(self._x.dtype)[:, None] * self._direction
-        found = self._evaluate(trial, self._problem)
+        x = self._x + self._length.astype(self._x.dtype)[:, None] * self._direction
+        trial = self._evaluate(x, self._problem)
         slope = _dot(now.gradient, self._direction)
-        noise = 4 * float(np.finfo(trial.dtype).eps) * np.abs(now.value)
+        noise = 4 * float(np.finfo(x.dtype).eps) * np.abs(now.value)
         limit = now.value + _ARMIJO * self._length * slope + noise
-        taken = np.isfinite(found.value) & (found.value <= limit)
-        self._remember(trial, found, taken)
-        self._shorten(~taken, found.value, slope)
-        self._x[taken] = trial[taken]
-        now.put(taken, found)
+        taken = np.isfinite(trial.value) & (trial.value <= limit)
+        self._remember(x, trial, taken)
+        self._shorten(~taken, trial.value, slope)
+        self._x[taken] = x[taken]
+        now.put(taken, trial)
         fell = now.value < self._mark - noise
         self._mark = np.where(fell, now.value, self._mark)
         self.idle = np.where(fell, 0, self.idle + 1)
@@ -158,10 +166,10 @@ class _Search:
         self._direction = np.where(taken[:, None], turned, self._direction)
         self._settles = np.where(taken, settles, self._settles)
 
-    def _remember(self, trial: Array, found: Point, taken: NDArray[np.bool_]) -> None:
+    def _remember(self, x: AnyFloats, trial: Point, taken: NDArray[np.bool_]) -> None:
         # A step not taken leaves a pair of zeros, which changes no direction.
-        s = np.where(taken[:, None], trial - self._x, 0)
-        y = np.where(taken[:, None], found.gradient - self.now.gradient, 0)
+        s = np.where(taken[:, None], x - self._x, 0)
+        y = np.where(taken[:, None], trial.gradient - self.now.gradient, 0)
         product = _dot(s, y)
         rho = np.divide(1.0, product, out=np.zeros_like(product), where=product > 0)
         self._past = [*self._past, (s, y, rho.astype(s.dtype))][-_MEMORY:]
@@ -172,27 +180,27 @@ class _Search:
         shorter = np.clip(np.nan_to_num(ratio), 0.1, 0.5)
         self._length = np.where(missed, self._length * shorter, 1.0)
 
-    def _descend(self) -> Array:
+    def _descend(self) -> AnyFloats:
         """Return the direction of each problem: two loops around the diagonal."""
-        q, used = -self.now.gradient, []
+        q, shares = -self.now.gradient, []
         for s, y, rho in reversed(self._past):
             a = rho * _dot(s, q).astype(q.dtype)
             q -= a[:, None] * y
-            used.append(a)
+            shares.append(a)
         q /= self.now.diagonal
         if self._past:
             q *= self._newest_scale()[:, None]
-        for (s, y, rho), a in zip(self._past, reversed(used), strict=True):
+        for (s, y, rho), a in zip(self._past, reversed(shares), strict=True):
             b = rho * _dot(y, q).astype(q.dtype)
             q += (a - b)[:, None] * s
         return q
 
-    def _newest_scale(self) -> Array:
+    def _newest_scale(self) -> AnyFloats:
         _, y, rho = self._past[-1]
         below = rho * _dot(y, y / self.now.diagonal)
         return np.divide(1.0, below, out=np.ones_like(below), where=below > 0).astype(y.dtype)
 
 
-def _dot(a: Array, b: Array) -> Floats:
+def _dot(a: AnyFloats, b: AnyFloats) -> Floats:
     """Return the inner product of each row."""
     return np.asarray(np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0], np.float64)

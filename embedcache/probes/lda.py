@@ -17,10 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.gram import spectrum, standardised
 from embedcache.probes.linear import LinearPath
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 SHRINKAGE_GRID: Final = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 # Least mean variance within classes, of 1 in all. One image a class has none, which leaves nothing
@@ -52,7 +53,7 @@ def _fit(
     within = None if gram is None else gram - (means * counts) @ means.T
     scatter, vectors = spectrum(Z - means.T[y], within)
     variance = scatter / len(Z)
-    mean_variance = max(variance.sum() / max(1, np.count_nonzero(scaler.scale)), _LEAST)
+    mean_variance = max(variance.sum() / max(1, int(np.count_nonzero(scaler.scale))), _LEAST)
     along = vectors.T @ means
     beside = means - vectors @ along  # outside the span of the rows: only the target has variance
     log_prior = np.log(counts / len(Z), where=counts > 0, out=np.full(n_classes, -np.inf))

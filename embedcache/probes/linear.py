@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import softmax
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats
+from embedcache.probes.seam import Embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,11 @@ class LinearPath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     coef
-        Shape (n_values, dim, n_classes), on standardised features.
+        Weights of standardised features, shape (n_values, dim, n_classes).
     intercept
-        Shape (n_values, n_classes); minus infinity for a class not trained on.
+        Intercepts, shape (n_values, n_classes); minus infinity for a class not trained on.
     """
 
     scaler: Scaler

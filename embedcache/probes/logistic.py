@@ -16,6 +16,7 @@ largest curvature of the loss by W.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,19 +28,17 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from embedcache.errors import RunError
+from embedcache.files.arrays import AnyFloats, Floats
 from embedcache.files.cores import usable_cores
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.scaling import Scaler
 from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
-
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
 C_GRID: Final = tuple(float(10.0**e) for e in np.arange(-5.0, 0.75, 0.5))
 TOL: Final = 1e-5
-_STATE_BYTES: Final = 1 << 25  # of one vector over all problems that are solved together
+_STATE_BYTES: Final = 1 << 25  # one vector over all problems that are solved together
 _TOGETHER: Final = 16  # values of C; more go in turns, each started where the last ones lead
 _SMALL_TOL: Final = 1e-3
 _MOST_PASSES: Final = {np.dtype(np.float32): 1000, np.dtype(np.float64): 20_000}
@@ -52,17 +51,17 @@ class LogisticPath:
     Parameters
     ----------
     values
-        C, shape (m,).
+        Values of C, shape (m,).
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     coef
-        Shape (m, k, d), on standardised features; zero for a class not trained on.
+        Weights of standardised features, shape (m, k, d); zero for a class not trained on.
     intercept
-        Shape (m, k); minus infinity for a class not trained on.
+        Intercepts, shape (m, k); minus infinity for a class not trained on.
     gap
         Certificate: bound on the objective's relative distance from its optimum, shape (m,).
     n_passes
-        Readings of the rows that each took, shape (m,).
+        Number of readings of the rows that each took, shape (m,).
     """
 
     values: Floats
@@ -72,20 +71,20 @@ class LogisticPath:
     gap: Floats
     n_passes: NDArray[np.int64]
 
-    def logits(self, X: Array) -> Floats:
+    def logits(self, X: AnyFloats) -> Floats:
         """Return the logits by C, row and class, shape (m, n, k)."""
         m, k, d = self.coef.shape
         # Centred first: a large mean would swamp the digits that tell rows apart.
         flat = (X - self.scaler.mean) @ (self.coef * self.scaler.inverse).reshape(m * k, d).T
         return np.asarray(flat.reshape(len(X), m, k).transpose(1, 0, 2) + self.intercept[:, None])
 
-    def probability(self, X: Array) -> Floats:
+    def probability(self, X: AnyFloats) -> Floats:
         """Return the probability by C, row and class, shape (m, n, k), float64."""
         return np.asarray(softmax(self.logits(X), axis=2))
 
 
 def fit_sweep(
-    X: Array,
+    X: AnyFloats,
     y: NDArray[np.int64],
     n_classes: int,
     problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]],
@@ -101,7 +100,7 @@ def fit_sweep(
     Parameters
     ----------
     X
-        Shape (n, d), finite.
+        Features, finite, shape (n, d).
     y
         Class of each row, 0 to n_classes - 1, shape (n,).
     n_classes
@@ -109,30 +108,32 @@ def fit_sweep(
     problems
         Training rows, and the values of C, ascending, to fit on them.
     tol
-        Relative gap to the optimum at which a probe is done. Where not even float64 reaches it, the
-        probe has the larger `LogisticPath.gap` that it says.
+        Relative gap to the optimum at which a probe is done. Where not even float64 reaches it,
+        `LogisticPath.gap` is larger.
     sample_weight
-        Of each row, not negative; a row of weight 2 counts as two rows, one of 0 as none.
+        Weight of each row, not negative, shape (n,); a row of weight 2 counts as two rows, a row
+        of 0 as none.
     class_weight
-        Of each class, by its number; 'balanced' for n / (k n_c), by training set.
+        Weight of each class by its number; 'balanced' for n / (k n_c), by training set.
     standardize
         Whether features are divided by their deviation. False gives scikit-learn's objective on the
         features as they are: centring them, as we do all the same, moves the intercept only.
     n_threads
-        Default: one for each processor that this process may use. The answer does not depend on it.
+        Number of threads; None for one a processor that this process may use. No answer depends on
+        it.
 
     Returns
     -------
     For each problem its probes, in the order of its C.
     """
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    used = [rows[weight[rows] > 0] for rows, _ in problems]
+    training = [rows[weight[rows] > 0] for rows, _ in problems]
     if not all(len(C) and np.all(np.diff(C) > 0) for _, C in problems):
         raise ValueError("the values of C of a problem are none, or do not ascend")
-    if not all(map(len, used)):
+    if not all(map(len, training)):
         raise RunError("no training images to fit on; lower --folds or widen --where")
     groups: dict[Any, list[int]] = {}
-    for number, rows in enumerate(used):
+    for number, rows in enumerate(training):
         # With fewer rows than features the search is made in the rows' own space, set by set.
         alone = number if len(rows) <= X.shape[1] else -1
         groups.setdefault((alone, *np.unique(y[rows]).tolist()), []).append(number)
@@ -143,15 +144,15 @@ def fit_sweep(
                 X,
                 y,
                 weight,
-                [used[i] for i in numbers],
+                [training[i] for i in numbers],
                 class_weight,
                 standardize=standardize,
             )
             values = [np.asarray(problems[i][1], np.float64) for i in numbers]
-            found = (
+            fitted = (
                 _constant(sets, values) if len(classes) == 1 else _solve(sets, values, tol, pool)
             )
-            for number, path in zip(numbers, found, strict=True):
+            for number, path in zip(numbers, fitted, strict=True):
                 paths[number] = _among_all(path, classes, n_classes)
     return [paths[number] for number in range(len(problems))]
 
@@ -186,25 +187,31 @@ def _solve(
             objective, set_of[chunk], C[chunk], start, tol
         )
     for number, strengths in enumerate(values):
-        own = set_of == number
-        weights = objective.bases[number] @ V[own]
+        members = set_of == number
+        weights = objective.bases[number] @ V[members]
         yield LogisticPath(
             values=strengths,
             scaler=sets.scalers[number],
             # The search turns features into one another, and leaves traces where nothing varies.
             coef=(weights[..., :-1] @ objective.axes.T) * (sets.scalers[number].scale > 0),
             intercept=weights[..., -1],
-            gap=gap[own],
-            n_passes=n_passes[own],
+            gap=gap[members],
+            n_passes=n_passes[members],
         )
 
 
 def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[np.intp]]:
-    """Yield the problems that are solved together: a few strengths, of all training sets."""
+    """Yield the problems that are solved together: a few strengths, of all training sets.
+
+    A chunk holds as many strengths as memory allows for one vector over its problems. A grid of up
+    to `_TOGETHER` strengths may be one chunk; a longer one goes in chunks of half of that at most,
+    for each later chunk starts near its answers and needs few passes.
+    """
     n_values, n_sets = place.max() + 1, np.count_nonzero(place == 0)
-    vector = int(np.prod(objective.shape)) * objective.dtype.itemsize
-    most = max(1, _STATE_BYTES // (vector * n_sets))
-    n_chunks = -(-n_values // min(most, n_values if n_values <= _TOGETHER else _TOGETHER // 2))
+    vector_bytes = int(np.prod(objective.shape)) * objective.dtype.itemsize
+    fit_in_memory = max(1, _STATE_BYTES // (vector_bytes * n_sets))
+    preferred = n_values if n_values <= _TOGETHER else _TOGETHER // 2
+    n_chunks = math.ceil(n_values / min(fit_in_memory, preferred))
     for places in np.array_split(np.arange(n_values), n_chunks):
         yield np.flatnonzero(np.isin(place, places))
 
@@ -216,41 +223,41 @@ def _start(
     V: Floats,
     place: NDArray[np.intp],
     chunk: NDArray[np.intp],
-) -> Array:
+) -> AnyFloats:
     """Return where to start: on the line through the last two strengths' answers, by log C."""
     first = int(place[chunk].min())
     if first < 2:
         return objective.at_prior(set_of[chunk])
     start = np.empty((len(chunk), *objective.shape), objective.dtype)
     for number in np.unique(set_of[chunk]):
-        own = np.flatnonzero(set_of == number)
-        before, last = own[first - 2], own[first - 1]
-        mine = set_of[chunk] == number
-        ahead = np.log(C[chunk[mine]] / C[last]) / np.log(C[last] / C[before])
-        start[mine] = V[last] + np.minimum(ahead, 2.0)[:, None, None] * (V[last] - V[before])
+        members = np.flatnonzero(set_of == number)
+        before, last = members[first - 2], members[first - 1]
+        rows = set_of[chunk] == number
+        ahead = np.log(C[chunk[rows]] / C[last]) / np.log(C[last] / C[before])
+        start[rows] = V[last] + np.minimum(ahead, 2.0)[:, None, None] * (V[last] - V[before])
     return start
 
 
 def _descend(
-    objective: Objective, set_of: NDArray[np.intp], C: Floats, V: Array, tol: float
+    objective: Objective, set_of: NDArray[np.intp], C: Floats, V: AnyFloats, tol: float
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return V, gap and passes; in float64 where float32 does not carry far enough."""
     flat = V.reshape(len(V), -1)
     # What is small is solved in float64, where a tighter gap takes milliseconds, and then every
     # prediction is the optimum's, not all but those of a few rows near a tie.
     aim = tol if flat.dtype == np.float32 else tol * _SMALL_TOL
-    found = minimise(
+    solution = minimise(
         objective.evaluator(set_of, C), flat, tol=aim, max_passes=_MOST_PASSES[flat.dtype]
     )
-    x, gap, n_passes = found.x.astype(np.float64), found.bound, found.n_passes
-    left = np.flatnonzero(gap > tol)
-    if left.size and flat.dtype == np.float32:
+    x, gap, n_passes = solution.x.astype(np.float64), solution.bound, solution.n_passes
+    unsolved = np.flatnonzero(gap > tol)
+    if unsolved.size and flat.dtype == np.float32:
         again = minimise(
-            objective.evaluator(set_of[left], C[left]),
-            x[left],
+            objective.evaluator(set_of[unsolved], C[unsolved]),
+            x[unsolved],
             tol=tol,
             max_passes=_MOST_PASSES[x.dtype],
         )
-        x[left], gap[left] = again.x, again.bound
-        n_passes[left] += again.n_passes
+        x[unsolved], gap[unsolved] = again.x, again.bound
+        n_passes[unsolved] += again.n_passes
     return x.reshape(V.shape), gap, n_passes

@@ -22,8 +22,9 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 DECAY_GRID: Final = (100.0, 10.0, 1.0, 0.1)
 HIDDEN: Final = 256
@@ -41,10 +42,10 @@ class MlpPath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     networks
-        Weights and biases of each one's two layers, the last bias minus infinity for a class not
-        trained on.
+        Weights and biases of the two layers of each network, the last bias minus infinity for a
+        class not trained on.
     """
 
     scaler: Scaler
@@ -53,7 +54,7 @@ class MlpPath:
     def probability(self, X: Embeddings) -> Floats:
         """Return the softmax of the last layer by weight decay, row and class."""
         Z = self.scaler.apply(X)
-        return np.stack([softmax(_forward(Z, one), axis=1) for one in self.networks])
+        return np.stack([softmax(_forward(Z, network), axis=1) for network in self.networks])
 
 
 def _forward(Z: Floats, network: _Network) -> Floats:
@@ -69,15 +70,15 @@ def fit_sweep(
     Parameters
     ----------
     X, y, n_classes
-        See `seam.FitSweep`.
+        Embeddings, classes and their number; see `seam.FitSweep`.
     problems
         Training rows, and the values of scikit-learn's alpha.
     seed
-        Of the first weights and the order of the batches.
+        Seed of the first weights and of the order of the batches.
     """
     fitted = []
-    for given, decays in problems:
-        rows = given[_order(X[given], y[given])]
+    for training, decays in problems:
+        rows = training[_order(X[training], y[training])]
         scaler = Scaler.of(X[rows])
         Z = scaler.apply(X[rows]).astype(np.float32)
         networks = tuple(_fit(Z, y[rows], n_classes, decay, seed) for decay in decays)
@@ -86,7 +87,7 @@ def fit_sweep(
 
 
 def _order(X: Embeddings, y: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return an order that depends on the rows alone: the batches then do not on how they came."""
+    """Return an order that depends on the rows alone, so that batches do not on theirs."""
     whole = np.column_stack([X, y.astype(np.float32)])
     return np.argsort(whole.view(f"V{whole.itemsize * whole.shape[1]}").ravel())
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, ProbePath, Problems
+from embedcache.files.arrays import Floats
+from embedcache.probes.seam import Embeddings, FitSweep, ProbePath, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class MultiLabelPath:
     Parameters
     ----------
     paths
-        Each with the classes no and yes.
+        Path of each label, with the classes no and yes.
     """
 
     paths: tuple[ProbePath, ...]
@@ -37,13 +38,13 @@ def fit_multilabel(
     Parameters
     ----------
     fit_sweep
-        Of the family.
+        Function that fits probes of the family.
     X
-        Shape (n, dim), finite.
+        Embeddings, finite, shape (n, dim).
     Y
-        Which labels each image has, shape (n, n_labels), at least one label.
+        Whether each image has each label, shape (n, n_labels), at least one label.
     problems
-        See `seam.Problems`.
+        Training rows, and the values of the setting; see `seam.Problems`.
 
     Returns
     -------

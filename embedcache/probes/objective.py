@@ -1,21 +1,19 @@
-"""The objective of a sweep's problems, in coordinates in which its Hessian is nearly diagonal."""
+"""The objective of each problem, in coordinates in which its Hessian is nearly diagonal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, helmert, svd
 
+from embedcache.files.arrays import AnyFloats, Floats
 from embedcache.probes.lbfgs import Point
 from embedcache.probes.shared_rows import SharedRows
 from embedcache.probes.training_sets import TrainingSets
-
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
 
 _CHUNK_ROWS: Final = 2048
 # The gap is relative to the objective f, and to f(prior) - f where that is less, so that a strongly
@@ -71,10 +69,10 @@ class Objective:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a point: (k - 1, r + 1)."""
+        """Shape of a point: (k - 1, r + 1)."""
         return self.bases.shape[2], len(self._spread)
 
-    def at_prior(self, sets: NDArray[np.intp]) -> Array:
+    def at_prior(self, sets: NDArray[np.intp]) -> AnyFloats:
         """Return the points without weights, whose intercepts give the classes' shares."""
         V = np.zeros((len(sets), *self.shape), self.dtype)
         log_prior = np.log(self._prior[sets])
@@ -83,23 +81,23 @@ class Objective:
 
     def evaluator(
         self, sets: NDArray[np.intp], C: Floats
-    ) -> Callable[[Array, NDArray[np.intp]], Point]:
-        """Return what `minimise` needs of some problems, given training set and C of each."""
+    ) -> Callable[[AnyFloats, NDArray[np.intp]], Point]:
+        """Return the function to minimise, given training set and C of each problem."""
         alpha = self._penalty[sets] / C
 
-        def evaluate(flat: Array, problem: NDArray[np.intp]) -> Point:
-            V, own, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
-            found = self._rows(self._outward(V, own), own)
-            g = self._inward(found.gradient, own)
+        def evaluate(flat: AnyFloats, problem: NDArray[np.intp]) -> Point:
+            V, set_of, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
+            sums = self._rows(self._outward(V, set_of), set_of)
+            g = self._inward(sums.gradient, set_of)
             g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
-            logits = self._logits[own]
-            bent = logits.transpose(0, 2, 1) @ found.curvature @ logits  # (P', k - 1, k - 1)
+            logits = self._logits[set_of]
+            bent = logits.transpose(0, 2, 1) @ sums.curvature @ logits  # (P', k - 1, k - 1)
             steepness = np.maximum(np.einsum("paa->pa", bent), _LEAST_CURVATURE)
-            value = found.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
-            null = self._null[own]
+            value = sums.loss + a / 2 * _squares(V[..., :-1]).sum(axis=1)
+            null = self._null[set_of]
             reference = np.maximum(np.minimum(value, null - value), _FLOOR * null)
             steepest = np.minimum(self._steepest, self._longest * steepness.sum(axis=1))
-            slope, settled, left = _squares(g[..., :-1]).sum(axis=1), *_settle(g[..., -1], bent)
+            slope, settled, rest = _squares(g[..., :-1]).sum(axis=1), *_settle(g[..., -1], bent)
             diagonal = steepness[..., None] * self._spread
             diagonal[..., :-1] += a[:, None, None]
             settle = np.zeros_like(V)
@@ -107,19 +105,19 @@ class Objective:
             return Point(
                 value=value,
                 gradient=g.reshape(flat.shape),
-                bound=(left + (np.sqrt(slope) + np.sqrt(steepest * left)) ** 2 / (2 * a))
+                bound=(rest + (np.sqrt(slope) + np.sqrt(steepest * rest)) ** 2 / (2 * a))
                 / reference,
-                nearly=(left + slope / (2 * a)) / reference,
+                nearly=(rest + slope / (2 * a)) / reference,
                 settle=settle.reshape(flat.shape),
                 diagonal=diagonal.reshape(flat.shape).astype(flat.dtype),
             )
 
         return evaluate
 
-    def _outward(self, V: Array, sets: NDArray[np.intp]) -> Array:
-        """Return the weights by the columns of the sweep's X."""
+    def _outward(self, V: AnyFloats, sets: NDArray[np.intp]) -> AnyFloats:
+        """Return the weights of the columns of the shared rows."""
         logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
-        weights: Array = logits @ V
+        weights: AnyFloats = logits @ V
         if self._turns:
             weights = _turned(weights, self._turn[V.dtype].T)
         weights[..., :-1] *= stretch[:, None]
@@ -127,27 +125,27 @@ class Objective:
         weights[..., -1:] -= moved
         return weights
 
-    def _inward(self, found: Array, sets: NDArray[np.intp]) -> Array:
-        """Return the gradient by V, given that by the sweep's weights."""
-        dtype = found.dtype
+    def _inward(self, gradient: AnyFloats, sets: NDArray[np.intp]) -> AnyFloats:
+        """Return the gradient by V, given that by the weights of the columns; overwrites it."""
+        dtype = gradient.dtype
         logits, stretch = self._logits[sets].astype(dtype), self._stretch[sets].astype(dtype)
-        found[..., :-1] -= found[..., -1:] * self._shift[sets, None].astype(dtype)
-        found[..., :-1] *= stretch[:, None]
+        gradient[..., :-1] -= gradient[..., -1:] * self._shift[sets, None].astype(dtype)
+        gradient[..., :-1] *= stretch[:, None]
         if self._turns:
-            found = _turned(found, self._turn[dtype])
-        return np.asarray(logits.transpose(0, 2, 1) @ found)
+            gradient = _turned(gradient, self._turn[dtype])
+        return np.asarray(logits.transpose(0, 2, 1) @ gradient)
 
 
-def _turned(V: Array, axes: Array) -> Array:
+def _turned(V: AnyFloats, axes: AnyFloats) -> AnyFloats:
     # One product for all problems, not one for each.
     return np.asarray((V.reshape(-1, V.shape[-1]) @ axes).reshape(V.shape))
 
 
-def _squares(V: Array) -> Floats:
+def _squares(V: AnyFloats) -> Floats:
     return np.asarray(np.einsum("paj,paj->pa", V, V), np.float64)
 
 
-def _settle(gradient: Array, curvature: Floats) -> tuple[Floats, Floats]:
+def _settle(gradient: AnyFloats, curvature: Floats) -> tuple[Floats, Floats]:
     """Return the intercepts' Newton step, shape (P, k - 1), and its squared length, shape (P,)."""
     n_axes = curvature.shape[1]
     # Where a class is all but certain everywhere the curvature is all but singular.
@@ -169,23 +167,25 @@ def _class_basis(prior: Floats) -> Floats:
     return np.asarray(plain @ turn)
 
 
-def _correlation_axes(X: Array, weight: Floats, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
+def _correlation_axes(
+    X: AnyFloats, weight: Floats, pool: ThreadPoolExecutor
+) -> tuple[Floats, Floats]:
     """Return the axes of the features' correlations, shape (d, d), and the variance along each."""
 
-    def part(rows: slice) -> Array:
+    def part(rows: slice) -> AnyFloats:
         share = weight[rows, None].astype(X.dtype)
         return np.asarray(X[rows].T @ (X[rows] * share))
 
     gram = np.zeros((X.shape[1],) * 2)
-    for found in pool.map(part, _chunks(len(X))):
-        gram += found
+    for product in pool.map(part, _chunks(len(X))):
+        gram += product
     spread, axes = eigh(gram / weight.sum(), driver="evd", overwrite_a=True)
     return axes, np.maximum(spread, 0.0)
 
 
-def _row_space(X: Array, weight: Floats) -> tuple[Floats, Floats]:
+def _row_space(X: AnyFloats, weight: Floats) -> tuple[Floats, Floats]:
     """Return an orthonormal basis of the rows, shape (d, r), and the variance along each axis."""
     rows = X.astype(np.float64) * np.sqrt(weight / weight.sum())[:, None]
     _, length, axes = svd(rows, full_matrices=False)
-    held = length > length[:1] * max(X.shape) * np.finfo(np.float64).eps
-    return axes[held].T, length[held] ** 2
+    spanned = length > length[:1] * max(X.shape) * np.finfo(np.float64).eps
+    return axes[spanned].T, length[spanned] ** 2

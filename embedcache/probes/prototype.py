@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 # It moves no prediction, only how sure one sounds, so there is nothing to choose.
 TEMPERATURE_GRID: Final = (0.1,)
@@ -29,13 +30,13 @@ class PrototypePath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     directions
-        Each class's mean standardised embedding, at unit length, shape (n_classes, dim).
+        Mean standardised embedding of each class, at unit length, shape (n_classes, dim).
     present
-        Whether the training set holds the class, shape (n_classes,).
+        Whether the training set holds each class, shape (n_classes,).
     temperatures
-        Of the softmax, shape (n_values,).
+        Temperatures of the softmax, shape (n_values,).
     """
 
     scaler: Scaler

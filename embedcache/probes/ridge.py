@@ -17,10 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
 from embedcache.probes.gram import spectrum, standardised
 from embedcache.probes.linear import LinearPath
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 # 10^6 ... 10^0. The eigenvalues of Z'Z add up to n times dim.
 ALPHA_GRID: Final = tuple(float(10.0**e) for e in np.arange(6.0, -0.25, -0.5))
@@ -33,11 +34,11 @@ class RidgePath:
     Parameters
     ----------
     scaler
-        Of the training set.
+        Mean and deviation of the training set.
     coef
-        Shape (n_values, dim, n_targets), on standardised features.
+        Weights of standardised features, shape (n_values, dim, n_targets).
     intercept
-        Shape (n_targets,): the means of the targets.
+        Means of the training rows' targets, shape (n_targets,).
     """
 
     scaler: Scaler
@@ -55,7 +56,7 @@ def fit_ridge_regression(X: Embeddings, t: Floats, problems: Problems) -> list[R
     Parameters
     ----------
     X
-        Shape (n, dim), finite.
+        Embeddings, finite, shape (n, dim).
     t
         Targets, finite, shape (n, n_targets).
     problems

@@ -21,8 +21,11 @@ class Scaler:
 
     Parameters
     ----------
-    mean, scale
-        Shape (dim,); scale is 0 for a feature that does not vary beyond rounding.
+    mean
+        Mean of each feature, shape (dim,).
+    scale
+        Deviation of each feature, that of n rows, not of n - 1, shape (dim,); 0 for a feature that
+        does not vary beyond rounding.
     """
 
     mean: NDArray[np.float64] = field(repr=False)
@@ -35,9 +38,9 @@ class Scaler:
         Parameters
         ----------
         X
-            Shape (n, dim).
+            Embeddings, shape (n, dim).
         weights
-            Of each row, not negative, shape (n,); None where all rows weigh the same.
+            Weight of each row, not negative, shape (n,); None where all rows weigh the same.
 
         Raises
         ------

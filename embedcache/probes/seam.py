@@ -1,4 +1,4 @@
-"""What every probe is to the protocol: the form of its fit, and of what it fits."""
+"""The form of every probe: that of its fit, and that of what is fitted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
+
 Embeddings: TypeAlias = NDArray[np.float32]  # (n, dim), finite
-Floats: TypeAlias = NDArray[np.float64]
 # Training rows, and the values of the probe's setting to fit on them, smoothest first.
 Problems: TypeAlias = Sequence[tuple[NDArray[np.intp], Sequence[float]]]
 
@@ -26,7 +27,7 @@ class ProbePath(Protocol):
 
 
 class FitSweep(Protocol):
-    """Fits a probe for each training set and each value of its setting."""
+    """A function that fits a probe for each training set and each value of its setting."""
 
     def __call__(
         self, X: Embeddings, y: NDArray[np.int64], n_classes: int, problems: Problems, /
@@ -36,13 +37,13 @@ class FitSweep(Protocol):
         Parameters
         ----------
         X
-            Shape (n, dim), finite.
+            Embeddings, finite, shape (n, dim).
         y
             Class of each row, 0 to n_classes - 1, shape (n,).
         n_classes
             Number of classes, whether or not a training set holds all of them.
         problems
-            See `Problems`.
+            Training rows and values of each problem; see `Problems`.
 
         Raises
         ------

@@ -7,8 +7,9 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import Floats
+
 Integers = NDArray[np.integer[Any]]
-Floats = NDArray[np.float64]
 Rule = Literal["tie", "one-se"]
 
 # Scores this close are a tie, and a tie goes to the smoother probe.
@@ -24,15 +25,16 @@ def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
         Class of each row, 0 to n_classes - 1, shape (n,). The mean is over the classes that occur
         in it.
     predicted
-        Shape (m, n). A class that no row belongs to is wrong, and has no F1 of its own.
+        Class that each of m predictions gives each row, shape (m, n). A class that no row belongs
+        to is wrong, and has no F1 of its own.
     n_classes
         Number of classes.
     """
     m, k = len(predicted), n_classes
     hits, claimed = np.empty((2, m, k))
-    for row, one in enumerate(predicted):
-        claimed[row] = np.bincount(one, minlength=k)
-        hits[row] = np.bincount(one[one == truth], minlength=k)
+    for row, codes in enumerate(predicted):
+        claimed[row] = np.bincount(codes, minlength=k)
+        hits[row] = np.bincount(codes[codes == truth], minlength=k)
     actual = np.bincount(truth, minlength=k)
     occurs = actual > 0
     f1 = 2 * hits[:, occurs] / (claimed + actual)[:, occurs]
@@ -40,16 +42,16 @@ def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
 
 
 def pick(scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie") -> int:
-    """Return which value to take: the first that is as good as the best.
+    """Return the number of the value to take: the first that is as good as the best.
 
     Parameters
     ----------
     scores
-        Of each value, larger is better, shape (m,); the smoothest probe first.
+        Score of each value, larger is better, shape (m,); the smoothest probe first.
     fold_scores
-        The same by fold, shape (m, K), K >= 2; needed by 'one-se'.
+        Score of each value by fold, shape (m, K), K >= 2; needed by 'one-se'.
     rule
-        How much less than the best is as good: 'tie' for `TIE`; 'one-se' for the standard error of
+        Distance from the best that is as good: 'tie' for `TIE`; 'one-se' for the standard error of
         the best value's mean over folds (Breiman et al. 1984, Classification and Regression Trees,
         section 3.4.3).
 

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
+from embedcache.files.arrays import AnyFloats, Floats
 
-_BLOCK_BYTES: Final = 1 << 19  # of logits, so that a block stays in a core's second-level cache
+_BLOCK_BYTES: Final = 1 << 19  # logits of a block, so that it stays in a core's second cache
 # Rows that are summed as one; fixed, so that sums do not depend on the number of threads.
 _PART_ROWS: Final = 1024
 
@@ -36,49 +35,49 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """What one pass found, for each problem.
+class Sums:
+    """Sums over the rows, for each problem.
 
     Parameters
     ----------
     loss
         Weighted mean log-loss, shape (P,).
     gradient
-        By the weights, shape (P, k - 1, d + 1).
+        Gradient by the weights, shape (P, k - 1, d + 1).
     curvature
         Second derivative by the logits, averaged, shape (P, k - 1, k - 1).
     """
 
     loss: Floats
-    gradient: Array
+    gradient: AnyFloats
     curvature: Floats
 
 
 class SharedRows:
-    """The rows of a sweep, and passes over them.
+    """The rows that the problems of a sweep share, and passes over them.
 
     Parameters
     ----------
     X
-        Shape (n, d + 1), the last column 1; sorted by cell, within it by class.
+        Features, the last column 1, shape (n, d + 1); sorted by cell, within it by class.
     y
         Class of each row, 0 to k - 1, shape (n,).
     weight
-        Of each row, positive, shape (n,).
+        Weight of each row, positive, shape (n,).
     cell
-        Of each row, ascending, shape (n,).
+        Number of each row's cell, ascending, shape (n,).
     member
         Whether a training set holds a cell, shape (sets, cells).
     class_weight
-        By which a training set multiplies the weight of a class, shape (sets, k); such that the
-        weights of a set sum to 1.
+        Factor of a training set for the weight of a class, shape (sets, k); such that the weights
+        of a set sum to 1.
     pool
-        Threads; BLAS should use one each.
+        Threads to work with; BLAS should use one each.
     """
 
     def __init__(
         self,
-        X: Array,
+        X: AnyFloats,
         y: NDArray[np.int64],
         weight: Floats,
         cell: NDArray[np.int64],
@@ -90,35 +89,35 @@ class SharedRows:
         self._class_weight, self._pool = class_weight, pool
         self._parts = list(_parts(y, cell))
 
-    def __call__(self, weights: Array, sets: NDArray[np.intp]) -> Pass:
+    def __call__(self, weights: AnyFloats, sets: NDArray[np.intp]) -> Sums:
         """Return loss and gradient of each problem, in the precision of its weights.
 
         Parameters
         ----------
         weights
-            Of the classes but the last, whose logit is 0, and their intercepts: shape
+            Weights and intercepts of the classes but the last, whose logit is 0, shape
             (P, k - 1, d + 1).
         sets
-            The training set of each problem, shape (P,).
+            Number of the training set of each problem, shape (P,).
         """
         n_problems, n_logits, _ = weights.shape
         holders = [np.flatnonzero(column[sets]) for column in self._member.T]
-        held = [weights[rows] for rows in holders]
+        by_cell = [weights[rows] for rows in holders]
         scale = self._class_weight[sets].astype(weights.dtype)
 
-        def work(part: _Part) -> Pass:
-            return self._pass(part, held[part.cell], scale[holders[part.cell]])
+        def work(part: _Part) -> Sums:
+            return self._pass(part, by_cell[part.cell], scale[holders[part.cell]])
 
         loss, gradient = np.zeros(n_problems), np.zeros_like(weights)
         curvature = np.zeros((n_problems, n_logits, n_logits))
-        for part, found in zip(self._parts, self._pool.map(work, self._parts), strict=True):
+        for part, sums in zip(self._parts, self._pool.map(work, self._parts), strict=True):
             rows = holders[part.cell]
-            loss[rows] += found.loss
-            gradient[rows] += found.gradient
-            curvature[rows] += found.curvature
-        return Pass(loss, gradient, curvature)
+            loss[rows] += sums.loss
+            gradient[rows] += sums.gradient
+            curvature[rows] += sums.curvature
+        return Sums(loss, gradient, curvature)
 
-    def _pass(self, part: _Part, weights: Array, scale: Array) -> Pass:
+    def _pass(self, part: _Part, weights: AnyFloats, scale: AnyFloats) -> Sums:
         n, n_logits, width = weights.shape
         flat = weights.reshape(-1, width)
         loss, curvature = np.zeros(n), np.zeros((n, n_logits, n_logits))
@@ -136,17 +135,17 @@ class SharedRows:
             logits = (flat @ X.T).reshape(n, n_logits, -1)
             residuals = _residuals(logits, weight, scale, runs, loss, curvature)
             gradient += np.matmul(residuals.reshape(flat.shape[0], -1), X, out=product)
-        return Pass(loss, gradient.reshape(weights.shape), curvature)
+        return Sums(loss, gradient.reshape(weights.shape), curvature)
 
 
 def _residuals(
-    logits: Array,
-    weight: Array,
-    scale: Array,
+    logits: AnyFloats,
+    weight: AnyFloats,
+    scale: AnyFloats,
     runs: list[tuple[slice, int]],
     loss: Floats,
     curvature: Floats,
-) -> Array:
+) -> AnyFloats:
     """Turn logits into weighted residuals p - 1{y}, in place; add to loss and curvature."""
     n_logits = logits.shape[1]
     top = np.maximum(logits.max(axis=1), 0)  # of all logits, the last class's 0 among them

@@ -16,9 +16,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.probes.linear import LinearPath
 from embedcache.probes.scaling import Scaler
-from embedcache.probes.seam import Embeddings, Floats, Problems
+from embedcache.probes.seam import Embeddings, Problems
 
 C_GRID: Final = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _MOST_ITERATIONS: Final = 1000

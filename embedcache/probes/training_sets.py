@@ -10,10 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.files.arrays import AnyFloats, Floats
 from embedcache.probes.scaling import Scaler
 
-Array = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
 ClassWeight = Mapping[int, float] | str | None
 
 _SMALL_CELLS: Final = 1 << 20  # of a matrix that is worked on in float64 from the start
@@ -24,34 +23,35 @@ _CHUNK_ROWS: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class TrainingSets:
-    """Rows, sorted by cell and class, and what each training set makes of them.
+    """Rows, sorted by cell and class, with the scaling and weights of each training set.
 
     Parameters
     ----------
     X
-        Standardised over all rows, the last column 1; shape (n, d + 1), float32, or float64 where
-        small.
+        Features standardised over all rows, the last column 1; shape (n, d + 1), float32, or
+        float64 where small.
     y
         Class of each row, 0 to k - 1, shape (n,).
     weight
-        Of each row, positive, shape (n,).
+        Weight of each row, positive, shape (n,).
     cell
-        Of each row, ascending, shape (n,).
+        Number of each row's cell, ascending, shape (n,).
     member
         Whether a set holds a cell, shape (sets, cells).
     class_weight
-        Shape (sets, k); times the rows' weights it sums to 1 over each set.
+        Factor of each set for the weight of a class, shape (sets, k); times the rows' weights it
+        sums to 1 over each set.
     total
         Sum of weights of each set before that division, shape (sets,).
     prior
         Weighted share of each class in each set, shape (sets, k).
     scalers
-        Of each set's rows as they were given.
+        Mean and deviation of each set's rows as they came.
     shift, stretch
         Mean and 1 / scale of each set in the columns of `X`, shape (sets, d).
     """
 
-    X: Array
+    X: AnyFloats
     y: NDArray[np.int64]
     weight: Floats
     cell: NDArray[np.int64]
@@ -65,7 +65,7 @@ class TrainingSets:
 
 
 def training_sets(
-    X: Array,
+    X: AnyFloats,
     y: NDArray[np.int64],
     weight: Floats,
     sets: Sequence[NDArray[np.intp]],
@@ -73,14 +73,14 @@ def training_sets(
     *,
     standardize: bool,
 ) -> TrainingSets:
-    """Sort the rows of some training sets, all of which hold the same classes.
+    """Sort the rows of training sets, all of which hold the same classes.
 
     Parameters
     ----------
     X, y, weight
-        All rows; y from 0 to n_classes - 1.
+        Features, class and weight of all rows; classes from 0 to n_classes - 1.
     sets
-        Rows of each.
+        Rows of each training set.
     class_weight
         Weight of each class, 'balanced' by set, or None.
     standardize
@@ -89,23 +89,23 @@ def training_sets(
     holds = np.zeros((len(y), len(sets)), np.bool_)
     for number, rows in enumerate(sets):
         holds[rows, number] = True
-    used = np.flatnonzero(holds.any(axis=1))
-    patterns, cell = np.unique(np.packbits(holds[used], axis=1), axis=0, return_inverse=True)
+    trained = np.flatnonzero(holds.any(axis=1))
+    patterns, cell = np.unique(np.packbits(holds[trained], axis=1), axis=0, return_inverse=True)
     member = np.unpackbits(patterns, axis=1, count=len(sets)).astype(np.bool_).T
-    classes, code = np.unique(y[used], return_inverse=True)
+    classes, code = np.unique(y[trained], return_inverse=True)
     order = np.lexsort((code, cell))
-    rows, code, cell = used[order], code[order], cell[order]
+    rows, code, cell = trained[order], code[order], cell[order]
     moments = _Moments.of(X, rows, weight[rows], cell)
-    scalers = [moments.over(held[moments.cell]) for held in member]
+    scalers = [moments.over(cells[moments.cell]) for cells in member]
     middle = moments.over(np.ones(len(moments.cell), np.bool_))
     if not standardize:
-        *scalers, middle = (replace(one, scale=np.sign(one.scale)) for one in (*scalers, middle))
-    shift = np.stack([(one.mean - middle.mean) * middle.inverse for one in scalers])
-    stretch = np.stack([one.inverse * middle.scale for one in scalers])
-    mass = np.zeros((member.shape[1], len(classes)))
-    np.add.at(mass, (cell, code), weight[rows])
-    by_class = member @ mass  # (sets, k)
-    factor = np.stack([_factors(one, classes, class_weight) for one in by_class])
+        *scalers, middle = (replace(s, scale=np.sign(s.scale)) for s in (*scalers, middle))
+    shift = np.stack([(s.mean - middle.mean) * middle.inverse for s in scalers])
+    stretch = np.stack([s.inverse * middle.scale for s in scalers])
+    by_cell = np.zeros((member.shape[1], len(classes)))
+    np.add.at(by_cell, (cell, code), weight[rows])
+    by_class = member @ by_cell  # (sets, k)
+    factor = np.stack([_factors(mass, classes, class_weight) for mass in by_class])
     total = (by_class * factor).sum(axis=1)
     exact = len(rows) * X.shape[1] < _SMALL_CELLS or stretch.max() > _MOST_STRETCH
     return TrainingSets(
@@ -133,8 +133,8 @@ def _factors(mass: Floats, classes: NDArray[np.int64], class_weight: ClassWeight
 
 
 def _standardised(
-    X: Array, rows: NDArray[np.intp], scaler: Scaler, dtype: type[np.floating[Any]]
-) -> Array:
+    X: AnyFloats, rows: NDArray[np.intp], scaler: Scaler, dtype: type[np.floating[Any]]
+) -> AnyFloats:
     out = np.ones((len(rows), X.shape[1] + 1), dtype)
     for first in range(0, len(rows), _CHUNK_ROWS):
         chunk = slice(first, first + _CHUNK_ROWS)
@@ -157,7 +157,7 @@ class _Moments:
 
     @classmethod
     def of(
-        cls, X: Array, rows: NDArray[np.intp], weight: Floats, cell: NDArray[np.int64]
+        cls, X: AnyFloats, rows: NDArray[np.intp], weight: Floats, cell: NDArray[np.int64]
     ) -> _Moments:
         edges = np.unique(np.r_[np.flatnonzero(np.diff(cell, prepend=-1)), len(rows)])
         starts = [at for a, b in pairwise(edges.tolist()) for at in range(a, b, _CHUNK_ROWS)]
@@ -170,9 +170,9 @@ class _Moments:
         total, means, squares = map(np.array, zip(*parts, strict=True))
         return cls(cell[starts], total, means, squares, X.dtype)
 
-    def over(self, held: NDArray[np.bool_]) -> Scaler:
-        """Return the scaler of some chunks."""
-        weight, means = self.weight[held], self.mean[held]
+    def over(self, chunks: NDArray[np.bool_]) -> Scaler:
+        """Return the scaler of the rows of these chunks together."""
+        weight, means = self.weight[chunks], self.mean[chunks]
         mean = weight @ means / weight.sum()
-        spread = self.squares[held].sum(axis=0) + weight @ (means - mean) ** 2
+        spread = self.squares[chunks].sum(axis=0) + weight @ (means - mean) ** 2
         return Scaler.from_moments(mean, spread / weight.sum(), self.dtype)

@@ -24,7 +24,7 @@ def class_embeddings(prompts: NDArray[np.float32], counts: Sequence[int]) -> NDA
     Parameters
     ----------
     prompts
-        Embedding of each prompt, class after class, shape (sum of counts, dim).
+        Embedding of each prompt, class after class, shape (sum of counts, dim), float32.
     counts
         Number of prompts of each class.
 

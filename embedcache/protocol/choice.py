@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import RunError
-from embedcache.probes.seam import Floats, Problems
+from embedcache.files.arrays import Floats
+from embedcache.probes.seam import Problems
 from embedcache.probes.selection import Rule, pick
 from embedcache.protocol.protocols import Protocol
-from embedcache.protocol.tasks import Task
+from embedcache.protocol.task import Task
 
 _TENTH: Final = 0.1
 

@@ -15,20 +15,17 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from embedcache.files.arrays import AnyFloats, Codes, Floats
 from embedcache.probes.logistic import C_GRID, TOL, LogisticPath, fit_sweep
-from embedcache.probes.seam import Floats, Problems
+from embedcache.probes.seam import Problems
 from embedcache.probes.selection import Rule, macro_f1, pick
 from embedcache.protocol.tasks import CHOICE_TOL
 
-Array = NDArray[np.floating[Any]]
-Codes = NDArray[np.int64]
-
-_DTYPES: Final = (np.float64, np.float32)  # others become the first
-# Certificates of 1e-3 to 1e-5 lead to the same C; the refit is what is used.
+_DTYPES: Final = (np.float64, np.float32)  # other types become the first
 
 
 class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # no types
-    """What the probes share: checks, attributes, predictions."""
+    """Checks, attributes and predictions that the probes share."""
 
     tol: float
     class_weight: Mapping[Any, float] | str | None
@@ -58,7 +55,7 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] #
         code = logits.argmax(axis=1) if logits.ndim == 2 else (logits > 0).astype(np.intp)
         return np.asarray(self.classes_[code])
 
-    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[Array, Codes]:
+    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[AnyFloats, Codes]:
         """Return the rows, and the number of each one's class; note the classes."""
         rows, labels = validate_data(self, X, y, dtype=_DTYPES)
         check_classification_targets(labels)
@@ -73,19 +70,19 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] #
             raise ValueError(f"found one class at most {present}; a probe needs samples of two")
 
     def _weight_by_code(self) -> dict[int, float] | str | None:
-        given = self.class_weight
-        if given is None or (isinstance(given, str) and given == "balanced"):
-            return given
-        if isinstance(given, str):
-            raise ValueError(f"class_weight '{given}'; it may be 'balanced', a dict or None")
-        for name, weight in given.items():
+        weights = self.class_weight
+        if weights is None or (isinstance(weights, str) and weights == "balanced"):
+            return weights
+        if isinstance(weights, str):
+            raise ValueError(f"class_weight '{weights}'; it may be 'balanced', a dict or None")
+        for name, weight in weights.items():
             _check_positive(f"class_weight of {name!r}", weight)
         names = enumerate(self.classes_.tolist())
-        return {code: given[name] for code, name in names if name in given}
+        return {code: weights[name] for code, name in names if name in weights}
 
     def _fit(
         self,
-        X: Array,
+        X: AnyFloats,
         codes: Codes,
         problems: Problems,
         tol: float,
@@ -129,29 +126,32 @@ class LinearProbe(_LinearClassifier):
     tol
         Largest relative distance of the objective from its optimum.
     class_weight
-        Weight of each class by its name, 1 where it has none, all above 0; or 'balanced'.
+        Weight of each class by its name, above 0, and 1 for a class without one; or 'balanced';
+        None where all classes weigh the same.
     n_threads
-        Default: one for each processor that this process may use.
+        Number of threads; None for one a processor that this process may use.
 
     Attributes
     ----------
     classes_
-        Sorted, shape (n_classes,).
+        Names of the classes, sorted, shape (n_classes,).
     mean_, scale_
-        Of the training rows, shape (n_features,); scale is 1 for a feature that does not vary.
+        Mean and deviation of the training rows, shape (n_features,); scale is 1 for a feature that
+        does not vary.
     coef_, intercept_
-        In the coordinates of (X - mean_) / scale_, not of X: shapes (n_classes, n_features) and
-        (n_classes,), sums over classes 0. Of two classes only the second's logit over the first's,
-        shapes (1, n_features) and (1,). The intercept is infinite for a class of weight 0.
+        Weights and intercepts in the coordinates of (X - mean_) / scale_, not of X: shapes
+        (n_classes, n_features) and (n_classes,), sums over classes 0. Of two classes only the
+        second's logit over the first's, shapes (1, n_features) and (1,). The intercept is infinite
+        for a class of weight 0.
     gap_
         Bound on the objective's relative distance from its optimum; above `tol` with a
         `ConvergenceWarning` only.
     n_iter_
         Number of times that the rows were read.
     C_
-        C.
+        Value of C.
     n_features_in_, feature_names_in_
-        As in scikit-learn.
+        Number and names of the features, as scikit-learn defines them.
     """
 
     def __init__(
@@ -173,11 +173,11 @@ class LinearProbe(_LinearClassifier):
         Parameters
         ----------
         X
-            Shape (n, n_features), finite.
+            Features, finite, shape (n, n_features).
         y
             Class of each row, shape (n,).
         sample_weight
-            Of each row, not negative, shape (n,).
+            Weight of each row, not negative, shape (n,); None where all rows weigh the same.
 
         Raises
         ------
@@ -215,9 +215,9 @@ class LinearProbeCV(_LinearClassifier):
         'tie': the smallest C with a score within 0.001 of the best; 'one-se': within one standard
         error, over folds, of the best.
     tol, class_weight, n_threads
-        As for `LinearProbe`; `tol` is that of the last fit.
+        Parameters of `LinearProbe`; `tol` is that of the last fit.
     random_state
-        Of the shuffle of groups.
+        Seed of the shuffle of groups.
 
     Attributes
     ----------
@@ -226,9 +226,9 @@ class LinearProbeCV(_LinearClassifier):
     scores_
         Macro F1 of the pooled held-out predictions by C, shape (m,).
     C_
-        The one that was chosen.
+        Value of C that was chosen.
     classes_, mean_, scale_, coef_, intercept_, gap_, n_iter_, n_features_in_, feature_names_in_
-        As for `LinearProbe`, of the last fit.
+        Attributes of `LinearProbe`, of the last fit.
     """
 
     def __init__(
@@ -256,12 +256,12 @@ class LinearProbeCV(_LinearClassifier):
         Parameters
         ----------
         X
-            Shape (n, n_features), finite.
+            Features, finite, shape (n, n_features).
         y
             Class of each row, shape (n,).
         groups
-            Rows of one group, such as a patient, are held out together; shape (n,). Default: every
-            row is a group of its own.
+            Group of each row, such as its patient, shape (n,); rows of one group are held out
+            together. None where every row is a group of its own.
 
         Raises
         ------
@@ -302,7 +302,7 @@ class LinearProbeCV(_LinearClassifier):
 
     def _choose(
         self,
-        X: Array,
+        X: AnyFloats,
         codes: Codes,
         folds: Sequence[NDArray[np.intp]],
         paths: Sequence[LogisticPath],

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.probes.families import PROBES
-from embedcache.probes.seam import Floats
 from embedcache.protocol.choice import choose_by_folds
 from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
-from embedcache.protocol.tasks import TASKS, Task
+from embedcache.protocol.task import Task
+from embedcache.protocol.tasks import TASKS
 from embedcache.runs.methods import ProbeMethod
 
 N_DRAWS: Final = 10
@@ -120,10 +121,10 @@ def learning_curve(
 
 def _sizes(sizes: Sequence[int] | None, most: int) -> list[int]:
     """Return the numbers of training patients below all of them, ascending."""
-    wanted = sizes or [1 << power for power in range(int(np.log2(most)) + 1)]
-    if max(wanted) > most:
-        raise RunError(f"{max(wanted)} patients asked for; a fold leaves {most} to train on")
-    return [size for size in sorted(set(wanted)) if size < most]
+    numbers = sizes or [1 << power for power in range(int(np.log2(most)) + 1)]
+    if max(numbers) > most:
+        raise RunError(f"{max(numbers)} patients asked for; a fold leaves {most} to train on")
+    return [size for size in sorted(set(numbers)) if size < most]
 
 
 class _Learner:

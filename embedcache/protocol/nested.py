@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable, fold_gaps
 from embedcache.data.predictions import Answers, Predictions
+from embedcache.files.arrays import Floats
 from embedcache.probes.families import PROBES
 from embedcache.probes.logistic import LogisticPath
 from embedcache.probes.multilabel import MultiLabelPath
-from embedcache.probes.seam import Floats
 from embedcache.protocol.choice import (
     Chosen,
     choose_as_others,
@@ -31,7 +31,8 @@ from embedcache.protocol.choice import (
     choose_nested,
 )
 from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
-from embedcache.protocol.tasks import FIT_TOL, TASKS, Task
+from embedcache.protocol.task import Task
+from embedcache.protocol.tasks import FIT_TOL, TASKS
 from embedcache.runs.methods import ProbeMethod
 
 # Folds whose settings differ by more than this factor, four steps of the grid of C, get a note.
@@ -94,48 +95,42 @@ def fit_probe(
     method = check_method(method, task)
     protocol, setting = PROTOCOLS[method.protocol], PROBES[method.probe].setting
     check_cohorts(train, external)
-    question = TASKS[task](train, method)
+    train_task = TASKS[task](train, method)
     for cohort in external:
-        question.check_labels(cohort)
+        train_task.check_labels(cohort)
     number = folds.of(train.patient_id)
     # A table may have folds without any of these images.
     numbers, fold = np.unique(number, return_inverse=True)
     check_folds(len(numbers), protocol, setting)
 
-    chosen, final = _choose(question, fold, method)
+    chosen, final = _choose(train_task, fold, method)
     parts = [(np.flatnonzero(fold != place), [c.value]) for place, c in enumerate(chosen)]
-    *paths, last = question.fit_to_predict([*parts, (np.arange(len(train)), [final])])
-    inside = _out_of_fold(question, paths, fold)
+    *paths, last = train_task.fit_to_predict([*parts, (np.arange(len(train)), [final])])
+    inside = _out_of_fold(train_task, paths, fold)
     temperature = _temperatures(chosen, fold)
-    outside = None if temperature is None else question.temperature(np.arange(len(train)), inside)
-    in_domain = question.answers(train, inside, role="in-domain", fold=number)
+    outside = None if temperature is None else train_task.temperature(np.arange(len(train)), inside)
+    in_domain = train_task.answers(train, inside, role="in-domain", fold=number)
     answers, fold_answers = [_with_temperature(in_domain, temperature)], []
+    is_by_folds = method.external_by == "folds"
     for cohort in external:
-        of_folds = np.stack([question.predict(path, cohort.X)[0] for path in paths])
-        predicted = (
-            of_folds.mean(axis=0)
-            if method.external_by == "folds"
-            else question.predict(last, cohort.X)[0]
-        )
-        answers.append(_external(question, cohort, predicted, outside))
-        fold_answers.append(_by_folds(question, cohort, of_folds, numbers, chosen))
+        of_folds = np.stack([train_task.predict(path, cohort.X)[0] for path in paths])
+        predicted = of_folds.mean(axis=0) if is_by_folds else train_task.predict(last, cohort.X)[0]
+        answers.append(_external(train_task, cohort, predicted, outside))
+        fold_answers.append(_by_folds(train_task, cohort, of_folds, numbers, chosen))
     gaps = [gap for path in (*paths, last) for gap in _certificates(path)]
-    return ProbeResult(
-        answers=tuple(answers),
-        fold_answers=tuple(fold_answers),
-        choices={
-            setting: [c.value for c in chosen],
-            f"final_{setting}": final,
-            "inner_score": [c.score for c in chosen],
-            **(_fitted_temperatures(chosen, outside) if question.is_calibrated else {}),
-            "gap": gaps,
-            "notes": [
-                *fold_gaps(folds.n_folds, len(numbers)),
-                *_notes([c.value for c in chosen], method),
-                *_gap_notes(gaps),
-            ],
-        },
-    )
+    choices = {
+        setting: [c.value for c in chosen],
+        f"final_{setting}": final,
+        "inner_score": [c.score for c in chosen],
+        **(_fitted_temperatures(chosen, outside) if train_task.is_calibrated else {}),
+        "gap": gaps,
+        "notes": [
+            *fold_gaps(folds.n_folds, len(numbers)),
+            *_notes([c.value for c in chosen], method),
+            *_gap_notes(gaps),
+        ],
+    }
+    return ProbeResult(tuple(answers), tuple(fold_answers), choices)
 
 
 def _choose(task: Task, fold: NDArray[np.int64], method: ProbeMethod) -> tuple[list[Chosen], float]:

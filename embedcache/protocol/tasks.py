@@ -1,16 +1,11 @@
-"""What is predicted of an image: one class, a number, or several labels.
-
-A `Task` brings what the nested loop of `embedcache.protocol.nested` does not know: the target, what
-folds are stratified by, the fits, the score that a setting is chosen by, and the form of an answer.
-"""
+"""What is predicted of an image: one class, a number, or several labels; see `Task`."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,126 +14,29 @@ from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.labels import label_matrix, separate_labels
 from embedcache.data.predictions import (
     CALLED_FROM,
-    Answers,
     LabelSets,
     Measurements,
     Predictions,
     Role,
 )
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.probes import logistic
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
 from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
-from embedcache.probes.seam import Embeddings, FitSweep, Floats, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, Problems
 from embedcache.probes.selection import macro_f1
 from embedcache.protocol.protocols import PROTOCOLS, Protocol
+from embedcache.protocol.task import Task
 from embedcache.runs.methods import ProbeMethod
-from embedcache.scoring.estimates import HEADLINES
 
 # Relative gaps to the optimum. A refit is held to more than a fit that helps to choose C, which
 # chose the same from 1e-3 to 1e-5.
 CHOICE_TOL: Final = 1e-4
 FIT_TOL: Final = 1e-6
 _N_STRATA: Final = 5  # of a number, so that each fold has low and high ones
-
-
-class Task(ABC):
-    """The training cohort's side of one kind of question.
-
-    Parameters
-    ----------
-    train
-        Training cohort; every row labelled.
-    method
-        Checked settings of the probe; see `check_method`.
-
-    Raises
-    ------
-    RunError
-        Labels that the task cannot be learnt from.
-    """
-
-    name: ClassVar[str]
-    is_calibrated: ClassVar[bool] = False  # whether temperatures are fitted
-    setting_for_few: ClassVar[float]  # used where too few patients are left to choose on
-
-    def __init__(self, train: LabelledEmbeddings, method: ProbeMethod) -> None:
-        self.train, self.method = train, method
-
-    @property
-    def headline(self) -> str:
-        """Metric that answers to this task are judged by."""
-        return HEADLINES[self.name]
-
-    @staticmethod
-    @abstractmethod
-    def strata(label: Sequence[str]) -> list[str]:
-        """Return the stratum of each image, by which folds are balanced."""
-
-    @abstractmethod
-    def check_labels(self, cohort: LabelledEmbeddings) -> None:
-        """Raise `RunError` if a label of an external cohort is none of this question."""
-
-    @abstractmethod
-    def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
-        """Return for each problem a path of probes that help to choose a setting."""
-
-    @abstractmethod
-    def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
-        """Return for each problem a path of probes that predict."""
-
-    @abstractmethod
-    def predict(self, path: Any, X: Embeddings) -> Floats:
-        """Return the predictions by value and row, shape (n_values, n, width)."""
-
-    @abstractmethod
-    def score(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
-        """Return the score that a setting is chosen by, larger is better, shape (m,).
-
-        Parameters
-        ----------
-        rows
-            Numbers of the training images, shape (n,).
-        predicted
-            Their predictions by each of m values, shape (m, n, width).
-        """
-
-    @abstractmethod
-    def answers(
-        self,
-        cohort: LabelledEmbeddings,
-        predicted: Floats,
-        *,
-        role: Role,
-        fold: NDArray[np.int64],
-    ) -> Answers:
-        """Return predictions in the form of the task's answers.
-
-        Parameters
-        ----------
-        cohort
-            Images that were predicted.
-        predicted
-            Predictions of them, shape (n, width).
-        role
-            Part of the cohort in the run.
-        fold
-            Number of the fold that tested each image, shape (n,).
-        """
-
-    @abstractmethod
-    def fewest_patients(self, rows: NDArray[np.intp]) -> int:
-        """Return how many patients show the rarest thing to learn among these training images."""
-
-    def temperature(
-        self,
-        rows: NDArray[np.intp],  # noqa: ARG002 - for the tasks that have a temperature
-        predicted: Floats,  # noqa: ARG002
-    ) -> float | None:
-        """Return the temperature of held-out predictions, shape (n, width); None without one."""
-        return None
 
 
 class Classification(Task):

@@ -79,34 +79,45 @@ def once(
     with runs.lock(run_id, on_wait):
         if run_id in runs:
             return stored(runs, run_id)
-        start = time.perf_counter()
-        computed = compute()
-        estimates = computed.estimates
-        if estimates is None:
-            draws = {"n_resamples": request.n_resamples, "seed": request.question.seed}
-            estimates = evaluate(computed.answers, **draws)
-        skipped = f"{n_skipped} images left out: they could not be read"
-        record = RunRecord(
-            request=request,
-            results=computed.results,
-            notes=(*notes, *computed.notes, *([skipped] if n_skipped else [])),
-            n_skipped=n_skipped,
-            created=utc_now(),
-            seconds=round(time.perf_counter() - start, 3),
-            tables={},
-        )
-        record = runs.write(
-            record,
-            answers=computed.answers,
-            fold_answers=computed.fold_answers,
-            estimates=estimates,
-        )
+        return _make(runs, request, compute, n_skipped, notes)
+
+
+def _make(
+    runs: RunFiles,
+    request: RunRequest,
+    compute: Callable[[], Computed],
+    n_skipped: int,
+    notes: Sequence[str],
+) -> RunOutcome:
+    """Compute a run, score it and store it."""
+    start = time.perf_counter()
+    computed = compute()
+    estimates = computed.estimates
+    if estimates is None:
+        draws = {"n_resamples": request.n_resamples, "seed": request.question.seed}
+        estimates = evaluate(computed.answers, **draws)
+    skipped = f"{n_skipped} images left out: they could not be read"
+    record = RunRecord(
+        request=request,
+        results=computed.results,
+        notes=(*notes, *computed.notes, *([skipped] if n_skipped else [])),
+        n_skipped=n_skipped,
+        created=utc_now(),
+        seconds=round(time.perf_counter() - start, 3),
+        tables={},
+    )
+    record = runs.write(
+        record,
+        answers=computed.answers,
+        fold_answers=computed.fold_answers,
+        estimates=estimates,
+    )
     return RunOutcome(
         record=record,
         estimates=tuple(estimates),
         answers=tuple(computed.answers),
         was_cached=False,
-        folder=runs.folder / run_id,
+        folder=runs.folder / record.run_id,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.scoring.resampling import Floats, Weights, sums_by_patient, weighted_sums
+from embedcache.files.arrays import Floats
+from embedcache.scoring.resampling import Weights, sums_by_patient, weighted_sums
 
 N_BINS: Final = 15
 _LEAST: Final = np.finfo(np.float64).eps  # probabilities below count as this in a logarithm

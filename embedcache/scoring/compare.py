@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import alike, holm, mean_ranks
-from embedcache.scoring.resampling import Floats, Spread, interval, resample_weights
+from embedcache.scoring.resampling import Spread, interval, resample_weights
 from embedcache.scoring.subject import Subject, check_metric
 
 ALPHA: Final = 0.05
@@ -137,7 +138,7 @@ def compare(
     draws = draws[:, ~np.isnan(draws).any(axis=0)]  # a class that was not drawn
     if not draws.size:
         raise RunError(f"{metric} is defined in no resample of the patients; pass more resamples")
-    has_sums = all(subject.patient_sums(metric) is not None for subject in models.values())
+    has_sums = reference.patient_sums(metric) is not None
     swaps = _swaps(n_patients, n_resamples, seed) if has_sums else None
     leads = []
     for first, second in itertools.combinations(range(len(names)), 2):
@@ -203,20 +204,20 @@ def permutation_p(
     swaps
         Whether a draw swaps a patient, 0 or 1, shape (draws, patients).
     """
-    ours, theirs = first.patient_sums(metric), second.patient_sums(metric)
-    assert ours is not None
-    assert theirs is not None
-    step = theirs - ours
+    sums = first.patient_sums(metric), second.patient_sums(metric)
+    assert sums[0] is not None
+    assert sums[1] is not None
+    step = sums[1] - sums[0]
     # Counts are exact in float32, and half the work; moments of numbers are not.
     exact = swaps if np.array_equal(step, np.rint(step)) else swaps.astype(np.float64)
     moved = np.asarray(exact @ step.astype(exact.dtype), np.float64)
-    sums = ours.sum(axis=0), theirs.sum(axis=0)
+    totals = sums[0].sum(axis=0), sums[1].sum(axis=0)
 
     def lead_after(moved: Floats) -> Floats:
-        scores = (first.score_of_sums(metric, s) for s in (sums[0] + moved, sums[1] - moved))
+        scores = (first.score_of_sums(metric, s) for s in (totals[0] + moved, totals[1] - moved))
         return np.asarray(np.subtract(*scores))
 
-    observed = abs(lead_after(np.zeros((1, len(sums[0]))))[0])
+    observed = abs(lead_after(np.zeros((1, len(totals[0]))))[0])
     as_far = np.abs(lead_after(moved)) >= observed - _ROUNDING
     return float((1 + as_far.sum()) / (1 + len(swaps)))
 
@@ -233,7 +234,7 @@ def spread(subject: Subject, metric: str, *, n_resamples: int = 10_000, seed: in
     Parameters
     ----------
     subject
-        What is scored.
+        Subject that is scored.
     metric
         One of `Subject.metrics`.
     n_resamples

@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from embedcache.scoring.resampling import Floats, mean_of_defined, ratio
+from embedcache.files.arrays import Floats
+from embedcache.scoring.resampling import mean_of_defined, ratio
 
 
 def f1(tables: Floats) -> Floats:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
-from embedcache.scoring.resampling import Floats
+from embedcache.files.arrays import Floats
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.data.predictions import LabelSets
+from embedcache.files.arrays import Floats
 from embedcache.scoring.ranking import Ranking, auroc, average_precision
 from embedcache.scoring.resampling import (
-    Floats,
     Weights,
     mean_of_defined,
     ratio,

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.data.predictions import Measurements
+from embedcache.files.arrays import Floats
 from embedcache.scoring.estimates import Level
-from embedcache.scoring.resampling import Floats, Weights, weighted_sums
+from embedcache.scoring.resampling import Weights, weighted_sums
 from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
 
 _NOISE: Final = 1e-6  # share of the squares below which a variance is rounding

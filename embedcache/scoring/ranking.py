@@ -9,13 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.scoring.resampling import (
-    Floats,
-    Weights,
-    ratio,
-    sums_by_patient,
-    weighted_sums,
-)
+from embedcache.files.arrays import Floats
+from embedcache.scoring.resampling import Weights, ratio, sums_by_patient, weighted_sums
 
 _BLOCK_PATIENTS: Final = 256  # patients whose pairs are counted at a time
 _BLOCK_CELLS: Final = 1 << 22  # of resamples x distinct scores, at a time

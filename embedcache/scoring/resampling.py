@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from embedcache.files.arrays import Floats
+
 COVERAGE: Final = 0.95
 _BLOCK_ROWS: Final = 1000  # resamples that are drawn at a time
 
-Floats = NDArray[np.float64]
 Weights = NDArray[np.float32] | NDArray[np.float64]
 
 

@@ -13,9 +13,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from embedcache.errors import RunError
+from embedcache.files.arrays import Floats
 from embedcache.scoring.calibration import ProbabilityUnits
 from embedcache.scoring.ranking import Ranking
-from embedcache.scoring.resampling import Floats, Weights
+from embedcache.scoring.resampling import Weights
 
 
 class ScoreDraws(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from embedcache.errors import StoreCorruptError
+from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import TEMPORARY
@@ -135,7 +136,7 @@ def mend_store(folder: Location) -> Mended:
     )
 
 
-def _blocks(rows: segment.Rows) -> Iterator[segment.Rows]:
+def _blocks(rows: Rows) -> Iterator[Rows]:
     step = segment.chunk_rows_for(len(rows))
     return (rows[i : i + step] for i in range(0, len(rows), step))
 
@@ -170,6 +171,9 @@ def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
     Number of bytes freed.
     """
     files = layout.record_files(folder)
+    # Whatever subset of the void records a power cut brings back stays void: the live record that
+    # replaced them names all of them, and nobody reads their segments. The next record that is put
+    # makes their deletion last.
     for record_id in _void_records(folder, files, grace_s):
         files.pop(record_id).delete()
     freed = 0

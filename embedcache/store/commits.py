@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import StoreCorruptError, StoreError
+from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import find_table
 from embedcache.files.durable import new_id
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
-from embedcache.store.segment import Rows
 
 
 def publish_segment(
@@ -97,7 +97,7 @@ def read_records(
     folder
         Folder of the encoder.
     files
-        What `layout.record_files` returned: a record committed since is left out.
+        The records' files by id, from `layout.record_files`; a later record is left out.
 
     Returns
     -------

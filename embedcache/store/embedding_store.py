@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from embedcache.errors import StoreCorruptError, StoreMismatchError
+from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document, seal
 from embedcache.files.locks import locked
 from embedcache.store import layout, segment
 from embedcache.store.commits import publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.store.segment import Rows
 from embedcache.workspace import ENCODER_DOCUMENT
 
 
@@ -173,7 +173,7 @@ class EmbeddingStore:
     def _read(self, keys: Sequence[str]) -> Rows:
         missing = [key for key in keys if key not in self._rows]
         if missing:
-            raise LookupError(f"{len(missing)} images are not held, first {missing[0]}")
+            raise LookupError(f"{len(missing)} images have no row, first {missing[0]}")
         out = np.empty((len(keys), self.dim), self.dtype)
         places = np.fromiter(map(self._rows.__getitem__, keys), np.int64, len(keys))
         order = np.argsort(places, kind="stable")

@@ -9,23 +9,30 @@ read alone, against its own checksum.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import StoreCorruptError
+from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
 from embedcache.files.durable import crc32c
 from embedcache.store.layout import SEGMENTS, FileSum, Record, segment_folder
 
-Rows = NDArray[Any]  # (n, dim), float32, or uint8 where rows are pictures
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
+
 # Types of rows, with what a chunk that is not there reads as through zarr: NaN, which can never
 # pass for a value. Bytes have no such thing; there size and existence, as recorded, must do.
 DTYPES: Final = {"float32": ("<f4", float("nan")), "uint8": ("|u1", 0)}
 MOST_CHUNK_ROWS: Final = 1024
 _SUM_BYTES: Final = 4
+# Disks and object stores make several files durable in little more time than one.
+_PUTS_AT_ONCE: Final = 4
 # A longer row is cheaper read alone than with its chunk, however many are wanted.
 _LONG_ROW: Final = 1 << 15
 _CHUNKS: Final = "c/"
@@ -62,13 +69,12 @@ def write_segment(
     """
     import zarr
     from zarr.codecs import Crc32cCodec
-    from zarr.core.buffer import Buffer
     from zarr.storage import MemoryStore
 
     rows = chunk_rows_for(n_rows)
     code, fill_value = DTYPES[dtype]
     # zarr encodes into memory and each chunk goes from there to the storage, which alone knows how
-    # to make it durable. One chunk is in memory at a time.
+    # to make it durable. Not more than a few chunks are in memory at a time.
     encoded: dict[str, Buffer] = {}
     array = zarr.create_array(
         store=MemoryStore(encoded),
@@ -80,15 +86,21 @@ def write_segment(
         compressors=[Crc32cCodec()],
         config={"write_empty_chunks": True},  # a black picture equals the fill value, and counts
     )
-    sums = [_put(folder, _METADATA, encoded.pop(_METADATA).to_bytes())]
-    for number, block in enumerate(blocks):
-        array[number * rows : number * rows + len(block)] = block
-        name = _chunk_name(number)
-        sums.append(_put(folder, name, encoded.pop(name).to_bytes()))
+    sums: list[FileSum] = []
+    with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
+        waiting = deque([pool.submit(_put, folder, _METADATA, encoded.pop(_METADATA))])
+        for number, block in enumerate(blocks):
+            array[number * rows : number * rows + len(block)] = block
+            name = _chunk_name(number)
+            waiting.append(pool.submit(_put, folder, name, encoded.pop(name)))
+            if len(waiting) > _PUTS_AT_ONCE:
+                sums.append(waiting.popleft().result())
+        sums += [put.result() for put in waiting]
     return tuple(sorted(sums, key=lambda file: file.path))
 
 
-def _put(folder: Location, name: str, data: bytes) -> FileSum:
+def _put(folder: Location, name: str, encoded: Buffer) -> FileSum:
+    data = encoded.to_bytes()
     (folder / name).put(data)
     return FileSum(name, len(data), crc32c(_summed_bytes(name, data)))
 
@@ -123,7 +135,7 @@ def check_sizes(folder: Location, record: Record, sizes: Mapping[str, int]) -> N
     record
         Record of the segment.
     sizes
-        What `file_sizes` returned: one listing serves all segments.
+        Size of every file, from `file_sizes`: one listing serves all segments.
 
     Raises
     ------
@@ -168,9 +180,7 @@ def is_complete(segment: Location) -> bool:
     return names >= {_chunk_name(number) for number in range(-(-n_rows // chunk_rows))}
 
 
-def read_rows(
-    folder: Location, record: Record, rows: NDArray[np.int64], out: Rows, places: NDArray[np.int64]
-) -> None:
+def read_rows(folder: Location, record: Record, rows: Codes, out: Rows, places: Codes) -> None:
     """Copy rows of a segment into an array, checked.
 
     Parameters
@@ -208,9 +218,9 @@ def _read_chunk(
     folder: Location,
     record: Record,
     chunk: int,
-    wanted: NDArray[np.int64],
+    wanted: Codes,
     out: Rows,
-    targets: NDArray[np.int64],
+    targets: Codes,
 ) -> None:
     name, n_rows = _chunk_name(chunk), record.chunk_rows
     start = int(targets[0])
@@ -233,9 +243,9 @@ def _read_single_rows(
     folder: Location,
     record: Record,
     chunk: int,
-    wanted: NDArray[np.int64],
+    wanted: Codes,
     out: Rows,
-    targets: NDArray[np.int64],
+    targets: Codes,
 ) -> None:
     path = segment_folder(folder, record.id) / _chunk_name(chunk)
     octets = out.view(np.uint8)
@@ -271,7 +281,7 @@ def _read_into(file: Location, buffer: memoryview, start: int = 0) -> int:
         raise StoreCorruptError(f"{file} is missing; {_REPAIR}", is_missing=True) from None
 
 
-def salvage(folder: Location, record: Record) -> tuple[NDArray[np.int64], Rows]:
+def salvage(folder: Location, record: Record) -> tuple[Codes, Rows]:
     """Return the rows of a damaged segment that match their own checksum.
 
     Returns

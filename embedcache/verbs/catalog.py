@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import SourceItem
 from embedcache.files.backend import Location
-from embedcache.files.digests import stamp_of
+from embedcache.files.digests import Stamp, stamp_of
 from embedcache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
         workspace.check_format()
     lazy = _LazySession(workspace, session)
     items = [
-        _manifest_item(workspace, lazy),
+        _manifest_item(workspace, session, lazy),
         *(_encoder_item(folder, lazy) for folder in workspace.encoder_folders()),
         *(_folds_item(workspace.folds / name) for name in _table_names(workspace.folds)),
         *(
@@ -53,6 +53,14 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
         ),
     ]
     return CatalogSource(workspace.catalog, items, lazy.stores)
+
+
+def manifest_stamp(workspace: Workspace) -> Stamp | None:
+    """Return size, inode and time stamps of the manifest; None where there is none."""
+    try:
+        return stamp_of(workspace.manifest.stat())
+    except OSError:
+        return None
 
 
 class _LazySession:
@@ -75,14 +83,12 @@ class _LazySession:
         return self.session.stores()
 
 
-def _manifest_item(workspace: Workspace, lazy: _LazySession) -> SourceItem:
+def _manifest_item(workspace: Workspace, session: Session | None, lazy: _LazySession) -> SourceItem:
     def load() -> dict[str, pa.Table]:
         return {"images": lazy.session.images.table.replace_schema_metadata(None)}
 
-    try:
-        stamp = stamp_of(workspace.manifest.stat())
-    except OSError:
-        stamp = None
+    # Of before the manifest was read: an edit meanwhile is noticed.
+    stamp = manifest_stamp(workspace) if session is None else session.manifest_stamp
     # A pass over the images may find other digests, which the manifest that it remembers has.
     snapshots = _table_names(workspace.manifests)
     name = json.dumps([str(workspace.manifest.resolve()), str(workspace.data_root.resolve())])

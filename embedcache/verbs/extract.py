@@ -124,7 +124,6 @@ def extract(
     session: Session,
     models: Sequence[str],
     options: ExtractOptions,
-    *,
     on_progress: OnProgress = lambda _: None,
     on_message: OnMessage = lambda _: None,
 ) -> PassReport:

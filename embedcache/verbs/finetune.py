@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from embedcache.data.predictions import Predictions, Role
+from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device
@@ -24,6 +24,7 @@ from embedcache.extract.report import Progress
 from embedcache.files.cores import usable_cores
 from embedcache.files.durable import canonical_json, remove_folder
 from embedcache.files.locks import marked
+from embedcache.finetune.answers import answers_of, fold_answers_of
 from embedcache.finetune.material import Material, fold_jobs, gather
 from embedcache.finetune.recipe import Recipe
 from embedcache.probes.logistic import LogisticPath, fit_sweep
@@ -35,9 +36,6 @@ from embedcache.verbs.probe import DECISIVE, ProbeOptions, probe_store, run_data
 from embedcache.verbs.session import Session, Study
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from embedcache.data.embeddings import LabelledEmbeddings
     from embedcache.encoders.choices import Precision
     from embedcache.finetune.jobs import Epoch, FoldResult, Step
 
@@ -110,7 +108,7 @@ def finetune(
     models: Sequence[str],
     question: Question,
     options: FinetuneOptions,
-    callbacks: Callbacks = Callbacks(),
+    callbacks: Callbacks | None = None,
 ) -> RunOutcomes:
     """Fine-tune each model on every fold of the training cohort, and store the runs.
 
@@ -118,14 +116,10 @@ def finetune(
 
     Parameters
     ----------
-    session
-        The workspace.
-    models
-        Names of encoders; 'all' for every one whose weights are here.
-    question, options
-        What is asked, and how it is answered.
-    callbacks
-        Functions called while it runs.
+    session, models
+        The workspace, and names of encoders; 'all' for every one whose weights are here.
+    question, options, callbacks
+        What is asked, how it is answered, and functions called while it runs; None for none.
 
     Raises
     ------
@@ -136,6 +130,7 @@ def finetune(
     MissingExtraError
         The extra 'finetune' is not installed.
     """
+    callbacks = callbacks or Callbacks()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `extract` does, before torch
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS adds in no one order
     from embedcache.finetune.fabric import check_devices, choose_precision
@@ -155,8 +150,7 @@ def finetune(
     for encoder in _trainable_encoders(session, models, options):
         with marked(session.workspace.training):  # `gc` keeps off meanwhile
             material = _gather(session, study, encoder, callbacks)
-            on_cpu = device.type == "cpu"
-            run = _Finetuning(session, study, material, options, callbacks, on_cpu=on_cpu)
+            run = _Finetuning(session, study, material, options, callbacks, device.type == "cpu")
             outcomes.append(run.outcome())
         callbacks.on_run(outcomes[-1])
     session.renew_catalog()
@@ -220,11 +214,10 @@ class _Finetuning:
         material: Material,
         options: FinetuneOptions,
         callbacks: Callbacks,
-        *,
-        on_cpu: bool,
+        is_on_cpu: bool,
     ) -> None:
         self.session, self.study, self.material = session, study, material
-        self.options, self.callbacks, self.on_cpu = options, callbacks, on_cpu
+        self.options, self.callbacks, self.is_on_cpu = options, callbacks, is_on_cpu
         self.request = self._request()
         self.training = session.workspace.training / self.request.run_id
 
@@ -272,8 +265,8 @@ class _Finetuning:
         if self.options.recipe.drop_path and not results[0].cost["blocks_with_drop_path"]:
             notes.append("drop_path does nothing: the network has no branches to drop")
         return Computed(
-            answers=self._answers(results),
-            fold_answers=self._fold_answers(results),
+            answers=answers_of(self.material, results),
+            fold_answers=fold_answers_of(self.material, results),
             results=_described(results),
             notes=notes,
         )
@@ -287,7 +280,7 @@ class _Finetuning:
             The training gave other predictions, as on another device.
         """
         results = self._train()
-        pairs = zip(outcome.answers, self._answers(results), strict=True)
+        pairs = zip(outcome.answers, answers_of(self.material, results), strict=True)
         published = [(cast("Predictions", first), second) for first, second in pairs]
         if any((first.probability != second.probability).any() for first, second in published):
             raise RunError(
@@ -336,7 +329,7 @@ class _Finetuning:
         There a picture takes little of its step (benchmarks/bench_finetune.py), and a fork makes
         the kernel copy every page of activations that the next step touches, which takes longer.
         """
-        if self.options.workers is not None or self.on_cpu:
+        if self.options.workers is not None or self.is_on_cpu:
             return self.options.workers or 0
         cores = usable_cores() // self.options.n_devices
         return min(_MOST_WORKERS, max(1, cores - 1))
@@ -373,48 +366,6 @@ class _Finetuning:
         ]
         paths = fit_sweep(rows.X, y, len(self.material.classes), problems)
         return dict(zip(splits, paths, strict=True))
-
-    def _answers(self, results: Sequence[FoldResult]) -> list[Predictions]:
-        """Return out-of-fold predictions, and for external cohorts the mean of the folds'."""
-        train, *external = self.material.cohorts
-        fold = self.material.fold
-        inside = np.full((len(train), len(self.material.classes)), np.nan)
-        for result in results:
-            inside[fold == result.fold] = result.probability[0]
-        answers = [self._predictions(train, fold, inside, "in-domain")]
-        for number, cohort in enumerate(external, 1):
-            mean = np.mean([result.probability[number] for result in results], axis=0)
-            no_fold = np.full(len(cohort), -1)
-            answers.append(self._predictions(cohort, no_fold, mean, "external"))
-        return answers
-
-    def _fold_answers(self, results: Sequence[FoldResult]) -> list[Predictions]:
-        """Return what each fold's model predicts of each external cohort."""
-        answers = []
-        for number, cohort in enumerate(self.material.cohorts[1:], 1):
-            rows = cohort.take(np.tile(np.arange(len(cohort)), len(results)))
-            fold = np.repeat([result.fold for result in results], len(cohort))
-            probability = np.concatenate([result.probability[number] for result in results])
-            answers.append(self._predictions(rows, fold, probability, "external"))
-        return answers
-
-    def _predictions(
-        self,
-        rows: LabelledEmbeddings,
-        fold: NDArray[np.int64],
-        probability: NDArray[np.float64],
-        role: Role,
-    ) -> Predictions:
-        return Predictions(
-            role=role,
-            classes=self.material.classes,
-            image_id=rows.image_id,
-            patient_id=rows.patient_id,
-            cohort=rows.cohort,
-            label=rows.label,
-            fold=fold,
-            probability=probability,
-        )
 
     def _keep(self, results: Sequence[FoldResult]) -> None:
         """Keep the trained encoders, and say which patients moved or chose their weights."""

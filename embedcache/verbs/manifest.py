@@ -25,7 +25,7 @@ class Written:
     Parameters
     ----------
     manifest
-        As read back.
+        The manifest as it was read back.
     missing
         Ids of images that are not on this disk.
     """
@@ -49,19 +49,19 @@ def write_rows(
     Parameters
     ----------
     rows
-        As an adapter returns them, paths relative to `root`.
+        Cells by column, one row an image, paths relative to `root`.
     root
-        Where the data set lies.
+        Folder of the data set.
     file
-        The manifest.
+        Manifest to write.
     data_root
-        The folder that paths are written relative to; by default the manifest's.
+        Folder that paths are written relative to; None for the manifest's.
     append
-        Keep the rows that the manifest has already.
+        Whether the rows that the manifest has already are kept.
     overwrite
-        Replace a manifest that holds other rows.
+        Whether a manifest that holds other rows is replaced.
     allow_missing
-        Write it although images are missing on disk.
+        Whether the manifest is written although images are missing on disk.
 
     Raises
     ------
@@ -70,6 +70,22 @@ def write_rows(
         manifest is in the way.
     """
     base = (data_root or file.parent).resolve()
+    new_rows = _relative_to(base, root, rows)
+    missing = _missing(base, new_rows)
+    if missing and not allow_missing:
+        path = next(row["path"] for row in new_rows if row["image_id"] == missing[0])
+        raise ManifestError(
+            f"{len(missing)} of {len(new_rows)} images are not on disk, first {base}/{path}; pass "
+            "--allow-missing to write the manifest all the same"
+        )
+    old_rows = _rows_of(file) if append and file.exists() else []
+    names = dict.fromkeys(name for row in (*old_rows, *new_rows) for name in row)
+    rows = [{name: row.get(name, "") for name in names} for row in (*old_rows, *new_rows)]
+    return Written(write_manifest(file, rows, overwrite=append or overwrite), missing)
+
+
+def _relative_to(base: Path, root: Path, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows with paths relative to `base`, where they were relative to `root`."""
     below = os.path.relpath(root.resolve(), base)
     if below.startswith(".."):
         raise ManifestError(
@@ -78,22 +94,16 @@ def write_rows(
             "every later command too)"
         )
     prefix = "" if below == "." else f"{Path(below).as_posix()}/"
-    new = [{**row, "path": f"{prefix}{row['path']}"} for row in rows]
-    missing = tuple(
+    return [{**row, "path": f"{prefix}{row['path']}"} for row in rows]
+
+
+def _missing(base: Path, rows: Sequence[dict[str, str]]) -> tuple[str, ...]:
+    """Return the ids of images that are not on this disk."""
+    return tuple(
         row["image_id"]
-        for row in new
+        for row in rows
         if not os.path.isfile(f"{base}/{split_frame(row['path'])[0]}")  # noqa: PTH113 - 12,850 of them
     )
-    if missing and not allow_missing:
-        raise ManifestError(
-            f"{len(missing)} of {len(new)} images are not on disk, first "
-            f"{base}/{next(row['path'] for row in new if row['image_id'] == missing[0])}; "
-            "pass --allow-missing to write the manifest all the same"
-        )
-    kept = _rows_of(file) if append and file.exists() else []
-    names = dict.fromkeys(name for row in (*kept, *new) for name in row)
-    every = ({name: row.get(name, "") for name in names} for row in (*kept, *new))
-    return Written(write_manifest(file, every, overwrite=append or overwrite), missing)
 
 
 def _rows_of(file: Path) -> list[dict[str, str]]:

@@ -82,7 +82,6 @@ def probe(
     question: Question,
     method: ProbeMethod,
     options: ProbeOptions = ProbeOptions(),
-    *,
     on_message: OnMessage = lambda _: None,
     on_run: OnRun = lambda _: None,
 ) -> ProbeReport:
@@ -90,16 +89,12 @@ def probe(
 
     Parameters
     ----------
-    session
-        The workspace.
-    models
-        Names of encoders; 'all' for every one that the store holds.
+    session, models
+        The workspace, and names of encoders in it; 'all' for every one.
     question, method, options
         What is asked, how it is answered, and what else is made of it.
-    on_message
-        Called with what a reader of the scores must know.
-    on_run
-        Called with each run as it is done.
+    on_message, on_run
+        Called with what a reader of the scores must know, and with each run as it is done.
 
     Raises
     ------
@@ -110,8 +105,6 @@ def probe(
     RunError
         The task has no such probe or protocol.
     """
-    from embedcache.verbs import controls
-
     method = check_method(method, question.task)
     study = session.study(official(question, method))
     for note in study.notes:
@@ -127,21 +120,31 @@ def probe(
         on_run(runs[-1])
     report = ProbeReport(tuple(runs))
     if options.controls:
-        others = []
-        for outcome in controls.control_runs(session, study, runs, options):
-            others.append(outcome)
-            on_run(outcome)
-        report = replace(
-            report, controls=tuple(others), not_beaten=tuple(controls.not_beaten(runs, others))
-        )
-    trained = controls.trained_runs(runs)
-    if options.controls and len(trained) > 1:
-        draws = CompareOptions(n_resamples=options.n_resamples, seed=question.seed)
-        report = replace(report, comparison=compare_outcomes(trained, draws))
+        report = _with_controls(session, study, report, options, on_run)
         for note in report.comparison.notes if report.comparison else ():
             on_message(note)
     session.renew_catalog()
     return report
+
+
+def _with_controls(
+    session: Session, study: Study, report: ProbeReport, options: ProbeOptions, on_run: OnRun
+) -> ProbeReport:
+    """Return the report with what the probes have to beat, and how they compare."""
+    from embedcache.verbs import controls
+
+    control_runs = []
+    for outcome in controls.control_runs(session, study, report.runs, options):
+        control_runs.append(outcome)
+        on_run(outcome)
+    trained = controls.trained_runs(report.runs)
+    draws = CompareOptions(n_resamples=options.n_resamples, seed=study.question.seed)
+    return replace(
+        report,
+        controls=tuple(control_runs),
+        comparison=compare_outcomes(trained, draws) if len(trained) > 1 else None,
+        not_beaten=tuple(controls.not_beaten(report.runs, control_runs)),
+    )
 
 
 def official(question: Question, method: ProbeMethod) -> Question:

@@ -22,12 +22,11 @@ from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.backend import Location
-from embedcache.files.digests import DigestCache
-from embedcache.protocol.tasks import strata
+from embedcache.files.digests import DigestCache, Stamp
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs.catalog import catalog_source
+from embedcache.verbs.catalog import catalog_source, manifest_stamp
 from embedcache.workspace import Workspace
 
 ALL = "all"
@@ -97,7 +96,13 @@ class Session:
         ManifestError
             There is no manifest, or it cannot be used.
         """
+        _ = self.manifest_stamp
         return read_manifest(self.workspace.manifest)
+
+    @cached_property
+    def manifest_stamp(self) -> Stamp | None:
+        """Size, inode and time stamps of the manifest before it was read; None without one."""
+        return manifest_stamp(self.workspace)
 
     @cached_property
     def image_files(self) -> tuple[ImageFile, ...]:
@@ -231,6 +236,8 @@ class Session:
 
     def _folds(self, cohorts: Cohorts) -> FoldTable:
         """Return the folds of the training cohort: given, stored, or assigned and stored now."""
+        from embedcache.protocol.tasks import strata  # late: what only looks fits nothing
+
         question = cohorts.question
         patient_id = cohorts.column("patient_id", cohorts.train)
         classes = strata(question.task, cohorts.train_labels)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedcache.catalog.query import QueryRows, query_rows, query_table
+from embedcache.catalog.output import QueryRows
+from embedcache.catalog.query import query_rows, query_table
 from embedcache.verbs.catalog import catalog_source
 from embedcache.workspace import Workspace
 

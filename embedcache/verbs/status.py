@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from embedcache.catalog.holdings import EncoderHoldings, read_holdings
 from embedcache.data.tabular import Tabular
-from embedcache.extract.order import stage_seconds
 from embedcache.files.backend import Location
-from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.artefacts import artefact_kinds
+from embedcache.verbs.catalog import catalog_source
 from embedcache.verbs.session import Session
 
 
@@ -110,36 +109,42 @@ class Status(Tabular):
 
 
 def status(session: Session) -> Status:
-    """Return what the store holds, against what the manifest wants."""
-    images = session.images
-    cohort = images.table["cohort"].to_pylist()
-    kinds = artefact_kinds(session)
+    """Return what the store holds, against what the manifest wants.
+
+    Images count as they were when a command last looked at their files: an edited picture shows
+    after the next `extract`, `manifest check` or `verify`.
+    """
+    workspace = session.workspace
+    holdings = read_holdings(catalog_source(workspace, session))
     return Status(
-        manifest=session.workspace.manifest,
-        store=session.workspace.store,
-        n_images=len(cohort),
-        n_patients=len(set(images.table["patient_id"].to_pylist())),
-        n_unreadable=images.keys.count(None),
-        cohorts={name: cohort.count(name) for name in sorted(set(cohort))},
-        encoders=tuple(_encoder_status(store, images.keys) for store in session.stores()),
-        artefacts=tuple(KindStatus(k.name, len(k.items()), k.size()) for k in kinds),
-        n_runs=len(session.runs.ids()),
+        manifest=workspace.manifest,
+        store=workspace.store,
+        n_images=holdings.n_images,
+        n_patients=holdings.n_patients,
+        n_unreadable=holdings.n_unreadable,
+        cohorts=holdings.cohorts,
+        encoders=tuple(
+            _encoder_status(encoder, holdings.n_images) for encoder in holdings.encoders
+        ),
+        artefacts=tuple(
+            KindStatus(kind.name, len(kind.items()), kind.size())
+            for kind in artefact_kinds(session)
+        ),
+        n_runs=holdings.n_runs,
     )
 
 
-def _encoder_status(store: EmbeddingStore, keys: Sequence[str | None]) -> EncoderStatus:
-    n_held = sum(key in store for key in keys)
-    n_failed = sum(key in store.failures for key in keys)
+def _encoder_status(holdings: EncoderHoldings, n_wanted: int) -> EncoderStatus:
     return EncoderStatus(
-        encoder=store.name,
-        fingerprint=store.fingerprint,
-        dim=store.dim,
-        precision=str(store.document["identity"]["precision"]),
-        n_wanted=len(keys),
-        n_held=n_held,
-        n_failed=n_failed,
-        n_missing=len(keys) - n_held - n_failed,
-        n_spare=len(set(store.row_keys()) - set(keys)),
-        size_bytes=store.size_bytes,
-        seconds=stage_seconds(store),
+        encoder=holdings.encoder,
+        fingerprint=holdings.fingerprint,
+        dim=holdings.dim,
+        precision=holdings.precision,
+        n_wanted=n_wanted,
+        n_held=holdings.n_held,
+        n_failed=holdings.n_failed,
+        n_missing=n_wanted - holdings.n_held - holdings.n_failed,
+        n_spare=holdings.n_spare,
+        size_bytes=holdings.size_bytes,
+        seconds=holdings.seconds,
     )

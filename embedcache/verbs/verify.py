@@ -121,7 +121,6 @@ def _check_format(session: Session) -> Iterator[Finding]:
 def repair(
     session: Session,
     options: ExtractOptions,
-    *,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_message: OnMessage = lambda _: None,
 ) -> VerifyReport:

@@ -94,7 +94,6 @@ def zeroshot(
     session: Session,
     models: Sequence[str],
     options: ZeroShotOptions,
-    *,
     on_message: Callable[[str], None] = lambda _: None,
     on_run: Callable[[RunOutcome], None] = lambda _: None,
 ) -> RunOutcomes:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from embedcache.catalog import embeddings, query
-from embedcache.catalog.export import plain_rows, plain_value
 from embedcache.catalog.index import check_catalog
+from embedcache.catalog.output import plain_value
 from embedcache.errors import CatalogError, StoreWriteError
 from embedcache.runs import files as run_files
 from embedcache.runs.files import PREDICTIONS
@@ -200,8 +200,8 @@ def test_rows_are_those_of_the_table(probed):
     ):
         table, rows = probed.sql(text), probed.sql_rows(text)
         assert list(rows.columns) == table.column_names
-        plain = [tuple(row.values()) for row in plain_rows(table)]
-        assert [tuple(map(plain_value, row)) for row in rows.rows] == plain, text
+        plain = [tuple(map(plain_value, row.values())) for row in table.to_pylist()]
+        assert list(rows.rows) == plain, text
 
 
 def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):
@@ -214,6 +214,24 @@ def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):
     manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
     assert len(probed.sql("FROM images")) == 131
     assert not state.is_catalog_stale(probed.workspace)
+
+
+def test_gc_sweeps_what_killed_writers_of_the_catalog_left(probed):
+    left = [probed.workspace.store / f".tmp-0123.duckdb{end}" for end in ("", ".wal")]
+    for path in left:
+        path.write_bytes(bytes(100))
+    assert probed.gc(grace_s=3600).freed_bytes == 0
+    assert probed.gc(grace_s=-1).freed_bytes >= 200
+    assert not any(path.exists() for path in left)
+
+
+def test_a_manifest_that_is_edited_while_a_verb_works_makes_the_catalog_stale(probed):
+    images = state.load_images(probed.workspace)
+    manifest = probed.workspace.manifest
+    manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
+    state.renew_catalog(probed.workspace, images)
+    assert state.is_catalog_stale(probed.workspace)
+    assert len(probed.sql("FROM images")) == 131
 
 
 def test_a_probe_that_adds_a_run_loads_nothing_else(probed, monkeypatch):

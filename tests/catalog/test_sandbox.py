@@ -148,7 +148,7 @@ def test_settings_are_locked(probed):
         ("autoload_known_extensions", False),
         ("temp_directory", ""),
     ):
-        assert probed.sql_rows(f"SELECT current_setting('{name}')").rows == [(value,)], name
+        assert probed.sql_rows(f"SELECT current_setting('{name}')").rows == ((value,),), name
 
 
 def test_what_reads_runs(probed):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import IN_BACKGROUND, IN_FOREGROUND, PATIENCE
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS
 from embedcache_cli.output import bytes_text, seconds_text, text_table
@@ -423,22 +424,26 @@ def test_every_error_has_an_exit_code():
     assert dict(cli_main.EXIT_CODES)[errors.EncoderWeightsError] == 6
 
 
-def run_process(folder: Path, *arguments: str, **settings) -> subprocess.Popen:
-    code = "from embedcache_cli.main import main; main()"
+def run_process(
+    folder: Path, *arguments: str, first: str = IN_FOREGROUND, **settings
+) -> subprocess.Popen:
+    code = f"{first}from embedcache_cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings,
     )  # fmt: skip
 
 
-SLOW_ENCODER = """
+# It stops after 280 images, in the second commit, and waits until it is told to go on.
+WAITING_ENCODER = """
 import time
+from pathlib import Path
 from embedcache.encoders.pixels import PixelsEncoder
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.spec import EncoderSpec, WeightsSource, identity_of
 
 SPEC = EncoderSpec(
-    name="slow", architecture="slow", output="values", dim=4,
+    name="waiting", architecture="waiting", output="values", dim=4,
     preprocess=Preprocess(
         height=2, width=2, fit="squash", resample="bilinear", mean=(0.0,), std=(1.0,)
     ),
@@ -446,36 +451,56 @@ SPEC = EncoderSpec(
     loader=__name__ + ":load",
 )
 
-class Slow(PixelsEncoder):
+class Waiting(PixelsEncoder):
+    n_encoded = 0
+
     def encode(self, batch):
-        time.sleep(0.01)
+        if self.n_encoded == 280:
+            Path("waits").touch()
+            while not Path("go-on").exists():
+                time.sleep(0.01)
+        self.n_encoded += len(batch)
         return super().encode(batch)
 
 def load(found, device):
-    return Slow(found.spec, identity_of(found.spec, "none", found.precision))
+    return Waiting(found.spec, identity_of(found.spec, "none", found.precision))
 """
+EXTRACT_WAITING = ("extract", "-m", "waiting", "--encoder-file", "waiting.py", "-b", "1")
+
+
+def start_and_wait(folder: Path, *arguments: str, **settings) -> subprocess.Popen:
+    """Start a pass over 300 images, and return once it stands still."""
+    write_cohort(folder, n_patients=50, n_images=3)
+    (folder / "waiting.py").write_text(WAITING_ENCODER)
+    process = run_process(folder, *EXTRACT_WAITING, *arguments, **settings)
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / "waits").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_pass_flushes_says_so_and_goes_on(tmp_path, number, code):
-    write_cohort(tmp_path, n_patients=100, n_images=3)
-    (tmp_path / "slow.py").write_text(SLOW_ENCODER)
-    verb = ("extract", "-m", "slow", "--encoder-file", "slow.py", "-b", "1")
-    process = run_process(tmp_path, *verb, "--progress", "jsonl")
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / ".embedcache" / "encoders").glob("*/commit/*.parquet")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
+    process = start_and_wait(tmp_path, "--progress", "jsonl")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     assert "interrupted; what was finished is kept, run it again to go on" in err
-    held = embedcache.open(tmp_path).status().encoders[0].n_held
-    assert 256 <= held < 600
-    done = run_process(tmp_path, *verb)
-    out, _ = done.communicate(timeout=60)
-    assert f"{held} cached + {600 - held} encoded + 0 failed" in out
+    assert embedcache.open(tmp_path).status().encoders[0].n_held == 280
+    out, _ = run_process(tmp_path, *EXTRACT_WAITING).communicate(timeout=PATIENCE)
+    assert "280 cached + 20 encoded + 0 failed" in out
+
+
+def test_a_job_in_the_background_takes_no_notice_of_ctrl_c(tmp_path):
+    """A shell starts it with SIGINT ignored: Ctrl-C is meant for the job in the foreground."""
+    process = start_and_wait(tmp_path, first=IN_BACKGROUND)
+    process.send_signal(signal.SIGINT)
+    (tmp_path / "go-on").touch()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert "0 cached + 300 encoded + 0 failed" in out
 
 
 def test_output_that_nobody_reads_is_no_error(encoded):
@@ -483,7 +508,7 @@ def test_output_that_nobody_reads_is_no_error(encoded):
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     assert err == ""
     process.stderr.close()
 

@@ -41,7 +41,7 @@ def built(tmp_path_factory) -> Path:
     source, target = tmp_path_factory.mktemp("source") / "clone", tmp_path_factory.mktemp("dist")
     unwanted = shutil.ignore_patterns(
         ".git",
-        ".venv",
+        ".venv*",
         ".*_cache",
         ".hypothesis",
         ".embedcache",

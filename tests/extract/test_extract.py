@@ -15,6 +15,7 @@ from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import slowest_stage
 from embedcache.files import digests as digests_module
+from embedcache.files.backend import on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
@@ -39,7 +40,8 @@ def open_store(tmp_path: Path, encoder: FakeEncoder) -> EmbeddingStore:
         "identity": encoder.identity,
         "spec": encoder.spec.document(),
     }
-    return EmbeddingStore.open_or_create(tmp_path / "store" / encoder.fingerprint[:12], document)
+    folder = on_disk(tmp_path / "store" / encoder.fingerprint[:12])
+    return EmbeddingStore.open_or_create(folder, document)
 
 
 def job(tmp_path: Path, encoder: FakeEncoder, **settings) -> Job:
@@ -123,7 +125,8 @@ def test_renamed_images_hit_and_a_changed_one_misses(tmp_path, images):
 def test_other_weights_go_to_another_store_and_leave_the_first_alone(tmp_path, images):
     old, new = FakeEncoder(weights="0"), FakeEncoder(weights="1")
     run_pass(images, [job(tmp_path, old)], DigestCache())
-    before = sorted(p for p in open_store(tmp_path, old).folder.rglob("*") if p.is_file())
+    folder = Path(open_store(tmp_path, old).folder)
+    before = sorted(p for p in folder.rglob("*") if p.is_file())
     stamps = [p.stat().st_mtime_ns for p in before]
     assert counts(run_pass(images, [job(tmp_path, new)], DigestCache())) == [(24, 0, 24, 0)]
     assert [p.stat().st_mtime_ns for p in before] == stamps

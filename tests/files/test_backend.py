@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
 import time
@@ -198,7 +199,7 @@ def test_a_refused_read_is_one_line(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(io, "FileIO", refuse)
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(StoreReadError, match="f/a: Permission denied; check that"):
         backend.read("f/a")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,8 +28,9 @@ from embedcache.extract.pictures import hold_pixels
 from embedcache.files.digests import DigestCache
 from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.devices import on_devices, settle_for_less
-from embedcache.finetune.jobs import ENCODER, FoldJob, Part, finished
+from embedcache.finetune.determinism import relax_determinism_if_needed
+from embedcache.finetune.fold_files import ENCODER, FoldFiles
+from embedcache.finetune.jobs import FoldJob, Part
 from embedcache.finetune.model import (
     Classifier,
     Normalise,
@@ -36,6 +38,7 @@ from embedcache.finetune.model import (
     set_drop_path,
     set_gradient_checkpointing,
 )
+from embedcache.finetune.processes import on_devices
 from embedcache.finetune.recipe import Recipe, parse_changes, read_recipe, recipe_text
 from embedcache.finetune.regimes import (
     Regime,
@@ -47,7 +50,7 @@ from embedcache.finetune.splits import Split, check_apart, split_fold
 from embedcache.finetune.train import train_fold, train_folds
 from embedcache.probes.logistic import fit_sweep
 from embedcache.testing import write_cohort
-from embedcache.verbs import state
+from embedcache.verbs.session import Session
 
 REGIMES = ("finetune", "lora", "head-only", "lp-ft", "partial:1")
 TINY = ("tiny-vit", "tiny-cnn")
@@ -67,7 +70,7 @@ def _registered():
 
 
 def identified(name: str) -> registry.Identified:
-    found = registry.identify(name, digests=DigestCache())
+    found = registry.identify_by_name(name, digests=DigestCache())
     digest = registry.load(found, device="cpu").identity["weights"]
     return replace(found, weights_digest=digest)
 
@@ -160,6 +163,7 @@ def test_lora_changes_nothing_before_training_and_merges_to_what_it_computed():
         assert names == set(load_network(plain).state_dict())  # its plain self again
 
 
+@pytest.mark.slow
 def test_lora_reaches_the_matrix_that_beit_multiplies_by_itself():
     """USFM's attention computes with `qkv.weight`, past any adapter, unless told otherwise."""
     network, *_ = classifier("random:usfm", "lora")
@@ -254,12 +258,13 @@ def test_drop_path_rises_from_the_first_block_to_the_last(name, blocks):
 
 
 def test_an_encoder_without_a_network_cannot_be_trained():
-    found = registry.identify("pixels", digests=DigestCache())
+    found = registry.identify_by_name("pixels", digests=DigestCache())
     with pytest.raises(EncoderError, match="'pixels' is no network of torch"):
         load_network(found)
 
 
 ENCODERS = ["sononet16", "efficientnet-lite0", "resnet50", "usfm", "mofo", "dinov3-s"]
+LARGE = ("usfm", "mofo", "dinov3-s")  # seconds each
 CLIP = "open_clip:ViT-S-32-alt"  # as FetalCLIP's image tower, but small
 
 
@@ -276,12 +281,16 @@ def check_gradient(name: str, *, checkpointed: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, CLIP])
+def slow_if_large(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow if name in LARGE else []) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_if_large(*ENCODERS, CLIP))
 def test_every_kind_of_encoder_takes_a_gradient(name):
     check_gradient(name, checkpointed=False)
 
 
-@pytest.mark.parametrize("name", ["sononet16", "mofo", CLIP])
+@pytest.mark.parametrize("name", slow_if_large("sononet16", "mofo", CLIP))
 def test_our_own_networks_can_compute_activations_twice(name):
     check_gradient(name, checkpointed=True)
 
@@ -381,7 +390,7 @@ def stored(tmp_path_factory):
     write_cohort(folder, n_patients=12, n_images=2, size=16)
     workspace = embedcache.open(folder).workspace
     workspace.create_store()
-    images = state.load_images(workspace)
+    images = Session(workspace).images
     preprocess = registry.find_spec("tiny-vit").preprocess
     store, report = hold_pixels(workspace, preprocess, images.files)
     assert report.n_failed == 0
@@ -389,13 +398,17 @@ def stored(tmp_path_factory):
     return store, tuple(images.keys), np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
+def images_of(store):
+    """Return the images whose pictures a store holds."""
+    return Session(embedcache.open(Path(store.folder).parents[2]).workspace).images
+
+
 def test_stored_pictures_are_the_bytes_of_the_fitted_ones(stored, tmp_path):
     store, keys, _ = stored
     assert store.dtype == np.uint8
     rows = store.read(keys[:3])
     assert rows.dtype == np.uint8
-    folder = Path(store.folder).parents[2]
-    images = state.load_images(embedcache.open(folder).workspace)
+    images = images_of(store)
     fit = registry.find_spec("tiny-vit").preprocess.unnormalised()
     for row, file in zip(rows, images.files, strict=False):
         assert np.array_equal(row.reshape(3, 16, 16), fit(Image.open(file.path)))
@@ -429,7 +442,7 @@ def test_a_grey_picture_changes_alike_beside_one_in_colour(tmp_path):
         Image.fromarray(np.stack([grey, grey // 2, grey // 3], axis=2)).save(path)
     workspace = embedcache.open(tmp_path).workspace
     workspace.create_store()
-    images = state.load_images(workspace)
+    images = Session(workspace).images
     store, _ = hold_pixels(workspace, registry.find_spec("tiny-vit").preprocess, images.files)
     pictures = batches.Pictures(store, images.keys, (16, 16), augmentation(recipe()), (0,))
     _, together = pictures.__getitems__([(0, number) for number in range(len(images.keys))])
@@ -453,13 +466,13 @@ def test_a_network_that_cannot_be_repeated_to_the_bit_is_trained_all_the_same(ca
         raise RuntimeError("x_backward does not have a deterministic implementation. Turn it off")
 
     try:
-        settle_for_less(passes)
+        relax_determinism_if_needed(passes)
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert "x_backward does not have a deterministic implementation" in caplog.text
     finally:
         torch.use_deterministic_algorithms(mode=False)
     with pytest.raises(ZeroDivisionError):
-        settle_for_less(lambda: 1 / 0)
+        relax_determinism_if_needed(lambda: 1 / 0)
 
 
 def test_augmentation_keeps_shape_type_and_top():
@@ -485,13 +498,13 @@ def job(stored, name: str, regime: str, folder: Path, **changes: object) -> Fold
     probe = None
     if regime == "lp-ft":
         encoder = registry.load(found, device="cpu")
-        images = state.load_images(embedcache.open(Path(store.folder).parents[2]).workspace)
+        images = images_of(store)
         X = encoder.embed([file.path for file in images.files])
         [probe] = fit_sweep(X, codes, 3, [(np.arange(len(codes)), [1.0])])
     return FoldJob(
         fold=0,
         seed=0,
-        found=found,
+        encoder=found,
         regime=Regime(regime),
         recipe=recipe(**{"precision": "fp32", "batch_size": 16, **changes}),
         n_classes=3,
@@ -520,7 +533,10 @@ def trained(one: FoldJob, *, n_devices: int = 1, theirs: FoldJob | None = None, 
         return train_fold(fabric, one, **callbacks)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize(
+    "regime",
+    [one if one == "finetune" else pytest.param(one, marks=pytest.mark.slow) for one in REGIMES],
+)
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
     fast = {"lr": 3e-3, "lora_lr": 2e-2, "head_lr": 0.3, "lora_rank": 4, "layer_decay": 1.0}
@@ -535,8 +551,8 @@ def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
 @pytest.mark.parametrize("name", TINY)
 def test_the_head_starts_at_the_probe(stored, tmp_path, name):
     one = job(stored, name, "lp-ft", tmp_path, epochs=1, lr=1e-12, **PLAIN)
-    images = state.load_images(embedcache.open(Path(stored[0].folder).parents[2]).workspace)
-    X = registry.load(one.found, device="cpu").embed([file.path for file in images.files])
+    images = images_of(stored[0])
+    X = registry.load(one.encoder, device="cpu").embed([file.path for file in images.files])
     expected = one.probe.probability(X)[0]
     assert np.abs(trained(one).probability[0] - expected).max() < 1e-3
 
@@ -621,14 +637,14 @@ def test_a_process_that_cannot_begin_is_not_waited_for(tmp_path):
 
 STUCK = """
 import time
-from embedcache.finetune import devices
+from embedcache.finetune import processes
 
 def fail(fabric):
     raise ValueError("as if the GPU were gone")
 
 if __name__ == "__main__":
-    devices._FAREWELL_S = 0.5
-    with devices.on_devices(fail, (), device="cpu", n_devices=2, precision="fp32"):
+    processes._FAREWELL_S = 0.5
+    with processes.on_devices(fail, (), device="cpu", n_devices=2, precision="fp32"):
         time.sleep(600)  # as in a collective of NCCL, which no exception ends
 """
 
@@ -640,7 +656,7 @@ def test_a_process_that_waits_for_a_dead_one_ends(tmp_path):
         [sys.executable, tmp_path / "stuck.py"],
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1
@@ -656,7 +672,7 @@ def test_the_encoder_that_is_kept_is_the_one_that_predicted(stored, tmp_path, mo
 
     def noted(self):
         result = finish(self)
-        head.update(self._kept.head.state_dict())
+        head.update(self.evaluated.head.state_dict())
         return result
 
     monkeypatch.setattr(train._Training, "finish", noted)
@@ -664,7 +680,7 @@ def test_the_encoder_that_is_kept_is_the_one_that_predicted(stored, tmp_path, mo
     assert one.recipe.ema > 0
     result = trained(one)
     assert result.best_epoch == 2  # neither the last weights nor those that were averaged last
-    network, spec = load_network(one.found), one.found.spec
+    network, spec = load_network(one.encoder), one.encoder.spec
     network.load_state_dict(load_file(tmp_path / ENCODER))
     model = Classifier(network, spec.preprocess, spec.dim, one.n_classes).eval()
     model.head.load_state_dict(head)
@@ -710,11 +726,11 @@ def test_a_training_that_was_stopped_anywhere_ends_as_one_that_was_not(stored, t
 def test_a_finished_fold_is_read_back_as_it_was(stored, tmp_path):
     one = job(stored, "tiny-vit", "head-only", tmp_path, epochs=2)
     result = trained(one)
-    again = finished(tmp_path)
+    again = FoldFiles(tmp_path).read_result()
     assert np.array_equal(again.probability[0], result.probability[0])
     assert again.epochs == result.epochs
     assert again.cost == result.cost
-    assert finished(tmp_path / "elsewhere") is None
+    assert FoldFiles(tmp_path / "elsewhere").read_result() is None
 
 
 def test_the_generator_of_the_caller_is_left_alone(stored, tmp_path):

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import tiny_encoders
 import torch
+from conftest import IN_FOREGROUND, PATIENCE
 from embedcache_cli.main import run as run_command
 
 import embedcache
+from embedcache.data.question import Question
 from embedcache.encoders import registry
 from embedcache.encoders.plugins import register_file
 from embedcache.errors import (
@@ -32,12 +34,15 @@ from embedcache.errors import (
     RunError,
     StoreCorruptError,
 )
-from embedcache.extract.pictures import pixel_folders
 from embedcache.files.locks import marked
+from embedcache.finetune.recipe import read_recipe
 from embedcache.finetune.train import train_fold
-from embedcache.runs import files as run_files
+from embedcache.runs.files import RunFiles
+from embedcache.runs.record import RunRecord
 from embedcache.testing import write_cohort
-from embedcache.verbs.finetune import Told
+from embedcache.verbs.finetune import Callbacks, FinetuneOptions, finetune
+from embedcache.verbs.session import Session
+from embedcache.workspace import store_folders
 
 FILE = Path(tiny_encoders.__file__)
 QUICK = {"epochs": 2, "batch_size": 16, "lr": 1e-3}
@@ -74,13 +79,16 @@ def copied(tuned: Path, to: Path) -> embedcache.project.Project:
     return embedcache.open(to)
 
 
-def run_of(project, kind: str) -> Path:
-    (found,) = [
-        one
-        for one in run_files.run_folders(project.workspace.runs)
-        if run_files.read_run(one)["kind"] == kind
-    ]
-    return found
+def record_of(project, kind: str) -> RunRecord:
+    """Return the record of the only run of a kind."""
+    [record] = [one for one in RunFiles(project.workspace).records() if one.kind == kind]
+    return record
+
+
+def pictures_of(project) -> Path:
+    """Return the only folder of pictures at training size."""
+    [folder] = store_folders(project.workspace.pixels)
+    return Path(folder)
 
 
 # Beside the probe
@@ -89,7 +97,7 @@ def run_of(project, kind: str) -> Path:
 def test_predictions_are_of_the_very_rows_and_folds_of_the_probe(tuned):
     project = embedcache.open(tuned)
     tables = {
-        kind: run_files.read_run_table(run_of(project, kind), "predictions")
+        kind: RunFiles(project.workspace).table(record_of(project, kind).run_id, "predictions")
         for kind in ("probe", "finetune")
     }
     for column in ("image_id", "patient_id", "cohort", "role", "fold", "label"):
@@ -100,21 +108,21 @@ def test_predictions_are_of_the_very_rows_and_folds_of_the_probe(tuned):
 
 
 def test_the_record_says_what_was_done(tuned):
-    record = run_files.read_run(run_of(embedcache.open(tuned), "finetune"))
-    probe = run_files.read_run(run_of(embedcache.open(tuned), "probe"))
-    assert record["run_id"].startswith("finetune-tiny-vit-")
-    assert record["fingerprint"] == probe["fingerprint"]
-    assert record["data"]["folds_id"] == probe["data"]["folds_id"]
-    settings, results = record["settings"], record["results"]
-    assert settings["regime"] == "finetune"
-    assert settings["recipe"]["epochs"] == 2
-    assert settings["recipe"]["precision"] == "fp32"  # what 'auto' was here
-    assert settings["external_by"] == "folds"
-    assert len(results["epochs"]) == len(results["cost"]) == len(results["best_epoch"]) == 5
-    assert all(len(fold) == 2 for fold in results["epochs"])
-    assert results["cost"][0]["seconds"] > 0
-    assert results["cost"][0]["peak_memory_bytes"] > 0
-    assert {"torch", "timm", "lightning-fabric", "torchvision"} <= record["versions"].keys()
+    project = embedcache.open(tuned)
+    record, probe = record_of(project, "finetune"), record_of(project, "probe")
+    assert record.run_id.startswith("finetune-tiny-vit-")
+    assert record.fingerprint == probe.fingerprint
+    assert record.request.data.folds_id == probe.request.data.folds_id
+    assert record.request.question == probe.request.question
+    assert record.method.regime == record.regime == record.label == "finetune"
+    assert record.method.recipe["epochs"] == 2
+    assert record.method.recipe["precision"] == "fp32"  # what 'auto' was here
+    assert record.method.external_by == "folds"
+    assert len(record.training_costs) == len(record.best_epochs) == 5
+    assert [len(fold) for fold in record.results["epochs"]] == [2] * 5
+    assert record.training_costs[0].seconds > 0
+    assert record.training_costs[0].peak_memory_bytes > 0
+    assert {"torch", "timm", "lightning-fabric", "torchvision"} <= record.request.versions.keys()
 
 
 def test_one_select_lays_it_beside_the_probe(tuned):
@@ -145,11 +153,11 @@ def test_a_run_that_was_made_before_is_found_again(tuned, monkeypatch):
 
     monkeypatch.setattr("embedcache.finetune.train.train_fold", never)
     project = embedcache.open(tuned)
-    before = run_of(project, "finetune")
+    before = record_of(project, "finetune")
     for options in ({}, {"save": True}):
         [again] = project.finetune("tiny-vit", changes=QUICK, **options, **SETTINGS)
         assert again.was_cached
-        assert again.folder == before
+        assert again.record == before
     assert not list(project.workspace.training.glob("[!.]*"))
 
 
@@ -158,7 +166,8 @@ def test_another_recipe_or_regime_is_another_run(tuned, tmp_path):
     [other] = project.finetune("tiny-vit", changes={**QUICK, "lr": 2e-3}, **SETTINGS)
     [head] = project.finetune("tiny-vit", changes=QUICK, regime="head-only", **SETTINGS)
     assert not other.was_cached
-    assert len({other.run.run_id, head.run.run_id, run_of(copied(tuned, tmp_path), "probe")}) == 3
+    before = record_of(copied(tuned, tmp_path / "before"), "finetune")
+    assert len({other.run_id, head.run_id, before.run_id}) == 3
     report = project.compare(n_resamples=200)
     assert "tiny-vit (head-only)" in report.runs
 
@@ -168,16 +177,16 @@ def test_a_head_that_starts_at_the_probe_needs_cached_embeddings(tuned, tmp_path
     with pytest.raises(MissingEmbeddingsError, match="run `embedcache extract --model tiny-cnn"):
         project.finetune("tiny-cnn", changes=QUICK, regime="lp-ft", **SETTINGS)
     [outcome] = project.finetune("tiny-vit", changes=QUICK, regime="lp-ft", **SETTINGS)
-    assert outcome.run.settings["regime"] == "lp-ft"
+    assert outcome.record.regime == "lp-ft"
 
 
 def test_pictures_are_decoded_once_for_all_trainings(tuned, tmp_path, monkeypatch):
     project = copied(tuned, tmp_path)
-    (folder,) = pixel_folders(project.workspace)
+    folder = pictures_of(project)
     monkeypatch.setattr("embedcache.extract.flow.decode_image", None)
     [outcome] = project.finetune("tiny-cnn", changes={**QUICK, "epochs": 1}, **SETTINGS)
     assert not outcome.was_cached
-    assert pixel_folders(project.workspace) == [folder]
+    assert pictures_of(project) == folder
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_said(tmp_path):
@@ -189,23 +198,24 @@ def test_an_image_that_cannot_be_read_is_left_out_and_said(tmp_path):
     [outcome] = project.finetune(
         "tiny-vit",
         changes={**QUICK, "epochs": 1},
-        cohort_options={"folds": 2},
-        told=Told(on_message=messages.append),
+        folds=2,
+        callbacks=Callbacks(on_message=messages.append),
         **SETTINGS,
     )
     assert outcome.n_skipped == 1
-    assert any("1 images left out" in note for note in outcome.run.results["notes"])
-    table = run_files.read_run_table(outcome.folder, "predictions")
-    assert broken.stem not in table["image_id"].to_pylist()
-    assert len(table) == 71
+    assert any("1 images left out" in note for note in outcome.record.notes)
+    [answers] = outcome.answers
+    assert broken.stem not in answers.image_id
+    assert len(answers.image_id) == 71
 
 
 # Encoders that were kept
 
 
+@pytest.mark.slow
 def test_a_kept_encoder_is_an_encoder(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     report = project.extract(f"run:{run_id}")
     assert [tally.encoder for tally in report.tallies] == [f"run:{run_id}:{k}" for k in range(5)]
     assert all(tally.n_written == 132 for tally in report.tallies)
@@ -220,11 +230,11 @@ def test_a_kept_encoder_is_an_encoder(tuned, tmp_path):
 
 def test_a_kept_file_is_what_its_name_extracts_with(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     project.extract(f"run:{run_id}:2")
     document = json.loads((project.workspace.weights / run_id / "encoders.json").read_text())
     name = document["encoders"][2]["file"]
-    found = registry.identify("tiny-vit", digests=embedcache.files.digests.DigestCache())
+    found = registry.identify_by_name("tiny-vit", digests=embedcache.files.digests.DigestCache())
     module = registry.load(found, device="cpu").module
     from safetensors.torch import load_file
 
@@ -240,7 +250,7 @@ def test_a_kept_file_is_what_its_name_extracts_with(tuned, tmp_path):
 
 def test_a_kept_encoder_is_never_asked_about_patients_it_was_trained_on(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     name = f"run:{run_id}:1"
     project.extract(name)
     with pytest.raises(LeakageError, match=r"'run:finetune-tiny-vit-\w+:1' was trained on patient"):
@@ -248,20 +258,18 @@ def test_a_kept_encoder_is_never_asked_about_patients_it_was_trained_on(tuned, t
     with pytest.raises(LeakageError, match="was trained on patient"):
         project.probe(name, train_cohort="abroad", external=("home",), folds=3)
     [outcome] = project.probe(name, train_cohort="abroad", external=(), folds=3)
-    assert outcome.run.encoder == name
+    assert outcome.encoder == name
 
 
 def test_a_kept_encoder_is_not_trained_further_on_what_would_test_it(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     with pytest.raises(LeakageError, match=r"'run:finetune-tiny-vit-\w+:0' was trained on patient"):
         project.finetune(f"run:{run_id}:0", changes=QUICK, **SETTINGS)
     abroad = {"train_cohort": "abroad", "external": (), "folds": 2}
-    [again] = project.finetune(
-        f"run:{run_id}:0", changes=QUICK, cohort_options=abroad, save=True, **SETTINGS
-    )
+    [again] = project.finetune(f"run:{run_id}:0", changes=QUICK, save=True, **abroad, **SETTINGS)
     # What the first training saw, the second one's encoder has seen.
-    name = f"run:{again.run.run_id}:1"
+    name = f"run:{again.run_id}:1"
     project.extract(name)
     with pytest.raises(LeakageError, match="was trained on patient 'home-"):
         project.probe(name, where="cohort = 'home'")
@@ -273,11 +281,9 @@ def test_kept_encoders_are_named_by_the_fold_that_they_leave_out(tmp_path):
     rows += ["nobody,0"]  # a fold that none of the images is in
     (tmp_path / "folds.csv").write_text("\n".join(["patient_id,fold", *rows]) + "\n")
     project = embedcache.open(tmp_path)
-    asked = {"folds": tmp_path / "folds.csv"}
-    [outcome] = project.finetune(
-        "tiny-vit", changes=QUICK, cohort_options=asked, save=True, **SETTINGS
-    )
-    run_id = outcome.run.run_id
+    folds = tmp_path / "folds.csv"
+    [outcome] = project.finetune("tiny-vit", changes=QUICK, folds=folds, save=True, **SETTINGS)
+    run_id = outcome.run_id
     document = json.loads((project.workspace.weights / run_id / "encoders.json").read_text())
     assert [one["fold"] for one in document["encoders"]] == [1, 2, 3]
     for one in document["encoders"]:
@@ -290,7 +296,7 @@ def test_kept_encoders_are_named_by_the_fold_that_they_leave_out(tmp_path):
 
 def test_where_nobody_can_tell_what_it_was_trained_on_an_encoder_is_refused(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     project.extract(f"run:{run_id}:1")
     shutil.rmtree(project.workspace.weights)
     with pytest.raises(StoreCorruptError, match=r"encoders.json is missing"):
@@ -299,14 +305,14 @@ def test_where_nobody_can_tell_what_it_was_trained_on_an_encoder_is_refused(tune
 
 def test_weights_that_were_not_kept_are_made_again(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     kept = project.workspace.weights / run_id
     before = {path.name: path.read_bytes() for path in kept.glob("*.safetensors")}
     shutil.rmtree(kept)
     with pytest.raises(EncoderWeightsError, match="kept no weights; run the same `embedcache fine"):
         project.extract(f"run:{run_id}")
     [outcome] = project.finetune("tiny-vit", changes=QUICK, save=True, **SETTINGS)
-    assert outcome.run.run_id == run_id
+    assert outcome.run_id == run_id
     assert {path.name: path.read_bytes() for path in kept.glob("*.safetensors")} == before
 
 
@@ -325,7 +331,7 @@ def test_weights_of_another_training_are_not_kept_as_those_of_the_run(tuned, tmp
 
 def test_runs_and_folds_that_are_not_there_are_named(tuned):
     project = embedcache.open(tuned)
-    run_id = run_of(project, "finetune").name
+    run_id = record_of(project, "finetune").run_id
     with pytest.raises(EncoderWeightsError, match="no run 'nonsense' in"):
         project.extract("run:nonsense")
     with pytest.raises(EncoderWeightsError, match="has no fold '9'; expected one of 0, 1, 2, 3, 4"):
@@ -336,14 +342,14 @@ def test_runs_and_folds_that_are_not_there_are_named(tuned):
 
 def test_verify_finds_damage_and_repair_drops_what_can_be_made_again(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    (pictures,) = pixel_folders(project.workspace)
+    pictures = pictures_of(project)
     chunk = next(pictures.glob("seg/*.zarr/c/0/0"))
     weights = next(project.workspace.weights.glob("*/fold-3.safetensors"))
     for path in (chunk, weights):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    assert {finding.path for finding in project.verify().findings} == {chunk, weights}
+    assert {Path(f.path) for f in project.verify().findings} == {chunk, weights}
     with marked(project.workspace.training):
         report = project.verify(repair=True)
     assert any("in use by a training" in note for note in report.notes)
@@ -357,9 +363,9 @@ def test_verify_finds_damage_and_repair_drops_what_can_be_made_again(tuned, tmp_
 
 def test_gc_drops_pictures_unless_a_training_has_yet_to_end(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    (pictures,) = pixel_folders(project.workspace)
+    pictures = pictures_of(project)
     under_way = project.workspace.training / "finetune-other-0123"
-    left = project.workspace.training / run_of(project, "finetune").name
+    left = project.workspace.training / record_of(project, "finetune").run_id
     for folder in (under_way, left):
         folder.mkdir(parents=True)
     project.gc()
@@ -379,17 +385,19 @@ def test_gc_drops_pictures_unless_a_training_has_yet_to_end(tuned, tmp_path):
 
 def test_errors_name_what_is_wrong_before_anything_is_decoded(tuned, monkeypatch):
     project = embedcache.open(tuned)
-    monkeypatch.setattr("embedcache.verbs.fold_jobs.hold_pixels", None)
+    monkeypatch.setattr("embedcache.verbs.finetune.hold_pixels", None)
 
     def fails(kind: type[Exception], match: str, model: str = "tiny-vit", **options: object):
         with pytest.raises(kind, match=match):
             project.finetune(model, **{"encoder_file": FILE, **options})
 
     fails(RunError, "no regime 'lorra'; it may be", regime="lorra")
-    fails(RunError, "fine-tuning is for classes", cohort_options={"task": "regression"})
     fails(DeviceError, "no device 'gpu'", device="gpu")
     fails(RunError, "did you mean 'epochs'", changes={"epoch": 3})
     fails(RunError, "the weights here are not those of 'tiny-vit@0000'", model="tiny-vit@0000")
+    question, options = Question(task="regression"), FinetuneOptions(read_recipe())
+    with pytest.raises(RunError, match="fine-tuning is for classes"):
+        finetune(Session(project.workspace), ["tiny-vit"], question, options)
 
 
 def test_an_encoder_without_weights_and_a_patient_in_two_cohorts_are_refused(tmp_path):
@@ -441,15 +449,15 @@ def test_a_training_that_stops_keeps_the_folds_before(tuned, tmp_path, monkeypat
         project.finetune("tiny-vit", changes=changes, **SETTINGS)
     assert trained == [0, 1]
     monkeypatch.setattr("embedcache.finetune.train.train_fold", train_fold)
-    told: set[int] = set()
+    trained_now: set[int] = set()
     [outcome] = project.finetune(
         "tiny-vit",
         changes=changes,
-        told=Told(on_epoch=lambda one: told.add(one.fold)),
+        callbacks=Callbacks(on_epoch=lambda epoch: trained_now.add(epoch.fold)),
         **SETTINGS,
     )
-    assert told == {2, 3, 4}
-    assert len(outcome.run.results["cost"]) == 5
+    assert trained_now == {2, 3, 4}
+    assert len(outcome.record.training_costs) == 5
 
 
 # The command
@@ -475,7 +483,7 @@ def test_the_command_prints_a_table_a_line_an_epoch_and_what_it_cost(command, tm
     assert again.err == ""
     [outcome] = json.loads(again.out)
     assert outcome["was_cached"]
-    assert outcome["run"]["settings"]["regime"] == "finetune"
+    assert outcome["run"]["method"]["regime"] == "finetune"
 
 
 def test_progress_can_be_read_by_a_program(command, tmp_path):
@@ -515,8 +523,8 @@ def test_the_recipe_can_be_shown_changed_and_given_back(command, tmp_path, monke
         ),
     )
     [outcome] = json.loads(said.out)
-    assert outcome["run"]["settings"]["recipe"]["epochs"] == 1
-    assert outcome["run"]["settings"]["recipe"]["batch_size"] == 32
+    assert outcome["run"]["method"]["recipe"]["epochs"] == 1
+    assert outcome["run"]["method"]["recipe"]["batch_size"] == 32
     wrong = command("finetune", "-m", "tiny-vit", "--set", "epoch=1", *ARGUMENTS)
     assert wrong.code == 1
     assert wrong.err == "embedcache: --set: no recipe key 'epoch'; did you mean 'epochs'?\n"
@@ -525,8 +533,9 @@ def test_the_recipe_can_be_shown_changed_and_given_back(command, tmp_path, monke
 def started(folder: Path, *extra: str, first: str = "") -> subprocess.Popen:
     """Start a long training in a session of its own, after some statements."""
     asked = ("finetune", "-m", "tiny-vit", "--epochs", "400", "--folds", "2", *ARGUMENTS, *extra)
+    code = f"{IN_FOREGROUND}{first}from embedcache_cli.main import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{first}from embedcache_cli.main import main; main()", *asked],
+        [sys.executable, "-c", code, *asked],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -557,7 +566,7 @@ def test_a_signal_to_the_whole_group_ends_it_cleanly(tmp_path, number):
     assert process.returncode == 128 + number
     assert rest.endswith("what was finished is kept, run it again to go on\n"), rest
     assert "Traceback" not in rest
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while is_there(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -571,7 +580,7 @@ def test_an_error_beside_readers_ends_the_process(tmp_path):
     broken = "import embedcache.finetune.train as train; train._Training._move = None; "
     with started(tmp_path, "-j", "2", first=broken) as process:
         try:
-            said = process.communicate(timeout=120)[1]
+            said = process.communicate(timeout=PATIENCE)[1]
         finally:
             process.kill()
     assert process.returncode == 1
@@ -583,26 +592,31 @@ def test_two_of_the_same_command_share_the_work(tmp_path):
     write_cohort(tmp_path, size=16)
     asked = ("--epochs", "3")
     both = [started(tmp_path, *asked) for _ in "ab"]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
     trained = [sum(line.startswith("fold ") for line in text.splitlines()) for text in said]
     assert sorted(trained) == [0, 6]
-    assert len(run_files.run_folders(tmp_path / ".embedcache" / "runs")) == 1
+    assert len(RunFiles(embedcache.open(tmp_path).workspace).ids()) == 1
 
 
-def test_who_waits_for_another_says_so(tuned, tmp_path):
+def test_who_waits_for_another_says_so_and_takes_its_run(tuned, tmp_path):
     project = copied(tuned, tmp_path)
-    run_id = run_of(project, "finetune").name
-    other = filelock.FileLock(project.workspace.training / f".lock-{run_id}")
+    run_id = record_of(project, "finetune").run_id
+    run = project.workspace.runs / run_id
+    shutil.move(run, tmp_path / "published later")
+    other = filelock.FileLock(project.workspace.runs / f".lock-{run_id}")
     other.acquire()
-    said: list[str] = []
+    messages: list[str] = []
 
-    def let_go(text: str) -> None:
-        said.append(text)
+    def publish(message: str) -> None:
+        messages.append(message)
+        shutil.move(tmp_path / "published later", run)
         other.release()
 
-    project.finetune("tiny-vit", changes=QUICK, save=True, told=Told(on_message=let_go), **SETTINGS)
-    assert said == [f"another process is training {run_id}; waiting for it to end"]
+    callbacks = Callbacks(on_message=publish)
+    [outcome] = project.finetune("tiny-vit", changes=QUICK, callbacks=callbacks, **SETTINGS)
+    assert messages == [f"another process is training {run_id}; waiting for it to end"]
+    assert outcome.was_cached
 
 
 def test_a_full_disk_keeps_the_last_epoch_and_says_so(tmp_path, capfd, monkeypatch):

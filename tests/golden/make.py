@@ -4,44 +4,66 @@
     python tests/golden/make.py --again   the store of this format version too
 
 Stores of earlier format versions cannot be made any more and are never touched. A store is made
-with a clock that stands still and ids that count up, so that only other versions of Zarr, Arrow
-and Pillow change its bytes.
+with ids that count up and clocks that stand still or move by a fixed step, so that only other
+versions of Zarr, Arrow and Pillow, and of torch where it trains, change its bytes.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import click
+import torch
 from embedcache_cli.main import cli
+from golden_files import (
+    HERE,
+    FakeTexts,
+    answers,
+    image_rows,
+    pack,
+    records,
+    write_expected,
+    write_project,
+)
 
 import embedcache
+import embedcache.finetune.train  # so that its clock can be replaced
+from embedcache.encoders import registry
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
+from embedcache.extract.order import put_in_order
 from embedcache.files.digests import DigestCache
+from embedcache.probes.zero_shot import zero_shot
 from embedcache.project import Project
-from embedcache.runs.methods import ProbeMethod
-from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.testing import FakeEncoder, write_cohort
-from embedcache.verbs import state
-from embedcache.verbs.extract import put_in_order
-from embedcache.verbs.probing import ProbeOptions
+from embedcache.testing import FakeEncoder
+from embedcache.verbs.session import Session
 from embedcache.workspace import FORMAT_VERSION
 
-HERE = Path(__file__).parent
 HELP = HERE / "help.txt"
-NOW = "2025-01-01T00:00:00+00:00"
-# Derived files, and files of one machine: a store is whole without them.
-LEFT_OUT = {"catalog.duckdb", "digests.tsv", "LOCK"}
+# Always the same: a store remembers where its manifest was.
+FOLDER = Path(tempfile.gettempdir(), "project")
+NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
+QUERIES = {
+    "runs_view": "SELECT * EXCLUDE (question, method, settings, results) FROM runs ORDER BY run_id",
+    "metrics": (
+        "FROM metrics ORDER BY run_id, cohort, role, scoring, level, metric, label NULLS FIRST"
+    ),
+    "predictions": "FROM predictions ORDER BY run_id, image_id",
+    "fold_predictions": "FROM fold_predictions ORDER BY run_id, fold, image_id",
+    "folds": "FROM folds ORDER BY folds_id, patient_id",
+    "failures": "FROM failures ORDER BY encoder, image_id",
+    "images": "FROM images",
+}
 
 
 def help_text() -> str:
@@ -61,98 +83,135 @@ def _helps(
             yield from _helps(command.get_command(context, verb), verb, context)
 
 
-def make_project(folder: Path) -> Project:
-    """Write a project with all that a store can hold, and return it.
-
-    Sixteen images, one of them broken, encoded in five commits; the first three were compacted
-    and their records are still there. Then folds and a run.
-    """
-    write_cohort(folder, n_patients=5, n_images=1, cohorts=("home", "abroad"))
-    (folder / "images" / "abroad-002_brain_0.png").write_bytes(b"not an image")
-    project = embedcache.open(folder)
-    with ExitStack() as stack:
-        _stop_the_clock(stack)
-        _extract(project)
-        options = ProbeOptions(settings=ProbeMethod(grid=(0.01, 1.0)), n_resamples=100)
-        project.probe("fake", probe_options=options, folds=3)
-    return project
-
-
-def _stop_the_clock(stack: ExitStack) -> None:
-    numbers = count(1)
+@contextmanager
+def counted_clocks() -> Iterator[None]:
+    """Let ids count up, the hour move a minute a look, and a stopwatch an eighth of a second."""
+    ids, looks, ticks = count(1), count(), count()
+    stopwatch = SimpleNamespace(perf_counter=lambda: next(ticks) / 8)
 
     def next_id() -> str:
-        return f"20250101T000000{next(numbers):06d}-000000000000"
+        return f"20250101T000000{next(ids):06d}-000000000000"
 
-    for module in ("store.commits", "data.snapshots"):
-        stack.enter_context(mock.patch(f"embedcache.{module}.new_id", next_id))
-    for module in ("workspace", "data.snapshots", "verbs.probing"):
-        stack.enter_context(mock.patch(f"embedcache.{module}.utc_now", return_value=NOW))
-    stack.enter_context(mock.patch("time.perf_counter", return_value=0.0))
+    def now() -> str:
+        return (NEW_YEAR + timedelta(minutes=next(looks))).isoformat()
+
+    stand_ins = {
+        "store.commits.new_id": next_id,
+        "data.snapshots.new_id": next_id,
+        **{
+            f"{name}.utc_now": now
+            for name in ("workspace", "data.snapshots", "runs.once", "extract.pictures")
+        },
+        **{f"{name}.time": stopwatch for name in ("runs.once", "finetune.train")},
+        "finetune.train.peak_memory_bytes": lambda device: 123_456_789,
+        "finetune.train.device_name": lambda device: "a CPU",
+    }
+    with ExitStack() as stack:
+        for name, stand_in in stand_ins.items():
+            stack.enter_context(mock.patch(f"embedcache.{name}", stand_in))
+        yield
 
 
-def _extract(project: Project) -> None:
+def extract(project: Project) -> None:
+    """Encode everything with the fake encoder, in three commits, the first two compacted."""
     project.workspace.create_store()
-    encoder, digests = FakeEncoder(dim=4), DigestCache()
+    session, encoder, digests = Session(project.workspace), FakeEncoder(dim=8), DigestCache()
     document = {
         "name": encoder.spec.name,
         "fingerprint": encoder.fingerprint,
         "identity": encoder.identity,
         "spec": encoder.spec.document(),
         "versions": {"embedcache-fm": embedcache.__version__},
-        "created": NOW,
+        "created": NEW_YEAR.isoformat(),
     }
     folder = project.workspace.encoder_folder(encoder.spec.name, encoder.fingerprint)
-    store = EmbeddingStore.open_or_create(folder, document)
-    images = state.load_images(project.workspace)
-    context = {"manifest": state.save_snapshot(project.workspace, images)}
-    for first, last in ((0, 4), (4, 7), (7, 12), (12, 15), (15, None)):
-        job = Job(encoder.spec, store, lambda: encoder)
-        run_pass(images.files[first:last], [job], digests, workers=1)
-        if last == 12:
-            put_in_order(store, images, context)
+    store = session.create_store(folder, document)
+    context = {"manifest": session.snapshot}
+    with mock.patch("time.perf_counter", return_value=0.0):
+        for first, last in ((0, 20), (20, 32), (32, None)):
+            job = Job(encoder.spec, store, lambda: encoder)
+            run_pass(session.images.files[first:last], [job], digests, workers=1)
+            if last == 32:
+                put_in_order(store, session.images, context)
 
 
-def all_rows(project: Project) -> list[dict]:
-    """Return every image's row, or None, as JSON can hold it without loss."""
-    store = state.find_store(project.workspace, "fake")
-    images = project.images().select(["image_id", "sha256"]).to_pylist()
-    held = {key: store.read([key])[0].tolist() for key in store.row_keys()}
-    return [{**image, "row": held.get(image["sha256"])} for image in images]
+@contextmanager
+def fake_texts(project: Project) -> Iterator[None]:
+    """Give 'fake' a text half."""
+    rows = project.embeddings("fake")
+    texts = FakeTexts(rows.X, rows.label)
+
+    def centred(X: Any, classes: Any) -> Any:
+        return zero_shot(X - texts.middle, classes)
+
+    with (
+        mock.patch("embedcache.verbs.zeroshot.identify_stored"),
+        mock.patch.object(registry, "load_text", return_value=texts),
+        mock.patch("embedcache.verbs.zeroshot.zero_shot", centred),
+    ):
+        yield
 
 
-def all_predictions(project: Project) -> list[dict]:
-    """Return what the stored run predicted, as JSON can hold it without loss."""
-    rows = project.sql("FROM predictions ORDER BY run_id, image_id").to_pylist()
-    return [{**row, "p": dict(row["p"])} for row in rows]
+def make_runs(project: Project) -> dict[str, str]:
+    """Make a run of every kind; return what each one is, by its id."""
+    named: dict[str, str] = {}
+
+    def note(name: str, outcomes: Any) -> None:
+        for outcome in outcomes:
+            assert not outcome.was_cached, f"{name}: {outcome.run_id} was there"
+            named[outcome.run_id] = name
+
+    few = {"n_resamples": 100}
+    report = project.probe("fake", folds=3, controls=True, **few)
+    note("probe", report)
+    names = ("majority", "metadata", "shuffled labels")
+    for name, outcome in zip(names, report.controls, strict=True):
+        note(f"control, {name}", [outcome])
+    for task, label in (("regression", "ga_weeks"), ("multilabel", "findings")):
+        note(f"probe, {task}", project.probe("fake", task=task, label=label, folds=3, **few))
+    note("curve", project.learning_curves("fake", n_draws=3, folds=3))
+    with fake_texts(project):
+        prompts = str(project.workspace.data_root / "prompts.yaml")
+        note("zeroshot", project.zeroshot("fake", prompts=prompts, **few))
+    tuned = project.finetune(
+        "tiniest-vit",
+        encoder_file=HERE / "tiniest_encoder.py",
+        changes={"epochs": 1, "batch_size": 4, "lr": 1e-3},
+        save=True,
+        device="cpu",
+        folds=3,
+        **few,
+    )
+    note("finetune", tuned)
+    return named
+
+
+def expected_of(project: Project, named: dict[str, str]) -> dict[str, Any]:
+    """Return what must be read from the store of this format version."""
+    documents = records(project.workspace.data_root)
+    assert len(documents) == len(named)
+    return {
+        "written_by": {"version": embedcache.__version__},
+        "queries": QUERIES,
+        "runs": [{"name": named[one["run_id"]], "record": one} for one in documents],
+        **answers(project, QUERIES),
+        "rows": image_rows(project, Session(project.workspace).find_store("fake")),
+    }
 
 
 def make_store(version: int) -> None:
     """Write `store_v<version>.zip`, and beside it what must be read from it."""
-    with tempfile.TemporaryDirectory() as folder:
-        project = make_project(Path(folder))
-        expected = {"rows": all_rows(project), "predictions": all_predictions(project)}
-        _pack(Path(folder), HERE / f"store_v{version}.zip")
-    lines = [
-        f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]"
-        for name, rows in expected.items()
-    ]
-    (HERE / f"store_v{version}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def _pack(folder: Path, file: Path) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if path.name not in LEFT_OUT:
-                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (2025, 1, 1, 0, 0, 0))
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, path.read_bytes())
-
-
-def unpack(file: Path, folder: Path) -> Project:
-    """Open a golden store in a folder of its own."""
-    shutil.unpack_archive(file, folder)
-    return embedcache.open(folder)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    torch.set_num_threads(1)
+    write_project(FOLDER)
+    with counted_clocks():
+        project = embedcache.open(FOLDER)
+        extract(project)
+        named = make_runs(project)
+    write_expected(HERE / f"store_v{version}.json", expected_of(project, named))
+    pack(FOLDER, HERE / f"store_v{version}.zip")
+    shutil.rmtree(FOLDER)
 
 
 if __name__ == "__main__":

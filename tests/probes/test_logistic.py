@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from embedcache.errors import RunError
-from embedcache.probes import logistic, training_sets
+from embedcache.probes import lbfgs, logistic, training_sets
 from embedcache.probes.logistic import C_GRID, fit_sweep
 
 STRENGTHS = (1e-6, 1e-3, 0.1, 1.0, 1e2, 1e4, 1e6)
@@ -178,6 +178,7 @@ def test_a_hard_fit_is_at_its_optimum_and_certified(monkeypatch, case, single):
         problem.check(path, number, X, strays=int(single))
 
 
+@pytest.mark.slow
 def test_no_certificate_is_below_the_true_gap(monkeypatch):
     """On random problems too: at rare classes the intercepts once had too small a part in it."""
     monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)
@@ -209,6 +210,7 @@ def test_a_training_set_without_rows_is_refused():
         fit_sweep(X, y, 2, [(np.array([], np.intp), [1.0])])
 
 
+@pytest.mark.slow
 def test_a_hundred_classes():
     X, y = clusters(500, 8, 100, 2.0)
     strengths = (1e-6, 1e-2, 1.0, 1e4)
@@ -237,7 +239,7 @@ def test_class_weights_are_scikit_learns(class_weight, k):
 def test_features_may_be_taken_as_they_are(shape):
     X, y = clusters(*shape)
     X *= np.linspace(0.1, 3, shape[1], dtype=np.float32)
-    (path,) = fit_sweep(X, y, 3, [(everything(y), (0.01, 1.0))], standardise=False)
+    (path,) = fit_sweep(X, y, 3, [(everything(y), (0.01, 1.0))], standardize=False)
     for number, C in enumerate((0.01, 1.0)):
         theirs = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(X.astype(np.float64), y)
         assert np.allclose(path.coef[number], theirs.coef_, atol=1e-4)
@@ -450,3 +452,37 @@ def test_embeddings_of_a_large_network():
         assert C / 2 * (gradient**2).sum() <= 1e-5 * value
     model = LogisticRegression(C=strengths[1], tol=1e-5, max_iter=10_000).fit(Z, y)
     assert (path.logits(X)[1].argmax(axis=1) == model.predict(Z)).mean() >= 0.999
+
+
+def test_the_search_shortens_the_arrays_that_have_a_row_a_problem_and_no_others():
+    def evaluate(x, problem):
+        value = (x**2).sum(axis=1)
+        return lbfgs.Point(value, 2 * x, value, value, np.zeros_like(x), np.full_like(x, 2.0))
+
+    search = lbfgs._Search(evaluate, np.arange(12.0).reshape(4, 3), 1e-6)
+    search.scalar = np.array(7.0)
+    assert search.restrict(np.array([True, False, True, False]))
+    assert search.scalar == 7
+    for name, value in vars(search).items():
+        if isinstance(value, np.ndarray) and name != "scalar":
+            assert len(value) == 2, name
+    search.step()
+    assert not search.restrict(np.zeros(2, bool))
+
+
+@pytest.mark.parametrize("n_values", [1, 12, 16, 17, 45])
+def test_long_grids_go_in_chunks_and_short_ones_together(n_values, monkeypatch):
+    X, y = clusters(60, 4)
+    strengths = np.logspace(-4, 0, n_values).tolist()
+    sizes = []
+    real = logistic._descend
+
+    def descend(objective, set_of, C, V, tol):
+        sizes.append(len(C))
+        return real(objective, set_of, C, V, tol)
+
+    monkeypatch.setattr(logistic, "_descend", descend)
+    fit_sweep(X, y, 3, [(everything(y), strengths)])
+    assert sum(sizes) == n_values
+    assert len(sizes) == (1 if n_values <= 16 else -(-n_values // 8))
+    assert max(sizes) - min(sizes) <= 1

@@ -15,10 +15,10 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from embedcache.data.labels import label_matrix, separate_labels
 from embedcache.errors import RunError
 from embedcache.probes import gram, knn, lda, mlp, ridge
 from embedcache.probes.families import PROBES
-from embedcache.data.labels import label_matrix, separate_labels
 from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
 from embedcache.probes.scaling import Scaler

@@ -13,6 +13,7 @@ from unittest import mock
 import duckdb
 import numpy as np
 import pytest
+from embedcache.verbs.probing import ProbeOptions
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,6 @@ from embedcache.runs.methods import ProbeMethod
 from embedcache.store import segment
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import FakeEncoder, write_cohort
-from embedcache.verbs.probing import ProbeOptions
 
 DIM = 5
 
@@ -377,6 +377,7 @@ def pristine(tmp_path_factory) -> Path:
 verbs = st.sampled_from(["extract", "probe", "rename", "delete", "gc"])
 
 
+@pytest.mark.slow
 @steady(25)
 @given(
     steps=st.lists(st.tuples(verbs, st.integers(0, 20)), max_size=6),

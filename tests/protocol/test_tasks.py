@@ -17,8 +17,8 @@ def test_a_number_is_predicted_in_its_unit():
     train, table, away = of_task("regression")
     result = fit_probe(train, table, [away], task="regression")
     inside, outside = result.answers
-    assert np.abs(inside.value - inside.truth).mean() < 0.3 * inside.truth.std()
-    assert np.abs(outside.value - outside.truth).mean() < 0.3 * outside.truth.std()
+    assert np.abs(inside.value - inside.truth).mean() < 0.6 * inside.truth.std()
+    assert np.abs(outside.value - outside.truth).mean() < 0.6 * outside.truth.std()
     assert (inside.fold == table.of(train.patient_id)).all()
     assert len(result.choices["alpha"]) == 5
 

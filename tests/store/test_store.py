@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -79,7 +80,7 @@ def test_every_size_reads_back_by_chunk_and_by_row(tmp_path, n):
 
 
 def test_an_unknown_image_is_a_lookup_error_not_an_empty_row(store):
-    with pytest.raises(LookupError, match=f"1 images are not held, first {'0' * 62}63"):
+    with pytest.raises(LookupError, match=f"1 images have no row, first {'0' * 62}63"):
         store.read([keys(0, 1)[0], keys(99, 100)[0]])
 
 
@@ -190,20 +191,20 @@ def test_a_sweep_cut_short_brings_no_dropped_row_back(store, kept):
 
 
 def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(store, monkeypatch):
-    real_fsync, calls = os.fsync, []
+    real_fsync = os.fsync
 
     def fail_at(number):
+        numbers = itertools.count(1)
+
         def fsync(descriptor):
-            calls.append(descriptor)
-            if len(calls) == number:
+            if next(numbers) == number:
                 raise OSError(errno.ENOSPC, "No space left on device")
             real_fsync(descriptor)
 
         return fsync
 
     at_rest = data_files(store)
-    for number in range(1, 12):
-        calls.clear()
+    for number in range(1, 11):
         monkeypatch.setattr(os, "fsync", fail_at(number))
         with pytest.raises(StoreWriteError, match="No space left on device.*free some space"):
             store.append(keys(50, 53), rows(50, 53))

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_answers import made_predictions
+from made_answers import made_predictions, measurements
+from made_runs import store_run
 from sklearn.metrics import f1_score
 
-from embedcache.runs import files as run_files
-from embedcache.runs.record import Run
+from embedcache.runs.files import RunFiles
+from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.evaluate import evaluate
 from embedcache.verbs.compare import CompareReport
 
@@ -25,12 +26,8 @@ def store(project):
     """Write a run of some predictions into a project's store."""
     project.workspace.create_store()
 
-    def write(run_id, encoder, *predictions, created="2025-01-01", kind="probe", **settings):
-        if kind == "probe":
-            settings["train_cohort"] = "home"
-        run = Run(run_id, kind, encoder, f"f00d-{encoder}", settings, {}, {}, {}, created, 1.0)
-        estimates = evaluate(predictions, n_resamples=100)
-        run_files.write_run(project.workspace.runs, run, predictions, estimates)
+    def write(run_id, encoder, *answers, **settings):
+        store_run(project, run_id, encoder, answers, **settings)
 
     write.project = project
     return write
@@ -111,17 +108,17 @@ def test_kinds_of_probe_are_told_apart_when_they_meet(three, command):
     three("zeroshot-best", "best", external(home), abroad, kind="zeroshot")
     answer = command("compare", "--resamples", "100")
     assert "best (zeroshot): zeroshot-best" in answer.out
-    assert "best (probe): probe-best" in answer.out
+    assert "best (logistic): probe-best" in answer.out
     lost = answer.out.split("lost outside")[1]
     assert "zeroshot)  " not in lost  # it was trained on neither
 
 
 def test_probes_of_one_encoder_are_told_apart_and_controls_wait_to_be_named(three, command):
     for own, (family, protocol) in enumerate([("knn", "default"), ("logistic", "dinov2")], 4):
-        settings = {"probe": family, "protocol": protocol}
-        three(f"probe-{family}", "good", *two_cohorts(2.0, own), probe=settings)
-    by_folds = {"probe": "logistic", "rule": "one-se", "external": "folds", "seed": 3}
-    three("probe-folds", "good", *two_cohorts(2.0, 6), probe=by_folds)
+        method = ProbeMethod(family, protocol)
+        three(f"probe-{family}", "good", *two_cohorts(2.0, own), method=method)
+    by_folds = ProbeMethod(rule="one-se", external_by="folds", seed=3)
+    three("probe-folds", "good", *two_cohorts(2.0, 6), method=by_folds)
     home, abroad = two_cohorts(2.0, 7)
     shuffled = replace(home, label=home.label[::-1])
     three("control-good", "good", shuffled, abroad, kind="control", created="2026-01-01")
@@ -130,9 +127,9 @@ def test_probes_of_one_encoder_are_told_apart_and_controls_wait_to_be_named(thre
     names = [line.rpartition(": ")[0] for line in answer.out.splitlines()[-4:]]
     assert names == [
         "good (knn)",
+        "good (logistic)",
         "good (logistic, dinov2)",
         "good (logistic, one-se, external by folds, seed 3)",
-        "good (probe)",
     ]
     named = command("compare", "control-good", "--resamples", "100")
     assert "good: control-good" in named.out
@@ -235,20 +232,46 @@ def test_a_store_without_runs_says_what_to_do(project, command):
     assert "run `embedcache probe -m all`" in answer.err
 
 
-def test_a_run_of_another_task_is_passed_over_or_refused(three, command):
-    home, abroad = two_cohorts(1.0, 8)
-    three("probe-days", "days", home, abroad, created="2026-01-01", task="regression")
-    assert "days" not in command("compare", "--resamples", "100").out
-    answer = command("compare", "probe-days")
+def days(own):
+    home = two_cohorts(1.0, own)[0]
+    truth = np.random.default_rng(0).normal(20, 3, len(home.label))
+    value = truth + np.random.default_rng(own).normal(size=len(truth))
+    return measurements(truth, value, home.patient_id)
+
+
+def test_a_run_of_another_task_than_the_newest_is_left_out_and_said(three, command):
+    three("probe-days", "days", days(1), created="2024-01-01", task="regression")
+    answer = command("compare", "--resamples", "100")
+    assert answer.code == 0
+    assert "days" not in answer.out
+    assert "note: 1 runs of regression left out: 'probe-" in answer.err
+
+
+def test_runs_of_numbers_are_compared_by_r2_and_have_no_classes(three, command):
+    for own in (1, 2):
+        three(f"probe-days{own}", f"days{own}", days(own), created="2026-01-01", task="regression")
+    answer = command("compare", "--resamples", "100")
+    assert answer.code == 0
+    assert answer.out.startswith("home, tested out of fold: 20 patients, 85 images; p by ")
+    assert "r2" in answer.out.splitlines()[1]
+    assert "0 classes" not in answer.out
+    assert "3 runs of classification left out: 'probe-days2' is of regression" in answer.err
+    assert command("compare", "--by", "class", "--resamples", "100").code == 1
+
+
+def test_runs_of_two_tasks_are_not_compared_where_they_are_named(three, command):
+    three("probe-days", "days", days(1), task="regression")
+    answer = command("compare", "probe-best", "probe-days")
     assert answer.code == 1
-    assert "run 'probe-days' is of regression; expected classification" in answer.err
+    assert "run 'probe-days' is of regression, 'probe-best' of classification" in answer.err
+    assert "name runs of one task" in answer.err
 
 
 def test_predictions_come_back_as_they_were_written(store):
     home, abroad = two_cohorts(1.0, 1)
     warm = np.where(home.fold == 0, np.nan, 2.0)
     store("probe-x", "x", replace(home, temperature=warm), abroad)
-    inside, outside = run_files.read_predictions(store.project.workspace.runs / "probe-x")
+    inside, outside = RunFiles(store.project.workspace).answers("probe-x")
     assert np.array_equal(inside.probability, home.probability)
     assert np.array_equal(inside.temperature, warm, equal_nan=True)
     assert (outside.role, outside.temperature, outside.label) == ("external", None, abroad.label)

@@ -126,8 +126,8 @@ def test_cached_images_are_classified_by_prompts_and_stored_like_any_run(asked, 
         if (one.metric, one.level) == ("macro_f1", "image")
     }
     assert set(scores) == {(c, s) for c in ("home", "abroad") for s in ("all", "masked")}
-    assert outcome.run.kind == "zeroshot"
-    assert outcome.run.settings["prompts"][0]["prompts"] == ("seen: a", "seen: b")
+    assert outcome.record.kind == "zeroshot"
+    assert outcome.record.method.prompts[0]["prompts"] == ["seen: a", "seen: b"]
 
 
 def test_the_same_question_finds_its_run_and_reads_no_text(asked, tmp_path):
@@ -140,7 +140,7 @@ def test_the_same_question_finds_its_run_and_reads_no_text(asked, tmp_path):
     assert asked.texts.asked == []
     (tmp_path / "mine.yaml").write_text(PROMPTS.replace("[c]", "[c, g]"))
     (third,) = asked.zeroshot("pixels", **ask)
-    assert third.run.run_id != first.run.run_id
+    assert third.run_id != first.run_id
 
 
 def test_questions_without_an_answer_say_why(asked, project, tmp_path, monkeypatch):
@@ -159,12 +159,12 @@ def test_questions_without_an_answer_say_why(asked, project, tmp_path, monkeypat
 
 
 def test_the_command_prints_scores_and_a_prompt_file_to_start_from(asked, command):
-    said = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml")
-    assert said.code == 0, said.err
-    assert said.out.startswith("macro F1 [95 % interval over patients]\n")
-    assert "note: " in said.err
-    said = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml", "--json")
-    assert json.loads(said.out)[0]["run"]["kind"] == "zeroshot"
+    result = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml")
+    assert result.code == 0, result.err
+    assert result.out.startswith("macro F1 [95 % interval over patients]\n")
+    assert "note: " in result.err
+    result = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml", "--json")
+    assert json.loads(result.out)[0]["run"]["kind"] == "zeroshot"
     shown = command("zeroshot", "-m", "pixels", "--prompts", "template", "--show-prompts")
     assert shown.out == prompts_text("template")
 

@@ -1,0 +1,65 @@
+"""What a caller gives, as the values that verbs take: one name as several, texts as paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedcache.data.question import Question
+from embedcache.data.task_names import TaskName
+from embedcache.encoders.choices import PrecisionChoice
+from embedcache.encoders.select import EncoderOptions
+
+Names = str | Sequence[str]  # a text is one name
+PathLike = Path | str
+
+
+def name_list(names: Names) -> tuple[str, ...]:
+    """Return names as a tuple; a text is one name."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def optional_names(names: Names | None) -> tuple[str, ...] | None:
+    """Return names as a tuple, or None where none were given."""
+    return None if names is None else name_list(names)
+
+
+def optional_path(path: PathLike | None) -> Path | None:
+    """Return a path, or None where none was given."""
+    return None if path is None else Path(path)
+
+
+def question_of(
+    label: str,
+    train_cohort: str | None,
+    external: Names | None,
+    where: str | None,
+    class_map: PathLike | None,
+    folds: int | PathLike,
+    seed: int,
+    task: TaskName = "classification",
+) -> Question:
+    """Return the question that arguments state; see `Question`."""
+    return Question(
+        label=label,
+        task=task,
+        train_cohort=train_cohort,
+        external=optional_names(external),
+        where=where,
+        class_map=None if class_map is None else str(class_map),
+        folds=folds if isinstance(folds, int) else Path(folds),
+        seed=seed,
+    )
+
+
+def encoder_options(
+    weights: PathLike | None,
+    encoder_file: PathLike | None,
+    *,
+    offline: bool,
+    preprocess: str | None = None,
+    precision: PrecisionChoice = "auto",
+) -> EncoderOptions:
+    """Return where encoders come from; see `EncoderOptions`."""
+    files = optional_path(weights), optional_path(encoder_file)
+    return EncoderOptions(files[0], preprocess, precision, files[1], offline)

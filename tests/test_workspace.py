@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from embedcache.data.snapshots import Snapshots, save_snapshot
+from embedcache.errors import StoreMismatchError, StoreWriteError
+from embedcache.files.backend import LocalBackend, on_disk
+from embedcache.files.documents import read_document, seal
+from embedcache.workspace import FORMAT_VERSION, Workspace
+
+FP = "f" * 64
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    store = on_disk(tmp_path / ".embedcache")
+    return Workspace(tmp_path / "data_manifest.csv", tmp_path, store)
+
+
+def version_of(workspace: Workspace) -> int:
+    return read_document(workspace.format_file)["version"]
+
+
+def write_format(workspace: Workspace, version: int) -> None:
+    document = {"format": "embedcache", "version": version, "created": "2025-01-01"}
+    workspace.format_file.replace(seal(document))
+
+
+def images(number: int) -> pa.Table:
+    return pa.table({"image_id": [f"i{number}"], "path": ["p"], "sha256": ["0" * 64]})
+
+
+def test_a_store_of_version_1_is_read_as_it_is_and_becomes_version_2_at_the_first_write(workspace):
+    write_format(workspace, 1)
+    assert workspace.check_format() == 1
+    assert version_of(workspace) == 1
+    save_snapshot(workspace, images(1))
+    assert version_of(workspace) == FORMAT_VERSION
+    assert read_document(workspace.format_file)["created"] == "2025-01-01"
+
+
+def test_a_store_of_version_1_that_cannot_be_written_stays_readable(workspace, monkeypatch):
+    write_format(workspace, 1)
+
+    def refuse(*_):
+        raise StoreWriteError("Read-only file system")
+
+    monkeypatch.setattr(LocalBackend, "replace", refuse)
+    assert workspace.check_format() == 1
+    with pytest.raises(StoreWriteError, match="Read-only"):
+        save_snapshot(workspace, images(1))
+    assert Snapshots(workspace).items() == []
+    assert version_of(workspace) == 1
+
+
+def test_a_store_of_a_later_version_is_refused_with_the_way_out(workspace):
+    write_format(workspace, 99)
+    with pytest.raises(StoreMismatchError, match="version 99, this release reads"):
+        workspace.create_store()
+    assert version_of(workspace) == 99
+
+
+def test_a_new_store_is_of_this_version(workspace):
+    assert not workspace.has_store()
+    workspace.create_store()
+    assert workspace.has_store()
+    assert version_of(workspace) == FORMAT_VERSION
+
+
+def test_an_encoder_is_found_by_its_fingerprint_whatever_its_folder_is_called(workspace):
+    assert workspace.encoder_folder("a/b c", FP).name == f"a-b-c-{FP[:12]}"
+    (workspace.encoders / f"old-name-{FP[:12]}" / "encoder.json").put(seal({"name": "x"}))
+    assert workspace.encoder_folder("a/b c", FP).name == f"old-name-{FP[:12]}"
+    assert workspace.encoder_documents() == [{"name": "x"}]

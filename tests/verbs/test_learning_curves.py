@@ -1,0 +1,37 @@
+"""`probe --patients`: learning curves as runs of a project."""
+
+from __future__ import annotations
+
+
+def test_curves_are_no_contenders(project, command):
+    project.extract("pixels")
+    project.probe("pixels")
+    (curve,) = project.learning_curves("pixels", sizes=[2], n_draws=1)
+    assert command("compare").code == 0
+    result = command("compare", curve.run_id)
+    assert "is a learning curve; expected a probe or zeroshot" in result.err
+
+
+def test_the_command_prints_a_learning_curve(project, command):
+    project.extract("pixels")
+    result = command("probe", "-m", "pixels", "--patients", "2,4", "--draws", "2")
+    assert result.code == 0, result.err
+    assert result.out.startswith("macro F1, mean [least, most] over draws of training patients\n")
+    rows = project.sql(
+        "SELECT label, value FROM metrics WHERE metric = 'macro_f1_by_patients'"
+    ).to_pylist()
+    assert [row["label"] for row in rows][:2] == ["2", "4"]
+    assert command("probe", "-m", "pixels", "--patients", "0").code == 2
+    assert command("probe", "-m", "pixels", "--patients", "2", "--probe", "knn").code == 2
+
+
+def test_a_curve_is_found_again_with_its_points(project):
+    project.extract("pixels")
+    (first,) = project.learning_curves("pixels", sizes=(2, 4), n_draws=2)
+    (again,) = project.learning_curves("pixels", sizes=(2, 4), n_draws=2)
+    assert (first.was_cached, again.was_cached) == (False, True)
+    assert again.record.curve == first.record.curve
+    assert [n_patients for n_patients, _ in again.record.curve][:2] == [2, 4]
+    assert all(len(scores) <= 2 for _, scores in again.record.curve)
+    assert [one.label for one in again.headlines][:2] == ["2", "4"]
+    assert again.answers == ()
