@@ -46,7 +46,7 @@ class FoldJob:
     encoder
         The encoder to train, with its weights file.
     regime
-        Which parameters are trained.
+        Part of the classifier that is trained.
     recipe
         Every number of the training.
     n_classes

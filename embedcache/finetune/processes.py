@@ -88,19 +88,15 @@ def on_devices(
     ----------
     work, arguments
         Function of a module, and its arguments after the Fabric; all of them can be pickled.
-    device
-        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'; see `check_devices`.
-    n_devices
-        Number of devices and of processes, at least 1.
-    precision
-        Precision of the forward and backward pass; see `choose_precision`.
+    device, n_devices, precision
+        Kind of device, number of them, and precision of the forward and backward pass.
     encoder_file
         Python file whose encoders are registered in the other processes too; None for no file.
 
     Raises
     ------
     DeviceError
-        Another process has failed; says with which exit code.
+        Another process has failed.
     """
     port = find_free_network_port() if n_devices > 1 else 0
     pool = _Pool(device, precision, n_devices, port, encoder_file)
@@ -123,11 +119,15 @@ def on_devices(
         raise DeviceError(f"{reason} ({str(error).splitlines()[0]})") from None
     finally:
         is_over.set()
-        for other in others:
-            other.kill()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        _end_all(others)
         torch.set_num_threads(threads)
+
+
+def _end_all(others: Sequence[BaseProcess]) -> None:
+    for other in others:
+        other.kill()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _start_others(

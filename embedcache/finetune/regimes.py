@@ -98,21 +98,29 @@ def choose_parameters(
                 f"'{min(unseen)}'; choose another regime"
             )
         return
-    if regime.n_layers and not hasattr(encoder, "group_matcher"):
+    layer = _counted_layers(encoder, regime, name)
+    first = 1 + max(layer.values(), default=0) - (regime.n_layers or 0)
+    for path, parameter in encoder.named_parameters():
+        is_moved = regime.name != HEAD_ONLY and layer.get(path, first) >= first
+        parameter.requires_grad = is_moved and path in reached
+
+
+def _counted_layers(encoder: Any, regime: Regime, name: str) -> dict[str, int]:
+    """Return the layer of each parameter, empty where the regime does not count layers."""
+    if not regime.n_layers:
+        return {}
+    if not hasattr(encoder, "group_matcher"):
         raise EncoderError(
             f"'{name}' does not say what its layers are, so there is no partial:N; give its "
             "network a group_matcher as timm's have"
         )
-    layer = _layers(encoder) if regime.n_layers else {}
-    first = 1 + max(layer.values(), default=0) - (regime.n_layers or 0)
-    if first < 0:
+    layer = _layers(encoder)
+    n_layers = 1 + max(layer.values())
+    if regime.n_layers > n_layers:
         raise RunError(
-            f"--regime {regime.name}: '{name}' has {1 + max(layer.values())} layers; name as many "
-            "or fewer"
+            f"--regime {regime.name}: '{name}' has {n_layers} layers; name as many or fewer"
         )
-    for path, parameter in encoder.named_parameters():
-        is_moved = regime.name != HEAD_ONLY and layer.get(path, first) >= first
-        parameter.requires_grad = is_moved and path in reached
+    return layer
 
 
 def _layers(encoder: Any) -> dict[str, int]:

@@ -48,19 +48,14 @@ def train_fold(
         Fabric of this process.
     job
         The fold.
-    on_step
-        Called with how far the fold is, after each step of the optimiser.
-    on_epoch
-        Called with each epoch, once its state is on the disk.
+    on_step, on_epoch
+        Called with how far the fold is after each step, and with each epoch once it is saved.
 
     Raises
     ------
-    RunError
-        The loss or a prediction is not finite; the epochs before stay on the disk.
-    DeviceError
-        The device has too little memory.
-    StoreWriteError
-        The disk refused; the last epoch before is still there.
+    RunError, DeviceError, StoreWriteError
+        The loss or a prediction is not finite, memory is too small, or the disk refused; the
+        epochs before stay on the disk.
     """
     devices = [fabric.device.index or 0] if fabric.device.type == "cuda" else []
     with (
