@@ -1,6 +1,6 @@
 """The catalog at the size of a large study: a query from the shell, and what one more run costs.
 
-    python benchmarks/bench_catalog.py [--images 100000] [--runs 50] [--rounds 5]
+    python benchmarks/bench_catalog.py [--images 100000] [--runs 50] [--rounds 3]
 
 The images are lines of a manifest that states their digests; nothing is encoded. Stores and runs
 are written by the functions that `extract` and `probe` write them with. Times of commands are of
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from common import print_machine, spread
 
 import embedcache
 from embedcache.catalog.connection import connect
-from embedcache.catalog.index import check_catalog, connect_memory, update
+from embedcache.catalog.index import check_catalog, connect_memory
 from embedcache.catalog.sources import SourceItem
 from embedcache.data.manifest import write_manifest
 from embedcache.data.predictions import Predictions
@@ -57,11 +57,11 @@ print(os.waitstatus_to_exitcode(code), wall, usage.ru_utime + usage.ru_stime, us
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Wall time and processor time in seconds, and peak memory in MB, of a process."""
+    """Wall time and processor time in seconds, and peak memory in MB of a whole process."""
 
     wall_s: float
     cpu_s: float
-    peak_mb: float
+    peak_mb: float | None = None
 
 
 def key_of(number: int) -> str:
@@ -156,16 +156,22 @@ def run_command(folder: Path, *arguments: str) -> Usage:
     return Usage(float(wall_s), float(cpu_s), float(peak_kb) / 1000)
 
 
-def show(what: str, usages: Sequence[Usage]) -> None:
-    walls, cpu = spread([u.wall_s for u in usages]), spread([u.cpu_s for u in usages])
-    peaks = spread([u.peak_mb for u in usages], 0)
-    print(f"{what}: {walls} s, of processor time {cpu} s, peak {peaks} MB", flush=True)
-
-
-def seconds(call) -> float:
-    start = time.perf_counter()
+def used_by(call: Callable[[], object]) -> Usage:
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return Usage(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def show(what: str, usages: Sequence[Usage]) -> None:
+    line = f"{what}: wall {spread([u.wall_s for u in usages])} s"
+    line += f", processor {spread([u.cpu_s for u in usages])} s"
+    peaks = [u.peak_mb for u in usages if u.peak_mb is not None]
+    print(f"{line}, peak {spread(peaks, 0)} MB" if peaks else line, flush=True)
+
+
+def ratio(usages: Sequence[Usage], others: Sequence[Usage]) -> float:
+    """Return the ratio of two medians of processor time."""
+    return float(np.median([u.cpu_s for u in usages]) / np.median([u.cpu_s for u in others]))
 
 
 def answer_from_arrow(items: Sequence[SourceItem], query: str) -> None:
@@ -186,9 +192,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--rows", type=int, default=10_000, help="Predictions a run.")
     parser.add_argument("--encoders", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="Where to write the project, and leave it.")
     arguments = parser.parse_args()
+    print(f"$ python benchmarks/bench_catalog.py {' '.join(sys.argv[1:])}".rstrip())
     print_machine("duckdb", "pyarrow")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -205,42 +212,37 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         f"{arguments.runs * arguments.rows} predictions"
     )
     rounds = range(arguments.rounds)
-    path, workspace = project.workspace.catalog, project.workspace
-    whole = [seconds(lambda: renew_catalog(workspace, force=True)) for _ in rounds[:3]]
-    print(
-        f"catalog written anew: {spread(whole)} s, {path.stat().st_size / 1e6:.0f} MB", flush=True
-    )
-    patient = "IM-00500"
-    for what, query in (
-        ("predictions of one patient", f"FROM predictions WHERE patient_id = '{patient}'"),
-        ("places of its embeddings", f"FROM embedding_rows WHERE patient_id = '{patient}'"),
+    workspace = project.workspace
+    whole = [used_by(lambda: renew_catalog(workspace, force=True)) for _ in rounds]
+    show(f"catalog of {workspace.catalog.stat().st_size / 1e6:.0f} MB written anew", whole)
+    query = "FROM predictions WHERE patient_id = 'IM-00500'"
+    of_patient = [run_command(folder, "sql", query) for _ in rounds]
+    show("sql, predictions of one patient", of_patient)
+    for what, other in (
+        ("places of its embeddings", "FROM embedding_rows WHERE patient_id = 'IM-00500'"),
         ("count(*) of images", "SELECT count(*) FROM images"),
     ):
-        show(f"sql, {what}", [run_command(folder, "sql", query) for _ in rounds])
+        show(f"sql, {what}", [run_command(folder, "sql", other) for _ in rounds])
     show("status", [run_command(folder, "status") for _ in rounds])
-    query = f"FROM predictions WHERE patient_id = '{patient}'"
-    before = [seconds(lambda: answer_from_arrow(items_of(project), query)) for _ in rounds[:3]]
-    print(f"the same query, tables in memory, without the start of Python: {spread(before)} s")
+    before = [used_by(lambda: answer_from_arrow(items_of(project), query)) for _ in rounds]
+    show("the first query, tables in memory, without the start of Python", before)
+    print(f"  the command, with the start of Python, takes {ratio(of_patient, before):.3f} of that")
     updates = []
     for number in rounds:
         add_run(project, arguments.runs + number, arguments.rows)
-        updates.append(seconds(lambda: renew_catalog(workspace)))
-    print(f"catalog updated by one run of {arguments.rows} predictions: {spread(updates)} s")
-    print(f"  of the time of writing it anew: {np.median(updates) / np.median(whole):.3f}")
-    nothing = [seconds(lambda: renew_catalog(workspace)) for _ in rounds]
-    print(f"catalog found up to date: {spread(nothing, 4)} s")
-    manifest = project.workspace.manifest
+        updates.append(used_by(lambda: renew_catalog(workspace)))
+    show(f"catalog updated by one run of {arguments.rows} predictions", updates)
+    print(f"  {ratio(updates, whole):.3f} of the time of writing it anew")
+    show("catalog found up to date", [used_by(lambda: renew_catalog(workspace)) for _ in rounds])
+    manifest = workspace.manifest
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("device 4", "device 9"))
-    edited = seconds(lambda: renew_catalog(workspace))
-    print(f"catalog updated after an edit of the manifest, images looked at anew: {edited:.3f} s")
-    absent = path.with_name("absent.duckdb")
-    memory = seconds(lambda: connect_memory(absent, items_of(project)).close())
-    copied = seconds(lambda: connect_memory(path, items_of(project)).close())
-    print(
-        f"in memory, where no file can be written: {memory:.3f} s, with an old file {copied:.3f} s"
-    )
-    print(f"check of every table: {seconds(lambda: check_catalog(path)):.3f} s")
-    assert not update(path, items_of(project))
+    show("catalog updated after an edit", [used_by(lambda: renew_catalog(workspace))])
+    show("  of which looking at all images", [used_by(lambda: state.load_images(workspace))])
+    absent = workspace.catalog.with_name("absent.duckdb")
+    for what, file in (("no file", absent), ("an old file", workspace.catalog)):
+        in_memory = used_by(lambda file=file: connect_memory(file, items_of(project)).close())
+        show(f"catalog in memory, from {what}", [in_memory])
+    show("check of every table", [used_by(lambda: check_catalog(workspace.catalog))])
 
 
 def items_of(project: Project) -> Sequence[SourceItem]:

@@ -58,11 +58,11 @@ def main() -> None:
     print_machine("zarr", "pyarrow", "pylance", "h5py", "duckdb", "numpy")
     X = np.random.default_rng(0).normal(size=(args.rows, args.dim)).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:
-        reading(Path(name), X, args.rounds)
+        time_reading(Path(name), X, args.rounds)
     with tempfile.TemporaryDirectory() as name:
-        asking(Path(name), X, args.rounds)
+        time_asking(Path(name), X, args.rounds)
     with tempfile.TemporaryDirectory() as name:
-        committing(Path(name), X)
+        time_committing(Path(name), X)
 
 
 def make_store(folder: Location, X: np.ndarray) -> tuple[EmbeddingStore, list[str]]:
@@ -87,7 +87,7 @@ def make_store(folder: Location, X: np.ndarray) -> tuple[EmbeddingStore, list[st
     return store, keys
 
 
-def reading(folder: Path, X: np.ndarray, rounds: int) -> None:
+def time_reading(folder: Path, X: np.ndarray, rounds: int) -> None:
     np.save(folder / "x.npy", X)
     store, keys = make_store(on_disk(folder / "store"), X)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), X.shape[1])
@@ -134,7 +134,7 @@ def reading(folder: Path, X: np.ndarray, rounds: int) -> None:
         print(f"  {name:30} {spread(values, 1):>22}   {spread(ratio, 2):>20} x np.load")
 
 
-def asking(folder: Path, X: np.ndarray, rounds: int) -> None:
+def time_asking(folder: Path, X: np.ndarray, rounds: int) -> None:
     rows = [
         {
             "image_id": f"i{number}",
@@ -173,7 +173,7 @@ def asking(folder: Path, X: np.ndarray, rounds: int) -> None:
         for name, work in times.items():
             work()
             print(f"  {name:32} {spread([wall_ms(work) for _ in range(rounds)], 2):>24}")
-    path = project.index()
+    path = project.workspace.catalog
 
     def opened() -> list[tuple]:
         with duckdb.connect(path, read_only=True) as connection:
@@ -185,7 +185,7 @@ def asking(folder: Path, X: np.ndarray, rounds: int) -> None:
     print(f"  {'the same through project.sql':32} {spread(catalog, 0):>24}")
 
 
-def committing(folder: Path, X: np.ndarray) -> None:
+def time_committing(folder: Path, X: np.ndarray) -> None:
     document = make_store(on_disk(folder / "first"), X[:1])[0].document
     store = EmbeddingStore.open_or_create(on_disk(folder / "store"), document)
     walls, cpus = [], []

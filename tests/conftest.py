@@ -79,7 +79,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Printed:
     """What the command printed, and its exit code."""
 
     code: int
@@ -90,15 +90,15 @@ class Said:
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Said]:
+) -> Callable[..., Printed]:
     """Run `embedcache ARGUMENTS` in `tmp_path`, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBEDCACHE_RESAMPLES", "200")  # a fiftieth of what a user waits for
 
-    def call(*arguments: str) -> Said:
+    def call(*arguments: str) -> Printed:
         capfd.readouterr()
         code = run(list(map(str, arguments)))
         out, err = capfd.readouterr()
-        return Said(code, out, err)
+        return Printed(code, out, err)
 
     return call

@@ -6,8 +6,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 from embedcache.files.digests import DigestCache, sha256, stamp_of
+
+_CHUNK: Final = 64  # images a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,13 @@ def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int)
         except OSError:
             return ""
 
+    def digests_of(chunk: Sequence[ImageFile]) -> list[str]:
+        return [digest(image) for image in chunk]
+
+    # A pool of threads takes no `chunksize`; a task an image costs three times the look at a file.
+    chunks = [images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK)]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(digest, images, chunksize=64))
+        return [key for keys in pool.map(digests_of, chunks) for key in keys]
 
 
 def read_and_hash(path: str, digests: DigestCache) -> tuple[bytes, str]:

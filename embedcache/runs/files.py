@@ -164,6 +164,7 @@ class RunFiles:
         if not fold_answers:
             del contents["fold_predictions"]
         tables = {}
+        self.workspace.create_store()
         (folder / _MARK).replace(b"")
         for name, data in contents.items():
             file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))

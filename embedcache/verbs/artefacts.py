@@ -29,6 +29,6 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
         FoldTables(workspace),
         RunsKind(session.runs),
         KeptWeights(workspace),
+        Trainings(workspace),  # before pictures, which stay while a training has yet to end
         PictureStores(workspace),
-        Trainings(workspace),
     ]

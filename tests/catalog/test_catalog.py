@@ -8,15 +8,22 @@ import pyarrow as pa
 import pytest
 
 from embedcache.catalog import embeddings, query
-from embedcache.catalog.index import check_catalog
+from embedcache.catalog.index import check_catalog, is_fresh
 from embedcache.catalog.output import plain_value
+from embedcache.data import image_table
 from embedcache.errors import CatalogError, StoreWriteError
-from embedcache.runs import files as run_files
-from embedcache.runs.files import PREDICTIONS
+from embedcache.runs.files import RunFiles
+from embedcache.runs.tables import PREDICTIONS
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs import state
+from embedcache.verbs.catalog import catalog_source
+from embedcache.verbs.session import Session
 
 TABLES = ("images", "encoders", "embedding_rows", "failures", "folds", "runs", "patients")
+
+
+def is_fresh_catalog(project) -> bool:
+    source = catalog_source(project.workspace)
+    return is_fresh(source.path, source.items)
 
 
 def contents(path) -> dict[str, list]:
@@ -57,8 +64,8 @@ def test_a_reader_that_has_the_old_catalog_open_is_not_disturbed(probed):
         assert len(reader.sql("FROM embedding_rows").fetchall()) == n_rows
 
 
-def test_every_manifest_column_is_there_and_rows_join_by_digest(probed):
-    got = probed.sql("SELECT * FROM images LIMIT 1")
+def test_every_manifest_column_is_there_and_rows_join_by_digest(asked):
+    got = asked.sql("SELECT * FROM images LIMIT 1")
     assert {
         "image_id",
         "path",
@@ -69,20 +76,20 @@ def test_every_manifest_column_is_there_and_rows_join_by_digest(probed):
         "frame",
         "sha256",
     } == set(got.column_names)
-    assert str(probed.sql("SELECT typeof(frame) AS t FROM images LIMIT 1")["t"][0]) == "BIGINT"
-    joined = probed.sql("SELECT count(*) AS n FROM images JOIN embedding_rows USING (image_id)")
-    assert joined["n"].to_pylist() == [len(probed.images())]
+    assert str(asked.sql("SELECT typeof(frame) AS t FROM images LIMIT 1")["t"][0]) == "BIGINT"
+    joined = asked.sql("SELECT count(*) AS n FROM images JOIN embedding_rows USING (image_id)")
+    assert joined["n"].to_pylist() == [len(asked.images())]
 
 
-def test_rows_of_a_patient_lie_together(probed):
-    rows = probed.sql("SELECT patient_id, row FROM embedding_rows ORDER BY cohort, patient_id, row")
+def test_rows_of_a_patient_lie_together(asked):
+    rows = asked.sql("SELECT patient_id, row FROM embedding_rows ORDER BY cohort, patient_id, row")
     assert rows["row"].to_pylist() == list(range(len(rows)))
 
 
-def test_vectors_are_arrays_of_the_encoders_length(probed):
-    kind = probed.sql("SELECT DISTINCT typeof(vector) AS t FROM embeddings")["t"].to_pylist()
+def test_vectors_are_arrays_of_the_encoders_length(asked):
+    kind = asked.sql("SELECT DISTINCT typeof(vector) AS t FROM embeddings")["t"].to_pylist()
     assert kind == ["FLOAT[256]"]
-    near = probed.sql(
+    near = asked.sql(
         "SELECT array_cosine_similarity(a.vector, b.vector) AS c FROM embeddings_pixels a "
         "JOIN embeddings b USING (image_id)"
     )
@@ -122,7 +129,7 @@ def test_names_that_differ_in_punctuation_share_a_view_and_have_one_each(project
 
 
 def _document(project, name: str, *, dim: int, fingerprint: str = "0" * 64) -> dict:
-    (pixels,) = state.open_stores(project.workspace)[-1:]
+    (pixels,) = Session(project.workspace).stores()[-1:]
     document = dict(pixels.document)
     identity = {**document["identity"], "dim": dim}
     return {**document, "name": name, "fingerprint": fingerprint, "identity": identity}
@@ -147,17 +154,17 @@ def test_embeddings_are_read_only_where_a_query_names_them(probed, monkeypatch):
         ("SELECT * FROM nowhere", "nowhere"),
     ],
 )
-def test_a_wrong_query_is_one_line(probed, text, message):
+def test_a_wrong_query_is_one_line(asked, text, message):
     with pytest.raises(CatalogError, match=message) as caught:
-        probed.sql(text)
+        asked.sql(text)
     assert "\n" not in str(caught.value)
 
 
-def test_pivots_describes_and_explains_are_reading(probed):
-    assert len(probed.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
-    assert len(probed.sql("DESCRIBE predictions")) == len(PREDICTIONS)
-    assert len(probed.sql("EXPLAIN SELECT 1"))
-    assert len(probed.sql("FROM patients")) == 22
+def test_pivots_describes_and_explains_are_reading(asked):
+    assert len(asked.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
+    assert len(asked.sql("DESCRIBE predictions")) == len(PREDICTIONS)
+    assert len(asked.sql("EXPLAIN SELECT 1"))
+    assert len(asked.sql("FROM patients")) == 22
 
 
 def test_an_empty_store_has_all_its_tables(project):
@@ -188,7 +195,7 @@ def test_a_predicate_may_name_any_column_of_the_manifest(project):
         assert query.select_images(numbered, f"{name} >= {len(images) - 2}") == [0, 1]
 
 
-def test_rows_are_those_of_the_table(probed):
+def test_rows_are_those_of_the_table(asked):
     for text in (
         "FROM images ORDER BY image_id LIMIT 3",
         "SELECT p, correct, probability FROM predictions ORDER BY image_id LIMIT 3",
@@ -198,7 +205,7 @@ def test_rows_are_those_of_the_table(probed):
         "SELECT make_timestamptz(0) AS t, {'a': [1, NULL]} AS s, 'a'::BLOB AS b, uuid() IS NULL",
         "SHOW TABLES",
     ):
-        table, rows = probed.sql(text), probed.sql_rows(text)
+        table, rows = asked.sql(text), asked.sql_rows(text)
         assert list(rows.columns) == table.column_names
         plain = [tuple(map(plain_value, row.values())) for row in table.to_pylist()]
         assert list(rows.rows) == plain, text
@@ -206,18 +213,18 @@ def test_rows_are_those_of_the_table(probed):
 
 def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):
     monkeypatch.setattr(
-        state, "hash_images", lambda *_: pytest.fail("images were looked at for nothing")
+        image_table, "hash_images", lambda *_: pytest.fail("images were looked at for nothing")
     )
     assert len(probed.sql("FROM images")) == 132
     monkeypatch.undo()
     manifest = probed.workspace.manifest
     manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
     assert len(probed.sql("FROM images")) == 131
-    assert not state.is_catalog_stale(probed.workspace)
+    assert is_fresh_catalog(probed)
 
 
 def test_gc_sweeps_what_killed_writers_of_the_catalog_left(probed):
-    left = [probed.workspace.store / f".tmp-0123.duckdb{end}" for end in ("", ".wal")]
+    left = [probed.workspace.local / f".tmp-0123.duckdb{end}" for end in ("", ".wal")]
     for path in left:
         path.write_bytes(bytes(100))
     assert probed.gc(grace_s=3600).freed_bytes == 0
@@ -226,22 +233,23 @@ def test_gc_sweeps_what_killed_writers_of_the_catalog_left(probed):
 
 
 def test_a_manifest_that_is_edited_while_a_verb_works_makes_the_catalog_stale(probed):
-    images = state.load_images(probed.workspace)
+    session = Session(probed.workspace)
+    assert len(session.images.keys) == 132
     manifest = probed.workspace.manifest
     manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
-    state.renew_catalog(probed.workspace, images)
-    assert state.is_catalog_stale(probed.workspace)
+    session.renew_catalog()
+    assert not is_fresh_catalog(probed)
     assert len(probed.sql("FROM images")) == 131
 
 
 def test_a_probe_that_adds_a_run_loads_nothing_else(probed, monkeypatch):
     seen = []
-    read = run_files.read_run_table
+    read = RunFiles.table
     monkeypatch.setattr(
-        run_files, "read_run_table", lambda *given: seen.append(given) or read(*given)
+        RunFiles, "table", lambda runs, *given: seen.append(given) or read(runs, *given)
     )
     probed.probe("pixels", seed=1)
-    assert len({folder for folder, _ in seen}) == 1
+    assert len({run_id for run_id, _ in seen}) == 1
     assert len(probed.sql("FROM runs")) == 2
 
 

@@ -140,7 +140,7 @@ def test_a_statement_that_does_not_read_is_named_by_its_kind(project, text):
         project.sql(filled(text, project))
 
 
-def test_settings_are_locked(probed):
+def test_settings_are_locked(asked):
     for name, value in (
         ("enable_external_access", False),
         ("lock_configuration", True),
@@ -148,14 +148,14 @@ def test_settings_are_locked(probed):
         ("autoload_known_extensions", False),
         ("temp_directory", ""),
     ):
-        assert probed.sql_rows(f"SELECT current_setting('{name}')").rows == ((value,),), name
+        assert asked.sql_rows(f"SELECT current_setting('{name}')").rows == ((value,),), name
 
 
-def test_what_reads_runs(probed):
-    assert len(probed.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
-    assert len(probed.sql("SELECT * FROM query('FROM patients')")) == 22
-    assert len(probed.sql("FROM query_table('patients')")) == 22
-    assert len(probed.sql("EXPLAIN ANALYZE SELECT count(*) FROM images"))
-    assert len(probed.sql("UNPIVOT metrics ON low, high INTO NAME bound VALUE score"))
-    assert len(probed.sql("SUMMARIZE images"))
-    assert len(probed.sql("VALUES (1), (2)")) == 2
+def test_what_reads_runs(asked):
+    assert len(asked.sql("PIVOT images ON label USING count(*) GROUP BY cohort")) == 2
+    assert len(asked.sql("SELECT * FROM query('FROM patients')")) == 22
+    assert len(asked.sql("FROM query_table('patients')")) == 22
+    assert len(asked.sql("EXPLAIN ANALYZE SELECT count(*) FROM images"))
+    assert len(asked.sql("UNPIVOT metrics ON low, high INTO NAME bound VALUE score"))
+    assert len(asked.sql("SUMMARIZE images"))
+    assert len(asked.sql("VALUES (1), (2)")) == 2

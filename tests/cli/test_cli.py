@@ -18,14 +18,15 @@ import pytest
 from conftest import IN_BACKGROUND, IN_FOREGROUND, PATIENCE
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS
-from embedcache_cli.output import bytes_text, seconds_text, text_table
+from embedcache_cli.output import bytes_text, seconds_text
 from PIL import Image
 
 import embedcache
 from embedcache import errors
+from embedcache.data.tabular import text_table
 from embedcache.store import layout
 from embedcache.testing import write_cohort
-from embedcache.verbs import state
+from embedcache.verbs.session import Session
 
 
 @pytest.fixture
@@ -41,11 +42,11 @@ def encoded(cohort: Path) -> Path:
 
 
 def test_the_words_of_the_mission_work_in_a_folder_with_a_manifest(cohort, command):
-    said = command("extract", "--model", "pixels", "--device", "cpu")
-    assert said.code == 0
-    assert ": 132 images = 0 cached + 132 encoded + 0 failed" in said.out
-    assert "took " in said.out
-    assert "waiting for images" in said.out
+    result = command("extract", "--model", "pixels", "--device", "cpu")
+    assert result.code == 0
+    assert ": 132 images = 0 cached + 132 encoded + 0 failed" in result.out
+    assert "took " in result.out
+    assert "waiting for images" in result.out
     assert (cohort / ".embedcache" / "catalog.duckdb").exists()
     again = command("extract", "-m", "pixels")
     assert again.code == 0
@@ -55,11 +56,11 @@ def test_the_words_of_the_mission_work_in_a_folder_with_a_manifest(cohort, comma
 def test_one_broken_png_costs_one_row_and_exit_3(cohort, command):
     files = sorted((cohort / "images").iterdir())
     files[7].write_bytes(files[7].read_bytes()[:70])
-    said = command("extract", "-m", "pixels")
-    assert said.code == 3
-    assert "131 encoded + 1 failed" in said.out
-    assert f"  failed: {files[7].stem}: cannot be decoded" in said.out
-    assert command("extract", "-m", "pixels").code == 3  # it is still broken, and still said
+    result = command("extract", "-m", "pixels")
+    assert result.code == 3
+    assert "131 encoded + 1 failed" in result.out
+    assert f"  failed: {files[7].stem}: cannot be decoded" in result.out
+    assert command("extract", "-m", "pixels").code == 3  # it is still broken, and still result
     assert command("status").code == 3
     assert command("extract", "-m", "pixels", "--on-error", "fail", "--retry-failed").code == 1
 
@@ -67,9 +68,9 @@ def test_one_broken_png_costs_one_row_and_exit_3(cohort, command):
 def test_many_failures_are_counted_and_v_lists_them_all(cohort, command):
     for file in sorted((cohort / "images").iterdir())[:15]:
         file.write_bytes(b"no")
-    said = command("extract", "-m", "pixels")
-    assert said.out.count("  failed: ") == 10
-    assert "... and 5 more; -v lists them all" in said.out
+    result = command("extract", "-m", "pixels")
+    assert result.out.count("  failed: ") == 10
+    assert "... and 5 more; -v lists them all" in result.out
     assert command("extract", "-m", "pixels", "-v").out.count("  failed: ") == 15
 
 
@@ -87,43 +88,43 @@ def test_json_is_one_document_on_stdout_and_nothing_else(encoded, command):
         ["manifest", "check"],
         ["sql", "FROM patients"],
     ):
-        said = command(*arguments, "--json")
-        assert said.code == 0, (arguments, said.err)
-        json.loads(said.out)
+        result = command(*arguments, "--json")
+        assert result.code == 0, (arguments, result.err)
+        json.loads(result.out)
 
 
 @pytest.mark.parametrize("mode", ["plain", "jsonl", "off", "bar"])
 def test_progress_goes_to_stderr(cohort, command, mode):
-    said = command("extract", "-m", "pixels", "--progress", mode)
-    assert "images/s" not in said.out
+    result = command("extract", "-m", "pixels", "--progress", mode)
+    assert "images/s" not in result.out
     if mode == "plain":
-        assert "132/132 images" in said.err
-        assert "slowest: " in said.err
+        assert "132/132 images" in result.err
+        assert "slowest: " in result.err
     if mode == "jsonl":
-        line = json.loads(said.err.splitlines()[0])
+        line = json.loads(result.err.splitlines()[0])
         assert line["n_done"] == line["n_total"] == 132
         assert {"rate", "eta_s", "slowest", "n_failed"} <= set(line)
     if mode == "bar":
-        assert "132/132" in said.err
-        assert "ETA" in said.err
+        assert "132/132" in result.err
+        assert "ETA" in result.err
 
 
 def test_a_dry_run_says_hits_and_misses_and_changes_nothing(cohort, command):
-    said = command("extract", "-m", "pixels", "--dry-run")
-    assert said.code == 0
-    assert "132" in said.out
-    assert "unknown" in said.out
+    result = command("extract", "-m", "pixels", "--dry-run")
+    assert result.code == 0
+    assert "132" in result.out
+    assert "unknown" in result.out
     assert not (cohort / ".embedcache").exists()
 
 
 def test_the_table_of_a_probe_has_its_intervals_and_says_what_stands_behind_it(encoded, command):
-    said = command("probe", "-m", "pixels")
-    assert said.code == 0, said.err
-    assert "macro F1 [95 % interval over patients]" in said.out
-    assert "abroad, own classes only" in said.out
-    assert "home: 12 patients, 72 images, tested out of fold" in said.out
-    assert "abroad: 10 patients, 60 images, external" in said.out
-    assert "run: .embedcache/runs/probe-pixels-" in said.out
+    result = command("probe", "-m", "pixels")
+    assert result.code == 0, result.err
+    assert "macro F1 [95 % interval over patients]" in result.out
+    assert "abroad, own classes only" in result.out
+    assert "home: 12 patients, 72 images, tested out of fold" in result.out
+    assert "abroad: 10 patients, 60 images, external" in result.out
+    assert "run: .embedcache/runs/probe-pixels-" in result.out
     assert "cached" in command("probe", "-m", "pixels").out
 
 
@@ -134,9 +135,9 @@ def test_rare_classes_are_said_on_stderr_unless_quiet(encoded, command):
 
 
 def test_folds_show_counts_and_the_patients_are_in_sql(encoded, command):
-    said = command("folds", "--folds", "4")
-    assert said.code == 0
-    assert said.out.splitlines()[0].split() == [
+    result = command("folds", "--folds", "4")
+    assert result.code == 0
+    assert result.out.splitlines()[0].split() == [
         "fold", "patients", "images", "abdomen", "brain", "femur",
     ]  # fmt: skip
     assert "12" in command("sql", "SELECT count(*) AS n FROM folds").out
@@ -146,9 +147,9 @@ def test_folds_show_counts_and_the_patients_are_in_sql(encoded, command):
 def test_sql_in_every_format(encoded, command, kind, tmp_path):
     query = "SELECT label, count(*) AS n, MAP {'a': 1.5} AS m FROM images GROUP BY label ORDER BY 1"
     target = tmp_path / f"out.{kind if kind != 'table' else 'txt'}"
-    said = command("sql", query, "-o", target, "--format", kind)
-    assert said.code == 0, said.err
-    assert f"{target.name}: 3 rows" in said.err
+    result = command("sql", query, "-o", target, "--format", kind)
+    assert result.code == 0, result.err
+    assert f"{target.name}: 3 rows" in result.err
     if kind == "csv":
         rows = list(csv.DictReader(io.StringIO(target.read_text())))
         assert rows[0] == {"label": "abdomen", "n": "54", "m": '{"a": 1.5}'}
@@ -171,8 +172,8 @@ def test_whole_sums_stay_whole_and_what_is_not_finite_is_null(encoded, command):
 
 @pytest.mark.parametrize("kind", ["table", "csv", "json", "parquet"])
 def test_columns_of_one_name_are_told_apart_as_duckdb_does(encoded, command, tmp_path, kind):
-    said = command("sql", "SELECT 1 a, 2 a, 3 A, 4 a_1", "--format", kind, "-o", "out")
-    assert said.code == 0, said.err
+    result = command("sql", "SELECT 1 a, 2 a, 3 A, 4 a_1", "--format", kind, "-o", "out")
+    assert result.code == 0, result.err
     row = {"a": 1, "a_1": 2, "A_2": 3, "a_1_1": 4}
     if kind == "parquet":
         assert pq.read_table(tmp_path / "out").to_pylist() == [row]
@@ -192,27 +193,27 @@ def test_a_pipe_is_written_into_and_not_replaced(encoded, command, tmp_path):
         (("sql", "SELECT 1 AS a", "--json"), b"["),
         (("export", "-m", "pixels", *few), b"PAR1"),
     ):
-        said = command(*arguments, "-o", "pipe")
-        assert (said.code, said.out) == (0, "")
+        result = command(*arguments, "-o", "pipe")
+        assert (result.code, result.out) == (0, "")
         assert (tmp_path / "pipe").is_fifo()
         assert os.read(reader, 1 << 16).startswith(start)
     os.close(reader)
-    said = command("sql", "SELECT 1", "-o", "images")
-    assert (said.code, "images: Is a directory" in said.err) == (1, True)
+    result = command("sql", "SELECT 1", "-o", "images")
+    assert (result.code, "images: Is a directory" in result.err) == (1, True)
 
 
 def test_names_beside_a_matrix_never_replace_the_manifest(encoded, command):
     before = (encoded / "data_manifest.csv").read_bytes()
-    said = command("export", "-m", "pixels", "-o", "data_manifest.npy")
-    assert said.out.split() == ["data_manifest.npy", "data_manifest.rows.csv"]
+    result = command("export", "-m", "pixels", "-o", "data_manifest.npy")
+    assert result.out.split() == ["data_manifest.npy", "data_manifest.rows.csv"]
     assert (encoded / "data_manifest.csv").read_bytes() == before
 
 
 def test_a_score_of_one_patient_has_no_interval(encoded, command):
     where = "cohort = 'home' OR patient_id = 'abroad-000'"
-    said = command("probe", "-m", "pixels", "--where", where)
-    assert said.code == 0, said.err
-    assert re.search(r"\d\.\d{3} \[n/a\]", said.out)
+    result = command("probe", "-m", "pixels", "--where", where)
+    assert result.code == 0, result.err
+    assert re.search(r"\d\.\d{3} \[n/a\]", result.out)
     rows = command("sql", "SELECT DISTINCT low::VARCHAR AS l FROM metrics WHERE n_patients = 1").out
     assert rows.split() == ["l", "---", "nan"]
 
@@ -223,17 +224,17 @@ def test_sql_reads_a_query_from_stdin(encoded, command, monkeypatch):
 
 
 def test_verify_names_the_damage_with_exit_4_and_repair_mends_it(encoded, command):
-    (store,) = state.open_stores(embedcache.open(encoded).workspace)
+    (store,) = Session(embedcache.open(encoded).workspace).stores()
     chunk = Path(layout.segment_folder(store.folder, store.records[0].id) / "c" / "0" / "0")
     data = bytearray(chunk.read_bytes())
     data[3000] ^= 1
     chunk.write_bytes(data)
-    said = command("verify")
-    assert said.code == 4
-    assert "damaged: .embedcache/encoders/pixels-" in said.out
-    assert "c/0/0 does not match its checksum" in said.out
-    assert "1 images lost with it: " in said.out
-    assert "132 rows of 1 encoders checked: 1 file damaged; mend with --repair" in said.out
+    result = command("verify")
+    assert result.code == 4
+    assert "damaged: .embedcache/encoders/pixels-" in result.out
+    assert "c/0/0 does not match its checksum" in result.out
+    assert "1 images lost with it: " in result.out
+    assert "132 rows of 1 encoders checked: 1 file damaged; mend with --repair" in result.out
     read = command("export", "-m", "pixels", "-o", "x.npy")
     assert read.code == 4
     assert "does not match its checksum" in read.err
@@ -249,10 +250,10 @@ def test_manifest_check_says_what_is_wrong_with_its_own_exit_codes(cohort, comma
     first, second, third = files[:3]
     second.write_bytes(b"no image")
     third.unlink()
-    said = command("manifest", "check")
-    assert said.code == 3
-    assert "missing: 1 images are not on disk, first" in said.out
-    assert "unreadable: 1 images cannot be read (not an image), first" in said.out
+    result = command("manifest", "check")
+    assert result.code == 3
+    assert "missing: 1 images are not on disk, first" in result.out
+    assert "unreadable: 1 images cannot be read (not an image), first" in result.out
     files[-1].write_bytes(first.read_bytes())
     leaking = command("manifest", "check")
     assert leaking.code == 5
@@ -264,9 +265,9 @@ def test_manifest_check_agrees_with_extract_on_a_truncated_picture(cohort, comma
     file = next((cohort / "images").iterdir())
     Image.effect_noise((80, 80), 50).save(file, "JPEG")  # whatever its name says
     file.write_bytes(file.read_bytes()[:-200])
-    said = command("manifest", "check")
-    assert said.code == 3
-    assert "unreadable: 1 images cannot be read (cannot be decoded: " in said.out
+    result = command("manifest", "check")
+    assert result.code == 3
+    assert "unreadable: 1 images cannot be read (cannot be decoded: " in result.out
     assert command("extract", "-m", "pixels").code == 3
 
 
@@ -276,10 +277,10 @@ def test_manifest_check_finds_changed_files_and_misspelt_labels(cohort, command)
     lines = [lines[0] + ",sha256", *(line + "," + "0" * 64 for line in lines[1:])]
     lines[1] = lines[1].replace(",abdomen,", ",Abdomen ,")
     manifest.write_text("\n".join(lines))
-    said = command("manifest", "check")
-    assert said.code == 3
-    assert "changed: 132 images differ from the manifest's sha256" in said.out
-    assert "differ in spelling only (Abdomen, abdomen)" in said.out
+    result = command("manifest", "check")
+    assert result.code == 3
+    assert "changed: 132 images differ from the manifest's sha256" in result.out
+    assert "differ in spelling only (Abdomen, abdomen)" in result.out
 
 
 def test_a_folder_becomes_a_manifest(tmp_path, command):
@@ -288,14 +289,16 @@ def test_a_folder_becomes_a_manifest(tmp_path, command):
         label = file.stem.split("_")[1]
         (tmp_path / "set" / label).mkdir(parents=True, exist_ok=True)
         file.rename(tmp_path / "set" / label / file.name)
-    said = command("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)")
-    assert said.code == 0, said.err
-    assert said.out == "data_manifest.csv: 72 images, 12 patients, cohorts: set\n"
+    result = command("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)")
+    assert result.code == 0, result.err
+    assert result.out == "data_manifest.csv: 72 images, 12 patients, cohorts: set\n"
     assert command("extract", "-m", "pixels").code == 0
     other = ("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)", "--cohort", "x")
-    said = command(*other)
-    assert said.code == 1
-    assert said.err.startswith("embedcache: data_manifest.csv is there already and holds something")
+    result = command(*other)
+    assert result.code == 1
+    assert result.err.startswith(
+        "embedcache: data_manifest.csv is there already and holds something"
+    )
     assert command(*other, "--overwrite").code == 0
 
 
@@ -308,11 +311,11 @@ def test_the_adapters_of_the_published_data_sets(tmp_path, command):
         )
     )
     assert command("manifest", "fetal-planes", "--root", ".").code == 1
-    said = command("manifest", "fetal-planes", "--root", ".", "--allow-missing")
-    assert said.code == 3
-    assert "data_manifest.csv: 8 images, 8 patients, cohorts: spain" in said.out
-    assert "8 images are not on disk:" in said.err
-    assert "... and 3 more; --json lists them all" in said.err
+    result = command("manifest", "fetal-planes", "--root", ".", "--allow-missing")
+    assert result.code == 3
+    assert "data_manifest.csv: 8 images, 8 patients, cohorts: spain" in result.out
+    assert "8 images are not on disk:" in result.err
+    assert "... and 3 more; --json lists them all" in result.err
     (tmp_path / "African_planes_database.csv").write_text(
         "Patient_num,Plane,Train,Center,Filename\n1,Fetal brain,0,Ghana,patient001_GHA_plane0\n"
     )
@@ -350,11 +353,11 @@ BAD_INPUTS = [
 
 @pytest.mark.parametrize(("arguments", "code", "message"), BAD_INPUTS)
 def test_bad_input_is_one_line_and_its_exit_code(encoded, command, arguments, code, message):
-    said = command(*arguments)
-    assert (said.code, said.out) == (code, "")
-    assert message in said.err
-    assert said.err.startswith("embedcache: ")
-    assert said.err.count("\n") == 1
+    result = command(*arguments)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+    assert result.err.startswith("embedcache: ")
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -373,25 +376,25 @@ def test_bad_input_is_one_line_and_its_exit_code(encoded, command, arguments, co
     ],
 )
 def test_wrong_usage_is_exit_2(encoded, command, arguments):
-    said = command(*arguments)
-    assert said.code == 2
-    assert "Usage" in said.err or "Error" in said.err
+    result = command(*arguments)
+    assert result.code == 2
+    assert "Usage" in result.err or "Error" in result.err
 
 
 def test_a_leaking_patient_is_exit_5(encoded, command):
     manifest = encoded / "data_manifest.csv"
     manifest.write_text(manifest.read_text().replace(",abroad-003,", ",home-003,"))
-    said = command("probe", "-m", "pixels")
-    assert said.code == 5
-    assert "patient 'home-003' is in the training cohort" in said.err
+    result = command("probe", "-m", "pixels")
+    assert result.code == 5
+    assert "patient 'home-003' is in the training cohort" in result.err
 
 
 def test_a_manifest_that_reaches_outside_is_refused(encoded, command):
     manifest = encoded / "data_manifest.csv"
     manifest.write_text(manifest.read_text().replace("images/", "../images/", 1))
-    said = command("extract", "-m", "pixels")
-    assert said.code == 1
-    assert "is outside" in said.err
+    result = command("extract", "-m", "pixels")
+    assert result.code == 1
+    assert "is outside" in result.err
 
 
 def test_snake_case_and_environment_variables_are_taken(encoded, command, monkeypatch):
@@ -407,9 +410,9 @@ def test_snake_case_and_environment_variables_are_taken(encoded, command, monkey
 def test_help_of_every_verb_names_its_options(command):
     assert command("--help").code == 0
     for verb in VERBS:
-        said = command(verb, "--help")
-        assert said.code == 0
-        assert "Usage: embedcache " + verb in said.out
+        result = command(verb, "--help")
+        assert result.code == 0
+        assert "Usage: embedcache " + verb in result.out
     assert command("--version").out == f"embedcache, version {embedcache.__version__}\n"
 
 

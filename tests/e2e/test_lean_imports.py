@@ -101,6 +101,21 @@ def test_a_command_that_only_looks_imports_no_torch(encoded, arguments):
     assert not packages(encoded, *arguments)[0] & HEAVY
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM embedding_rows WHERE patient_id = 'home-000'",
+        "SELECT label, count(*) FROM images GROUP BY label",
+        "FROM patients",
+    ],
+)
+def test_a_query_on_an_up_to_date_catalog_imports_neither_arrow_nor_numpy(encoded, query):
+    packages(encoded, "index")
+    imported, _ = packages(encoded, "sql", query)
+    assert "duckdb" in imported
+    assert not imported & {*HEAVY, "numpy", "pyarrow", "zarr", "scipy", "PIL"}
+
+
 def test_help_imports_none_of_what_the_verbs_work_with(tmp_path):
     heavy = HEAVY | {"numpy", "pyarrow", "duckdb", "zarr", "scipy", "PIL"}
     code = (

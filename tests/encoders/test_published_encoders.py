@@ -298,7 +298,8 @@ def test_ultrasam_at_256_pixels_gives_the_embedding_of_the_authors_code(small_ul
     assert difference(neck.encode(batch), expected["tensor256.neck-mean"]) < CLOSE
 
 
-ULTRASAM_CASES = [CASES[4], CASES[6], CASES[9]]
+# A quarter of a minute each; the pixels of every case are held to the authors' above.
+ULTRASAM_CASES = [CASES[4], CASES[9]]
 
 
 @SLOW

@@ -78,7 +78,7 @@ def finetune(folder: Path) -> None:
     embedcache.open(folder).finetune(
         "tiny-vit",
         changes=QUICK,
-        cohort_options={"folds": 2},
+        folds=2,
         encoder_file=Path(tiny_encoders.__file__),
         workers=0,
         n_resamples=100,

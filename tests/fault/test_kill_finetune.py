@@ -12,16 +12,17 @@ import children
 import pytest
 
 import embedcache
-from embedcache.runs import files as run_files
+from embedcache.runs.files import RunFiles
+from embedcache.runs.record import RunRecord
 from embedcache.testing import write_cohort
 
 N_KILLS = 20
 
 
-def only_run(folder: Path) -> tuple[dict, object, object]:
-    (run,) = run_files.run_folders(folder / ".embedcache" / "runs")
-    tables = (run_files.read_run_table(run, name) for name in ("predictions", "metrics"))
-    return run_files.read_run(run), *tables
+def only_run(folder: Path) -> tuple[RunRecord, object, object]:
+    runs = RunFiles(embedcache.open(folder).workspace)
+    (run_id,) = runs.ids()
+    return runs.record(run_id), *(runs.table(run_id, name) for name in ("predictions", "metrics"))
 
 
 @pytest.mark.slow
@@ -46,10 +47,10 @@ def test_twenty_kills_change_nothing(tmp_path):
             assert child.exitcode == -signal.SIGKILL
     children.time_of(children.finetune, killed)
     found, *others = only_run(killed)
-    assert found["run_id"] == expected["run_id"]
+    assert found.run_id == expected.run_id
     assert others[0].equals(tables[0])
     assert str(others[1].to_pylist()) == str(tables[1].to_pylist())  # NaN is NaN in words
     for key in ("best_epoch", "validation_macro_f1"):
-        assert found["results"][key] == expected["results"][key]
+        assert found.results[key] == expected.results[key]
     assert embedcache.open(killed).verify().findings == ()
-    assert not (killed / ".embedcache" / "training" / found["run_id"]).exists()
+    assert not (killed / ".embedcache" / "training" / found.run_id).exists()

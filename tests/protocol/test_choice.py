@@ -126,6 +126,7 @@ def test_inner_folds_without_any_label_have_no_part_in_the_standard_error():
         choose(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2", "clip"])
 def test_others_choose_on_a_tenth_of_the_images_from_their_own_grid(name):
     train = embeddings(40)
