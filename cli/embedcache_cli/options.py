@@ -70,6 +70,7 @@ def compose(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     """Return one decorator for several options, in the order in which `--help` shows them."""
 
     def decorate(command: Command) -> Command:
+        # Decorators apply from the last to the first, so the first option is added last.
         return functools.reduce(lambda inner, add: add(inner), reversed(options), command)
 
     return decorate
@@ -91,6 +92,7 @@ def gather(
         The options, in the order in which `--help` shows them.
     """
     add = compose(*options)
+    # click hangs options on the function that it decorates; here only their names are wanted.
     parameters: Any = add(lambda: None)
     names = [parameter.name for parameter in parameters.__click_params__]
 

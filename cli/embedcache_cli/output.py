@@ -1,4 +1,4 @@
-"""What a user reads: JSON, lines on stderr, and numbers as people read them."""
+"""Output for users: JSON, lines on stderr, and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _plain(value: Any) -> Any:
         return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has no NaN
         return None
     if isinstance(value, str | int | float | bool | None):
         return value
@@ -44,7 +44,7 @@ def say(message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """What a user wants to see.
+    """Choices of the user about what is printed.
 
     Parameters
     ----------

@@ -118,6 +118,7 @@ def probe(
     if sizes is not None:
         curve = {"sizes": sizes or None, "n_draws": n_draws}
         return _learning_curves(project, models, n_models, method, {**question, **curve}, screen)
+    # Three controls: majority, metadata and shuffled labels.
     with step_progress(screen, n_models + 3 * controls) as step:
         report = project.probe(
             models,

@@ -166,7 +166,7 @@ def write_images(rows: list[dict[str, str]], root: Path, seed: int = 0) -> Itera
         path = root / row["path"]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".part")
+            aside = path.with_suffix(".part")  # a picture cut off by a kill is drawn again
             Image.fromarray(render(row, seed)).save(aside, format="PNG")
             aside.replace(path)
         yield path
@@ -208,12 +208,13 @@ def render(row: Mapping[str, str], seed: int = 0) -> NDArray[np.uint8]:
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
+    # `hash` of a text differs between processes, its CRC does not.
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
 @dataclass(frozen=True, slots=True)
 class _Anatomy:
-    """What stays the same over a patient's frames: factors of sizes, and echo amplitudes."""
+    """Anatomy of one patient, the same in every frame: factors of sizes, and echo amplitudes."""
 
     size: float
     stretch: float
@@ -329,6 +330,7 @@ def _speckle(scanner: Scanner, chance: np.random.Generator) -> Floats:
 
 def _shadows(bone: Floats, chance: np.random.Generator) -> Floats:
     """Return what is left of the amplitude behind bone, and behind one or two gas bubbles."""
+    # Bone takes amplitude away from everything deeper on the same beam: a sum along the depth.
     passed = np.exp(-np.cumsum(bone, axis=0) / 6.0)
     shadow = _SHADE + (1 - _SHADE) * passed
     beams = np.arange(bone.shape[1])
@@ -344,6 +346,7 @@ def _scan_convert(grey: Floats, scanner: Scanner) -> NDArray[np.uint8]:
     top = scanner.near * np.cos(scanner.half_angle)
     scale = (1.0 - top) / (HEIGHT - 8)
     y, x = top + (rows - 4) * scale, (columns - WIDTH / 2) * scale
+    # For each pixel its place on the grid of depths and beams; what lies between is interpolated.
     radius, angle = np.hypot(x, y), np.arctan2(x, y)
     depth = (radius - scanner.near) / (1 - scanner.near) * (_DEPTHS - 1)
     beam = (angle / scanner.half_angle + 1) / 2 * (_BEAMS - 1)

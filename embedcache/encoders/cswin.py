@@ -155,6 +155,7 @@ class MofoEncoder(nn.Module):
         self.stage0_conv_embed = nn.Sequential(*stem)
         n_in = _STEM_WIDTH
         for number, (depth, split, heads) in enumerate(zip(DEPTHS, SPLITS, HEADS, strict=True)):
+            # Channels double from stage to stage while a merge halves the sides.
             dim, is_last = WIDTH << number, number == len(DEPTHS) - 1
             self.add_module(f"merge{number}", Merge(n_in, dim))
             blocks = (Block(dim, heads, split, crosses=not is_last) for _ in range(depth))

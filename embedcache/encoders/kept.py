@@ -65,6 +65,7 @@ def keep_encoders(
     try:
         make_folder(folder)
         for encoder in trained:
+            # A copy: the training's own folder is removed once its run is published.
             target = folder / f"fold-{encoder.fold}.safetensors"
             shutil.copyfile(encoder.file, target)
             entries.append(

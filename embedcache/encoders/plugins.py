@@ -97,6 +97,7 @@ def register_file(file: Path) -> list[str]:
         source = file.read_bytes()
     except OSError as error:
         raise UnknownEncoderError(f"{file}: {error.strerror}") from None
+    # The module is named by its content: the same file twice is one module, an edited one another.
     digest = hashlib.sha256(source).hexdigest()[:12]
     name = f"embedcache_encoder_file_{digest}"
     if name not in sys.modules:

@@ -102,6 +102,7 @@ def find_spec(name: str, documents: Iterable[Mapping[str, Any]] = ()) -> Encoder
     UnknownEncoderError
         No such encoder; names the nearest.
     """
+    # The command line, too, takes an underscore for a hyphen.
     if name.replace("_", "-") in BUILTIN:
         return BUILTIN[name.replace("_", "-")]
     plugin = find_plugin(name)
@@ -111,6 +112,7 @@ def find_spec(name: str, documents: Iterable[Mapping[str, Any]] = ()) -> Encoder
     library = next((prefix for prefix in _LIBRARIES if f"{prefix}:" in name), None)
     if library is not None:
         distribution = _LIBRARIES[library][0]
+        # Another version of the library may describe the model otherwise: then it is asked again.
         for document in documents:
             same = document["spec"]["name"] == name
             if same and document["versions"].get(distribution) == _installed(distribution):
@@ -241,6 +243,7 @@ def identify_by_spec(
 
 def _drawn_digest(spec: EncoderSpec, documents: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the digest of weights drawn before by these versions of the libraries."""
+    # Torch may draw other numbers in another version, so the libraries must be the same too.
     for document in documents:
         drawn = EncoderSpec.from_document(document["spec"])
         same = (drawn.architecture, drawn.weights) == (spec.architecture, spec.weights)

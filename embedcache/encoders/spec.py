@@ -1,4 +1,4 @@
-"""What an encoder is: the facts about it, its fingerprint, and the interface it offers."""
+"""An encoder: the facts about it, its fingerprint, and the interface it offers."""
 
 from __future__ import annotations
 

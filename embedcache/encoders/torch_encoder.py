@@ -114,7 +114,7 @@ class TorchEncoder(Encoder):
                     f"'{self.spec.name}' does not fit into the memory of {self.device} even one "
                     "image at a time; pass --device cpu"
                 ) from None
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # or blocks of the failed batch would stay in torch's hands
             self._most_rows = (len(batch) + 1) // 2
         return self.encode_async(batch)
 

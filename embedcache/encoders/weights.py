@@ -187,6 +187,7 @@ def register_weights(spec: EncoderSpec, file: Path, digest: str, *, link: bool =
     record = _record(spec)
     record.parent.mkdir(parents=True, exist_ok=True)
     target = record.parent / f"{digest[:12]}{file.suffix}"
+    # Under another name first: a copy that was cut off must not look like the weights.
     aside = target.with_suffix(target.suffix + ".part")
     aside.unlink(missing_ok=True)
     if link:

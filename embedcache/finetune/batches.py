@@ -101,6 +101,7 @@ def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list
     seed
         Seed of the order: seed of the training, fold and epoch.
     """
+    # A generator of its own, so the order does not hang on what else has been drawn.
     order = np.random.default_rng(seed).permutation(n_images)
     return np.array_split(order, -(-n_images // batch_size))
 
@@ -130,7 +131,7 @@ class Reader:
             batch_sampler=self._turn,
             generator=torch.Generator(),  # or it would draw from the one that dropout draws from
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0,  # else each epoch would start processes again
             collate_fn=_as_it_is,
             worker_init_fn=_stand_apart,
             pin_memory=device.type == "cuda",
@@ -143,7 +144,7 @@ class Reader:
 
 
 class _Turn(Sampler[list[tuple[int, int]]]):
-    """What is to be read now."""
+    """The batches of the turn under way: a sampler that is filled anew for each turn."""
 
     def __init__(self) -> None:
         self.parts: list[list[tuple[int, int]]] = []

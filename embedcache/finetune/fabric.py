@@ -49,6 +49,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         if device.type != "cuda":
             return "fp32"
         with torch.cuda.device(device):
+            # bf16 that a GPU only emulates is slow: such a GPU gets fp16 with a loss scaler.
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "mps" and name == "bf16":
         raise DeviceError("--precision bf16: not on an Apple GPU; use fp16 or fp32")
@@ -120,6 +121,7 @@ def open_fabric(device: str, precision: Precision, rank: int, n_devices: int, po
     port
         Port on this machine at which the processes meet; any number where there is one process.
     """
+    # They report devices and processes at INFO, between the lines of this project.
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     first = find_device(device)

@@ -56,6 +56,7 @@ class FoldFiles:
             Number of the best epoch so far, from 1; its weights are written before.
         """
         _write(self.folder / STATE, dict(state))
+        # Not before: until the new state is there, a resumed training needs the old best weights.
         for file in self.folder.glob(_BEST.format("*")):
             if file != self._best(best_epoch):
                 file.unlink()

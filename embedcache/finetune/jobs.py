@@ -1,4 +1,4 @@
-"""What one fold is asked to do, and what it gives: plain values that travel between processes."""
+"""The job of one fold and its result: plain values that travel between processes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class FoldJob:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch gave.
+    """Scores, speed and duration of one epoch.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a fold is.
+    """Progress of one fold, after a step of the optimiser.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:
-    """What a fold gave.
+    """Predictions, epochs and cost of one trained fold.
 
     Parameters
     ----------

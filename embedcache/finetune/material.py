@@ -1,4 +1,4 @@
-"""What fine-tuning starts from: the pictures of each cohort, and of these a job for every fold."""
+"""The material of fine-tuning: pictures of each cohort, and from these a job for every fold."""
 
 from __future__ import annotations
 

@@ -44,9 +44,11 @@ class Normalise(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the network takes, for uint8 of shape (n, 1 or 3, height, width)."""
         values = pixels.float()
+        # In the order of `Preprocess`, so that training sees what extraction sees.
         if self.by_image or self.channels == 1:
             values = values.mean(1, keepdim=True)
         if self.by_image:
+            # A picture of one grey value has no spread; dividing by 1 leaves it at zero.
             centred = values - values.mean((1, 2, 3), keepdim=True)
             spread = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
             values = centred / torch.where(spread > 0, spread, 1.0) * 255
@@ -143,6 +145,7 @@ class Classifier(nn.Module):
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return embeddings, shape (n, dim), for uint8 of shape (n, 1 or 3, height, width)."""
+        # Convolutions are faster in this format, as in `TorchEncoder`.
         images = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
         rows: torch.Tensor = self.encoder(images)
         return rows.float()

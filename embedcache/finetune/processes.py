@@ -38,7 +38,7 @@ _context = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """What every process of a training has to be told.
+    """Settings that every process of a training has to know.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ _AT_LEAST: Final = {
     "accumulate": 1,
     "lora_rank": 1,
 }
-# Anything else that is a number is from 0 up.
+# Numbers that are not named here are at least 0.
 _MOST: Final = 1e9
 _AT_MOST: Final = {
     "validation": 0.5,
@@ -49,7 +49,7 @@ _CHOICES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How to train; `recipe.toml` says what each key means, and where its default is from."""
+    """Every number of a training; `recipe.toml` gives meaning, default and source of each key."""
 
     epochs: int
     batch_size: int

@@ -128,6 +128,7 @@ def _layers(encoder: Any) -> dict[str, int]:
 
     But a norm by itself, such as the last one, belongs to the layer before it.
     """
+    # timm gives a norm between blocks a number of its own; only layers with a matrix count here.
     layer = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
     real = {layer[path] for path, p in encoder.named_parameters() if p.ndim > 1}
     number = {old: sum(other <= old for other in real) - 1 for old in set(layer.values())}

@@ -91,6 +91,7 @@ def train_folds(fabric: Fabric, jobs: Sequence[FoldJob]) -> None:
 
 def _combined_seed(*parts: int) -> int:
     """Return one seed of several numbers, from 0 to 2^63 - 1."""
+    # Torch takes a signed number of 64 bits; the shift makes it positive.
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -237,6 +238,7 @@ class _Training:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # The head's two groups are last; the encoder's own rate is what a reader wants to see.
         groups: list[dict[str, Any]] = self.optimizer.param_groups
         self.lr = max(group["lr"] for group in groups[:-2] or groups)
         self.scheduler.step_update(n_steps)
@@ -271,6 +273,7 @@ class _Training:
             raise self._stopped(
                 f"after epoch {len(self.epochs) + 1}: {wrong} of {len(part)} predictions are nan"
             )
+        # The softmax was in the precision of the pass; in float64 the rows add up to 1.
         return np.asarray((rows / rows.sum(1, keepdim=True)).numpy())
 
     # Survival
@@ -283,6 +286,7 @@ class _Training:
         self.classifier.load_state_dict(state["classifier"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
+        # The schedule has no state of its own: it is a function of the number of the step.
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
