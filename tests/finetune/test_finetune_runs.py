@@ -396,7 +396,7 @@ def test_errors_name_what_is_wrong_before_anything_is_decoded(tuned, monkeypatch
     fails(RunError, "did you mean 'epochs'", changes={"epoch": 3})
     fails(RunError, "the weights here are not those of 'tiny-vit@0000'", model="tiny-vit@0000")
     question, options = Question(task="regression"), FinetuneOptions(read_recipe())
-    with pytest.raises(RunError, match="fine-tuning is for classes"):
+    with pytest.raises(RunError, match="fine-tuning is for one class an image, not regression"):
         finetune(Session(project.workspace), ["tiny-vit"], question, options)
 
 
