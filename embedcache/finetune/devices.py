@@ -20,8 +20,8 @@ from typing import Any, Final, Literal, cast
 
 import torch
 
+from embedcache.encoders.devices import find_device
 from embedcache.encoders.plugins import register_file
-from embedcache.encoders.torch_encoder import find_device
 from embedcache.errors import DeviceError, EmbedcacheError, MissingExtraError
 
 try:
