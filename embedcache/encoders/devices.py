@@ -1,4 +1,4 @@
-"""Whether a device can be had at all, told without importing torch."""
+"""Which device is meant, and whether it can be had at all, told without torch where possible."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from embedcache.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
 
 _SHARE: Final = 0.8
 _NAMES: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -35,16 +38,54 @@ def check_device(name: str) -> None:
         raise DeviceError("--device mps: not an Apple machine; pass --device cpu")
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of a name, or raise; never another one than was asked for.
+
+    Raises
+    ------
+    DeviceError
+        This machine has no such device.
+    """
+    check_device(name)
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, digits = name.partition(":")
+    if kind == "cuda" and not cuda:
+        built = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA GPU"
+        raise DeviceError(
+            f"--device {name}: torch {torch.__version__} {built}; install the CUDA build and a "
+            "driver, or pass --device cpu"
+        )
+    # Before torch reads the number, which takes cuda:300 for cuda:44.
+    if kind == "cuda" and int(digits or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered "
+            "from 0"
+        )
+    if kind == "mps" and not mps:
+        raise DeviceError("--device mps: no Apple GPU here; pass --device cpu")
+    return torch.device(name)
+
+
 def free_memory_gb(device: str) -> float:
     """Return how much memory networks may take there, with a margin.
 
     A Mac's GPU shares its memory, and 'auto' is taken for the CPU where there is no driver.
+
+    Raises
+    ------
+    DeviceError
+        This machine has no such device.
     """
     if device.startswith("cuda") or (device == "auto" and any(map(_loads, _DRIVERS))):
         import torch  # a driver is there, so torch will be needed
 
-        if torch.cuda.is_available():
-            free, _ = torch.cuda.mem_get_info(None if device in {"auto", "cuda"} else device)
+        meant = find_device(device)
+        if meant.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(meant)
             return _SHARE * free / 1e9
     return _SHARE * _free_ram() / 1e9
 

@@ -16,10 +16,16 @@ from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
 from embedcache.encoders.choices import Fit
+from embedcache.encoders.devices import find_device
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, FloatArray, WeightsSource
-from embedcache.encoders.torch_encoder import TorchEncoder, find_device, load_torch, random_weights
+from embedcache.encoders.torch_encoder import (
+    TorchEncoder,
+    load_torch,
+    random_weights,
+    to_device,
+)
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
 # ViT-L/14 as OpenAI's, but for a longer text and the exact GELU.
@@ -81,13 +87,20 @@ class TextTower:
         Model of open_clip with both halves, its weights loaded.
     tokenizer
         Function from texts to token numbers, shape (n, context length).
+    name
+        Name of the encoder, for messages.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+
+    Raises
+    ------
+    DeviceError
+        This machine has no such device, or the model does not fit into its memory.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, device: str) -> None:
         self._device = find_device(device)
-        self._model = model.eval().to(self._device)
+        self._model: Any = to_device(model.eval(), self._device, name)
         self._tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
@@ -159,9 +172,11 @@ def load_text(identified: Identified, device: str) -> TextTower:
         model = _model(identified.spec, identified.weights_file)
     if _is_fetalclip(identified.spec):
         context: int = _FETALCLIP["text_cfg"]["context_length"]
-        return TextTower(model, open_clip.SimpleTokenizer(context_length=context), device)
-    architecture = identified.spec.architecture.removeprefix("open_clip:").partition("/")[0]
-    return TextTower(model, open_clip.get_tokenizer(architecture), device)
+        tokenizer = open_clip.SimpleTokenizer(context_length=context)
+    else:
+        architecture = identified.spec.architecture.removeprefix("open_clip:").partition("/")[0]
+        tokenizer = open_clip.get_tokenizer(architecture)
+    return TextTower(model, tokenizer, identified.spec.name, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
-from embedcache.encoders.devices import check_device
+from embedcache.encoders.devices import find_device
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity_of
 from embedcache.errors import DeviceError, EncoderWeightsError
 
@@ -25,35 +25,9 @@ _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # image gets slower; a GPU needs a few hundred to be busy.
 _CPU_PIXELS: Final = 16 * 224 * 224
 _GPU_PIXELS: Final = 256 * 224 * 224
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of a name, or raise; never another one than was asked for.
-
-    Raises
-    ------
-    DeviceError
-        This machine has no such device.
-    """
-    check_device(name)
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not cuda:
-        built = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA GPU"
-        raise DeviceError(
-            f"--device {name}: torch {torch.__version__} {built}; install the CUDA build and a "
-            "driver, or pass --device cpu"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered "
-            "from 0"
-        )
-    if device.type == "mps" and not mps:
-        raise DeviceError("--device mps: no Apple GPU here; pass --device cpu")
-    return device
+# A driver's refusals, such as of a GPU that is full or kept by another process before torch has
+# taken any of it; torch older than 2.8 has no class of its own for them.
+_REFUSALS: Final = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
 
 
 class TorchEncoder(Encoder):
@@ -69,6 +43,11 @@ class TorchEncoder(Encoder):
         Network that maps (n, channels, height, width) to (n, dim); put into evaluation mode here.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+
+    Raises
+    ------
+    DeviceError
+        This machine has no such device, or the module does not fit into its memory.
     """
 
     def __init__(
@@ -79,7 +58,7 @@ class TorchEncoder(Encoder):
         module = module.eval().requires_grad_(requires_grad=False)
         # Convolutions are 1.6 times faster in this memory format on a CPU with AVX-512, and use
         # tensor cores on a GPU; transformers do not care.
-        self.module = module.to(self.device).to(memory_format=torch.channels_last)
+        self.module = to_device(module, self.device, spec.name, channels_last=True)
         self._autocast = _DTYPES.get(identity["precision"])
         self._staging = _Staging(self.device) if self.device.type == "cuda" else None
         self._most_rows = 0  # 0: no batch has run out of memory yet
@@ -189,6 +168,41 @@ def _exact_float32() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul)
+
+
+def to_device(
+    module: nn.Module, device: torch.device, name: str, *, channels_last: bool = False
+) -> nn.Module:
+    """Return a network on a device.
+
+    Parameters
+    ----------
+    module
+        The network; of no use any more where this raises.
+    device
+        Device that takes it.
+    name
+        Name of the encoder, for messages.
+    channels_last
+        Whether convolutions get the memory format in which a GPU's tensor cores work.
+
+    Raises
+    ------
+    DeviceError
+        It does not fit into the device's memory, or the device refuses to work.
+    """
+    n_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())
+    try:
+        module = module.to(device)
+        return module.to(memory_format=torch.channels_last) if channels_last else module
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"'{name}' does not fit into the memory of {device}: its weights alone take "
+            f"{n_bytes / 1e9:.1f} GB; end what else runs there, or pass --device cpu"
+        ) from None
+    except _REFUSALS as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"{device} refuses '{name}': {reason}; pass --device cpu") from None
 
 
 def load_torch(

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import torch
 
 from embedcache.encoders.choices import Precision
-from embedcache.encoders.torch_encoder import find_device
+from embedcache.encoders.devices import find_device
 from embedcache.errors import DeviceError, MissingExtraError
 
 try:

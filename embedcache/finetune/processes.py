@@ -26,8 +26,8 @@ from typing import Any, Final
 import torch
 
 from embedcache.encoders.choices import Precision
+from embedcache.encoders.devices import find_device
 from embedcache.encoders.plugins import register_file
-from embedcache.encoders.torch_encoder import find_device
 from embedcache.errors import DeviceError, EmbedcacheError
 from embedcache.finetune.fabric import Fabric, find_free_network_port, open_fabric
 

@@ -18,6 +18,7 @@ import embedcache
 from embedcache.data.images import decode_image
 from embedcache.encoders import sononet
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
+from embedcache.encoders.devices import find_device, free_memory_gb
 from embedcache.encoders.registry import (
     BUILTIN,
     find_spec,
@@ -27,7 +28,6 @@ from embedcache.encoders.registry import (
 )
 from embedcache.encoders.torch_encoder import (
     TorchEncoder,
-    find_device,
     random_weights,
     tensors_digest,
 )
@@ -254,6 +254,37 @@ def test_no_cuda_is_an_error_never_a_cpu(monkeypatch):
     with pytest.raises(DeviceError, match="--device cuda: torch .* pass --device cpu"):
         find_device("cuda")
     assert find_device("auto").type in {"cpu", "mps"}
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:300", "cuda:99999999999"])
+def test_a_gpu_that_this_machine_lacks_is_an_error_of_one_line(monkeypatch, device):
+    monkeypatch.setattr("embedcache.encoders.devices._loads", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for ask in (find_device, free_memory_gb):
+        with pytest.raises(DeviceError, match=rf"--device {device}: .* has 2 CUDA GPU\(s\), num"):
+            ask(device)
+    assert find_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        ("OutOfMemoryError", "does not fit into the memory of cpu: its weights alone take 0.0 GB"),
+        ("AcceleratorError", "cpu refuses 'random:timm:resnet18': CUDA error: it is busy; pass -"),
+    ],
+)
+def test_a_network_that_the_device_does_not_take_is_an_error_of_one_line(refusal, message):
+    if not hasattr(torch, refusal):
+        pytest.skip(f"torch {torch.__version__} has no {refusal}")
+
+    class Refused(nn.Module):
+        def _apply(self, *_: object, **__: object):
+            raise getattr(torch, refusal)("CUDA error: it is busy\nCompile with TORCH_USE_...")
+
+    with pytest.raises(DeviceError, match=message) as raised:
+        fake_encoder(Refused())
+    assert "\n" not in str(raised.value)
 
 
 class OutOfMemory(nn.Module):

@@ -25,6 +25,7 @@ from embedcache.encoders.plugins import register_file
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import DeviceError, EncoderError, LeakageError, RunError
 from embedcache.extract.pictures import hold_pixels
+from embedcache.files.backend import on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
@@ -611,7 +612,7 @@ def test_a_process_that_fails_is_told_in_one_line(stored, tmp_path, capfd):
     two = job(stored, "tiny-vit", "finetune", tmp_path, epochs=1)
     gone = Part(("0" * 64,) * 2, two.train.codes[:2])
     for theirs in (
-        replace(two, pixels=tmp_path / "nowhere"),  # fails at once
+        replace(two, pixels=on_disk(tmp_path / "nowhere")),  # fails at once
         replace(two, train=gone, workers=1),  # beside readers
     ):
         with pytest.raises(DeviceError, match="process 1 of 2 ended with exit code 1"):
