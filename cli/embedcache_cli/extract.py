@@ -81,7 +81,7 @@ def extract(
 def show_plan(plans: Any, *, as_json: bool) -> int:
     """Print what an extraction would do."""
     if as_json:
-        print_json(plans)
+        print_json(list(plans))
     else:
         header = ("encoder", "fingerprint", "images", "hits", "misses", "failed", "bytes", "time")
         rows = [
