@@ -79,7 +79,7 @@ LATE = (
     "embedcache.files.documents",
     "embedcache.finetune.material",
     "embedcache.finetune.regimes",
-    "embedcache.finetune.train",
+    "embedcache.finetune.events",
 )
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
-from embedcache.encoders.preprocess import Fit, Preprocess
+from embedcache.encoders.choices import Fit
+from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, FloatArray, WeightsSource
 from embedcache.encoders.torch_encoder import TorchEncoder, find_device, load_torch, random_weights
@@ -77,11 +78,11 @@ class TextTower:
     Parameters
     ----------
     model
-        The whole model.
+        Model of open_clip with both halves, its weights loaded.
     tokenizer
-        Texts to token numbers, shape (n, context length).
+        Function from texts to token numbers, shape (n, context length).
     device
-        See `find_device`.
+        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
@@ -147,19 +148,19 @@ def describe(name: str) -> EncoderSpec:
     )
 
 
-def load(found: Identified, device: str) -> TorchEncoder:
+def load(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder of a model's image tower."""
-    return load_torch(build, found, device)
+    return load_torch(build, identified, device)
 
 
-def load_text(found: Identified, device: str) -> TextTower:
+def load_text(identified: Identified, device: str) -> TextTower:
     """Return the text half of a model, its weights those of the image half."""
-    with random_weights(found.spec.weights.seed):
-        model = _model(found.spec, found.weights_file)
-    if _is_fetalclip(found.spec):
+    with random_weights(identified.spec.weights.seed):
+        model = _model(identified.spec, identified.weights_file)
+    if _is_fetalclip(identified.spec):
         context: int = _FETALCLIP["text_cfg"]["context_length"]
         return TextTower(model, open_clip.SimpleTokenizer(context_length=context), device)
-    architecture = found.spec.architecture.removeprefix("open_clip:").partition("/")[0]
+    architecture = identified.spec.architecture.removeprefix("open_clip:").partition("/")[0]
     return TextTower(model, open_clip.get_tokenizer(architecture), device)
 
 

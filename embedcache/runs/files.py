@@ -135,8 +135,12 @@ class RunFiles:
     @contextlib.contextmanager
     def lock(self, run_id: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold a run against other processes that would make the same: it saves double work."""
-        with locked(self.folder / f"{_LOCK}{run_id}", on_wait):
+        file = self.folder / f"{_LOCK}{run_id}"
+        with locked(file, on_wait):
             yield
+            # While it is held: whoever waits for it finds the run, under whatever lock.
+            if run_id in self:
+                file.delete()
 
     def write(
         self,

@@ -53,7 +53,7 @@ from embedcache.encoders import cswin
 from embedcache.encoders.checkpoints import read_state_dict
 from embedcache.encoders.open_clip_encoders import load_text
 from embedcache.encoders.preprocess import resize_bilinear
-from embedcache.encoders.registry import BUILTIN, find_spec, identify
+from embedcache.encoders.registry import BUILTIN, find_spec, identify_by_name
 from embedcache.encoders.spec import Encoder, fingerprint_of
 from embedcache.encoders.weights import register_weights, registered_file
 from embedcache.errors import EncoderWeightsError, UnknownEncoderError
@@ -348,7 +348,7 @@ def test_ultrasam_encodes_at_1024_pixels_exactly_and_in_less_than_6_gb(files):
 
 @pytest.fixture(scope="module")
 def fetalclip_text(files):
-    found = identify("fetalclip", digests=DigestCache(), weights=files("fetalclip"))
+    found = identify_by_name("fetalclip", digests=DigestCache(), weights=files("fetalclip"))
     return load_text(found, "cpu")
 
 
@@ -923,7 +923,7 @@ def test_registered_weights_serve_every_output_and_are_checked_before_each_use(
     digest = digests.file_digest(kept)
     with files("mofo").open("rb") as whole, kept.open("rb") as copied:
         assert whole.read() == copied.read()
-    assert identify("mofo", digests=digests).weights_digest == digest
+    assert identify_by_name("mofo", digests=digests).weights_digest == digest
     said = command("weights", "add", "mofo", "mofo_weight_sel.pth", "--link")
     assert said.code == 0, said.err
     assert registered_file(BUILTIN["mofo"]).resolve() == tmp_path / "mofo_weight_sel.pth"
@@ -946,7 +946,9 @@ def test_an_encoders_other_output_finds_the_same_registered_file(tmp_path):
         BUILTIN["usfm"], tmp_path / "f.pth", DigestCache().file_digest(tmp_path / "f.pth")
     )
     assert registered_file(BUILTIN["usfm:cls"]) == kept
-    prints = {identify(name, digests=DigestCache()).fingerprint for name in ("usfm", "usfm:cls")}
+    prints = {
+        identify_by_name(name, digests=DigestCache()).fingerprint for name in ("usfm", "usfm:cls")
+    }
     assert len(prints) == 2
 
 
@@ -1021,7 +1023,9 @@ def test_a_named_network_is_the_same_encoder_as_timms_and_other_settings_are_not
     torch.save({}, tmp_path / "weights.pth")
 
     def fingerprint(name: str) -> str | None:
-        return identify(name, digests=DigestCache(), weights=tmp_path / "weights.pth").fingerprint
+        return identify_by_name(
+            name, digests=DigestCache(), weights=tmp_path / "weights.pth"
+        ).fingerprint
 
     assert fingerprint("resnet50") == fingerprint("timm:resnet50.a1_in1k")
     # Here timm's evaluation size, or what it takes for the embedding, is another.
@@ -1069,7 +1073,9 @@ def test_outputs_equal_open_clip_called_directly(name, quick, tmp_path):
     expected = np.stack([transform(one.convert("RGB")).numpy() for one in pictures])
     assert np.array_equal(batch, expected)
     assert np.array_equal(encoder.encode(batch), bits_of(model.visual, batch))
-    found = identify(f"open_clip:{name}", digests=DigestCache(), weights=tmp_path / "weights.pt")
+    found = identify_by_name(
+        f"open_clip:{name}", digests=DigestCache(), weights=tmp_path / "weights.pt"
+    )
     texts = ["a fetal head", "a femur"]
     with torch.inference_mode():
         expected = model.eval().encode_text(open_clip.get_tokenizer(architecture)(texts)).numpy()

@@ -234,7 +234,7 @@ def test_a_kept_file_is_what_its_name_extracts_with(tuned, tmp_path):
     project.extract(f"run:{run_id}:2")
     document = json.loads((project.workspace.weights / run_id / "encoders.json").read_text())
     name = document["encoders"][2]["file"]
-    found = registry.identify("tiny-vit", digests=embedcache.files.digests.DigestCache())
+    found = registry.identify_by_name("tiny-vit", digests=embedcache.files.digests.DigestCache())
     module = registry.load(found, device="cpu").module
     from safetensors.torch import load_file
 
