@@ -161,6 +161,8 @@ class Recorder(MemoryBackend):
 def test_the_record_is_written_last(tmp_path):
     backend = Recorder()
     workspace = Workspace(tmp_path / "data_manifest.csv", tmp_path, Location(backend, ""))
+    workspace.create_store()
+    backend.calls.clear()
     once(RunFiles(workspace), made_request(), Compute())
     assert backend.calls == [
         ("replace", ".writing"),

@@ -22,7 +22,7 @@ WITHOUT_PROJECT = {"quickstart", "encoders", "weights"}
 METHODS = {"manifest": ("check_manifest",), "extract": ("extract", "plan"),
            "probe": ("probe", "learning_curves"), "sql": ("sql", "sql_rows")}  # fmt: skip
 # Options that decide where a project is, or how an answer is printed.
-ASIDE = {"manifest", "store", "data_root", "as_json", "quiet", "verbose", "progress_mode",
+ASIDE = {"manifest", "store", "data_root", "as_json", "quiet", "verbose", "progress",
          "pairs", "calibration", "operating_points", "show_prompts", "show_config"}  # fmt: skip
 # Options that are a method of their own, keys of a recipe, or how a table is written to a file.
 OF_THE_COMMAND = {
@@ -30,18 +30,7 @@ OF_THE_COMMAND = {
     "finetune": {"batch_size", "precision"},
     "sql": {"kind", "output"},
 }
-NAMES = {
-    "resamples": "n_resamples",
-    "threads": "n_threads",
-    "family": "probe",
-    "patients": "sizes",
-    "draws": "n_draws",
-    "on_error": "fail_fast",
-    "config": "recipe",
-    "epochs": "changes",
-    "output": "file",
-    "grace": "grace_s",
-}
+NAMES = {"on_error": "fail_fast", "epochs": "changes", "output": "file", "grace": "grace_s"}
 
 
 def public_methods() -> dict[str, inspect.Signature]:
