@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embedcache.extract.report import PassReport, Progress
     from embedcache.files.backend import Location
     from embedcache.verbs.arguments import Names, PathLike
-    from embedcache.verbs.extract import Plan
+    from embedcache.verbs.extract import Plans
     from embedcache.verbs.gc import GcReport
     from embedcache.verbs.manifest import CheckReport
     from embedcache.verbs.status import Status
@@ -73,7 +73,7 @@ class Project(RunVerbs):
         encoder_file: PathLike | None = None,
         offline: bool = False,
         shard: tuple[int, int] | None = None,
-    ) -> list[Plan]:
+    ) -> Plans:
         """Return what `extract` would do with the same arguments; encodes and stores nothing."""
         from embedcache.verbs.arguments import encoder_options, name_list
         from embedcache.verbs.extract import ExtractOptions, plan

@@ -14,7 +14,7 @@ from embedcache.encoders.choices import PrecisionChoice
 from embedcache.errors import RunError
 
 ClassWeights = Literal["balanced", "none"]
-
+RecipeValue = str | int | float | bool
 _KINDS: Final[dict[str, type]] = {"int": int, "float": float, "bool": bool, "str": str}
 _AT_LEAST: Final = {
     "validation": 0.01,
@@ -86,7 +86,9 @@ def recipe_text() -> str:
     return files("embedcache.finetune").joinpath("recipe.toml").read_text(encoding="utf-8")
 
 
-def read_recipe(file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    file: Path | None = None, changes: Mapping[str, RecipeValue] | None = None
+) -> Recipe:
     """Return the defaults, changed by a TOML file and by single keys.
 
     Parameters

@@ -139,7 +139,7 @@ class RunFiles:
         with locked(file, on_wait):
             yield
             # While it is held: whoever waits for it finds the run, under whatever lock.
-            if run_id in self:
+            if file.local_path is not None and run_id in self:
                 file.delete()
 
     def write(

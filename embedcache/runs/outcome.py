@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import pyarrow as pa
 
 from embedcache.data.predictions import Answers
-from embedcache.data.tabular import Tabular
+from embedcache.data.tabular import Tabular, TabularSequence
 from embedcache.errors import RunError
 from embedcache.files.backend import Location
 from embedcache.runs.record import RunRecord
@@ -140,7 +140,7 @@ class RunOutcome(Tabular):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RunOutcomes(Tabular, Sequence[RunOutcome]):
+class RunOutcomes(TabularSequence[RunOutcome]):
     """The runs of a command, one an encoder.
 
     Parameters
@@ -151,18 +151,8 @@ class RunOutcomes(Tabular, Sequence[RunOutcome]):
 
     runs: tuple[RunOutcome, ...]
 
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    @overload
-    def __getitem__(self, number: int) -> RunOutcome: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[RunOutcome]: ...
-    def __getitem__(self, number: int | slice) -> RunOutcome | Sequence[RunOutcome]:
-        return self.runs[number]
-
-    def __iter__(self) -> Iterator[RunOutcome]:
-        return iter(self.runs)
+    def _items(self) -> tuple[RunOutcome, ...]:
+        return self.runs
 
     def table(self) -> pa.Table:
         """Return the scores that the runs are judged by, one row a run and cohort."""

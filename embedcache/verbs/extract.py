@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import pyarrow as pa
 
 from embedcache.data.image_files import ImageFile
+from embedcache.data.tabular import TabularSequence
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
@@ -86,13 +89,47 @@ class Plan:
     estimate_s: float | None
 
 
-def plan(session: Session, models: Sequence[str], options: ExtractOptions) -> list[Plan]:
+_PLANS: Final = pa.schema(
+    [
+        ("encoder", pa.string()),
+        ("fingerprint", pa.string()),
+        ("n_images", pa.int64()),
+        ("n_hits", pa.int64()),
+        ("n_misses", pa.int64()),
+        ("n_failed", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("estimate_s", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plans(TabularSequence[Plan]):
+    """What an extraction would do.
+
+    Parameters
+    ----------
+    plans
+        What it would do for each model.
+    """
+
+    plans: tuple[Plan, ...]
+
+    def _items(self) -> tuple[Plan, ...]:
+        return self.plans
+
+    def table(self) -> pa.Table:
+        """Return one row a model."""
+        return pa.Table.from_pylist([asdict(plan) for plan in self.plans], schema=_PLANS)
+
+
+def plan(session: Session, models: Sequence[str], options: ExtractOptions) -> Plans:
     """Return what `extract` would do; changes nothing."""
     encoders = identify_models(
         session.workspace, models, options.encoders, session.digests, fetch=False
     )
     keys = _shard(session.images.keys, options.shard)
-    return [_plan_one(session, encoder, keys) for encoder in encoders]
+    return Plans(tuple(_plan_one(session, encoder, keys) for encoder in encoders))
 
 
 def _plan_one(session: Session, encoder: Identified, keys: Sequence[str | None]) -> Plan:

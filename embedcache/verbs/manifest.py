@@ -6,13 +6,16 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+import pyarrow as pa
 
 from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import decode_image, split_frame
 from embedcache.data.manifest import Manifest, read_manifest, write_manifest
+from embedcache.data.tabular import Tabular
 from embedcache.errors import ImageReadError, ManifestError
 from embedcache.files.cores import usable_cores
 from embedcache.verbs.session import Session
@@ -135,8 +138,13 @@ NOT_READABLE: Final = ("missing", "unreadable", "changed")
 LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
+_TROUBLES: Final = pa.schema(
+    [("kind", pa.string()), ("message", pa.string()), ("n_images", pa.int64())]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CheckReport(Tabular):
     """What `manifest check` found.
 
     Parameters
@@ -166,6 +174,11 @@ class CheckReport:
     def is_incomplete(self) -> bool:
         """Whether an image is missing, unreadable or changed."""
         return any(trouble.kind in NOT_READABLE for trouble in self.troubles)
+
+    def table(self) -> pa.Table:
+        """Return what is wrong, one row a kind."""
+        rows = [{**asdict(trouble), "n_images": len(trouble.images)} for trouble in self.troubles]
+        return pa.Table.from_pylist(rows, schema=_TROUBLES)
 
 
 def check(session: Session) -> CheckReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedcache.runs.methods import CurveMethod, ExternalBy, ProbeMethod, Rule
 from embedcache.workspace import Workspace
@@ -11,6 +11,7 @@ from embedcache.workspace import Workspace
 if TYPE_CHECKING:
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.task_names import TaskName
+    from embedcache.finetune.recipe import RecipeValue
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
     from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
@@ -158,7 +159,7 @@ class RunVerbs:
         *,
         regime: str = "finetune",
         recipe: PathLike | None = None,
-        changes: Mapping[str, Any] | None = None,
+        changes: Mapping[str, RecipeValue] | None = None,
         label: str = "label",
         train_cohort: str | None = None,
         external: Names | None = None,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
+import pyarrow as pa
+
+from embedcache.data.tabular import Tabular
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.select import identify_stored
 from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
@@ -44,8 +48,18 @@ class Finding:
     images: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+_FINDINGS: Final = pa.schema(
+    [
+        ("path", pa.string()),
+        ("problem", pa.string()),
+        ("kind", pa.string()),
+        ("n_images", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifyReport(Tabular):
     """What `verify` found.
 
     Parameters
@@ -71,6 +85,19 @@ class VerifyReport:
     passes: tuple[PassReport, ...] = ()
     notes: tuple[str, ...] = ()
     is_whole: bool = True
+
+    def table(self) -> pa.Table:
+        """Return what is wrong, one row a file."""
+        rows = [
+            {
+                "path": str(finding.path),
+                "problem": finding.problem,
+                "kind": finding.kind,
+                "n_images": len(finding.images),
+            }
+            for finding in self.findings
+        ]
+        return pa.Table.from_pylist(rows, schema=_FINDINGS)
 
 
 def verify(session: Session) -> VerifyReport:
