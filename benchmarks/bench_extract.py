@@ -57,7 +57,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def bench(model: str, paths: list[Path], rounds: int, batch: int) -> None:
-    encoder = registry.load(registry.identify(model, digests=DigestCache()), device="cpu")
+    encoder = registry.load(registry.identify_by_name(model, digests=DigestCache()), device="cpu")
     files = Files(paths, encoder)
     arrays = np.stack([files[number] for number in range(batch)])
     n_batches = len(paths) // batch

@@ -15,7 +15,7 @@ from common import print_machine, spread
 from embedcache.encoders import registry
 from embedcache.files.digests import DigestCache
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.devices import memory_kept
+from embedcache.finetune.memory import reuse_freed_memory
 from embedcache.finetune.model import Classifier, load_network
 from embedcache.finetune.recipe import read_recipe
 
@@ -39,7 +39,7 @@ def main() -> None:
     print_machine("torch", "torchvision", "timm")
     change = augmentation(read_recipe())
     for name in ENCODERS:
-        found = registry.identify(name, digests=DigestCache())
+        found = registry.identify_by_name(name, digests=DigestCache())
         spec = found.spec
         model = Classifier(load_network(found), spec.preprocess, spec.dim, 3).train()
         optimizer = torch.optim.AdamW(model.parameters())
@@ -48,7 +48,7 @@ def main() -> None:
         plain, kept = [], []
         for _ in range(ROUNDS):
             plain.append(seconds(model, optimizer, pixels))
-            with memory_kept(torch.device("cpu")):
+            with reuse_freed_memory(torch.device("cpu")):
                 kept.append(seconds(model, optimizer, pixels))
         start = time.perf_counter()
         for picture in pixels:

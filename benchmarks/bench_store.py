@@ -211,7 +211,7 @@ def forward_seconds() -> float:
     from embedcache.encoders import registry
     from embedcache.files.digests import DigestCache
 
-    encoder = registry.load(registry.identify("random:resnet50", digests=DigestCache()))
+    encoder = registry.load(registry.identify_by_name("random:resnet50", digests=DigestCache()))
     batch = np.zeros((16, 3, 224, 224), np.float32)
     encoder.encode(batch)
     return statistics.median(wall_ms(lambda: encoder.encode(batch)) for _ in range(4)) * 16 / 1000

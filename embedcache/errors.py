@@ -16,7 +16,7 @@ EmbedcacheError
 │ └ MissingEmbeddingsError(LookupError)
 ├ LeakageError(ValueError)          a patient on both sides of a split
 ├ CatalogError(ValueError)          SQL that cannot be run
-├ RunError(ValueError)              a probe that cannot be fitted as asked
+├ RunError(ValueError)              a run that cannot be made as asked
 └ MissingExtraError(ImportError)    an optional dependency is not installed
 
 Messages are one line: what was found, what was expected, the first offender and how many, the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from embedcache.verbs.run_verbs import OnMessage, RunVerbs, quiet
 from embedcache.workspace import find_workspace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from embedcache.catalog.output import QueryRows
     from embedcache.data.embeddings import LabelledEmbeddings
-    from embedcache.encoders.spec import Precision
+    from embedcache.encoders.choices import PrecisionChoice
     from embedcache.extract.report import PassReport, Progress
     from embedcache.files.backend import Location
     from embedcache.verbs.arguments import Names, PathLike
@@ -69,7 +69,7 @@ class Project(RunVerbs):
         *,
         weights: PathLike | None = None,
         preprocess: str | None = None,
-        precision: Precision | Literal["auto"] = "auto",
+        precision: PrecisionChoice = "auto",
         encoder_file: PathLike | None = None,
         offline: bool = False,
         shard: tuple[int, int] | None = None,
@@ -90,7 +90,7 @@ class Project(RunVerbs):
         device: str = "auto",
         weights: PathLike | None = None,
         preprocess: str | None = None,
-        precision: Precision | Literal["auto"] = "auto",
+        precision: PrecisionChoice = "auto",
         encoder_file: PathLike | None = None,
         offline: bool = False,
         batch_size: int | None = None,

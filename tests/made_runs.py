@@ -24,7 +24,7 @@ def made_request(encoder="e", *, kind="probe", method=None, task="classification
         encoder=encoder,
         fingerprint=f"f00d-{encoder}",
         question=Question(task=task, train_cohort=train_cohort, external=("abroad",)),
-        method=method or METHODS[kind],
+        method=METHODS[kind] if method is None else method,
         data=RunData(**{"train": None, "external": (), "folds_id": None, "manifest": "", **data}),
         n_resamples=100,
         versions={"numpy": "0"},
@@ -45,8 +45,12 @@ def made_record(request, *, run_id=None, created="2025-01-01", results=None):
     )
 
 
-def store_run(project, run_id, encoder, answers, *, created="2025-01-01", **request):
+def store_run(
+    project, run_id, encoder, answers, *, created="2025-01-01", fold_answers=(), **request
+):
     """Score some answers and store them as a run of that name."""
     record = made_record(made_request(encoder, **request), run_id=run_id, created=created)
     estimates = evaluate(answers, n_resamples=100)
-    return RunFiles(project.workspace).write(record, answers=answers, estimates=estimates)
+    return RunFiles(project.workspace).write(
+        record, answers=answers, fold_answers=fold_answers, estimates=estimates
+    )

@@ -32,18 +32,18 @@ from embedcache.probes.logistic import C_GRID
 from embedcache.probes.selection import TIE
 from embedcache.project import Project
 from embedcache.protocol.protocols import PROTOCOLS
-from embedcache.runs.outcome import RunOutcome
+from embedcache.runs.methods import CurveMethod, FinetuneMethod, ProbeMethod, ZeroShotMethod
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_folder
 from embedcache.verbs.compare import CompareReport
 from embedcache.verbs.extract import Plan
 from embedcache.verbs.gc import GcReport
-from embedcache.verbs.manifest import CheckReport
+from embedcache.verbs.manifest import CheckReport, Trouble
 from embedcache.verbs.probe import ProbeOptions
 from embedcache.verbs.quickstart import MODELS
 from embedcache.verbs.session import Session
-from embedcache.verbs.status import Status
-from embedcache.verbs.verify import VerifyReport
+from embedcache.verbs.status import KindStatus, Status
+from embedcache.verbs.verify import Finding, VerifyReport
 from embedcache.workspace import FORMAT_VERSION
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -77,11 +77,14 @@ def sections(text: str) -> dict[str, str]:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Return the cells of each table below its head, backticks taken off."""
+    """Return the cells of each table below its head; a cell that is all code without backticks."""
     found = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     return [
         [
-            [cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            [
+                re.sub(r"^`([^`]*)`$", r"\1", cell.strip())
+                for cell in re.split(r"(?<!\\)\|", line)[1:-1]
+            ]
             for line in block.splitlines()[2:]
         ]
         for block in found
@@ -196,17 +199,33 @@ def test_exit_codes_are_those_of_the_command():
             assert int(code) in stated, f"{file.name}: exit code {code}"
 
 
-def test_the_json_documents_have_the_fields_that_are_named():
+def json_row(name: str) -> str:
+    """Return what docs/cli.md says of the JSON document of one verb."""
     (table,) = tables(sections(page("docs/cli.md"))["json"])
+    (row,) = [row for row in table if row[0].strip("`").endswith(name)]
+    return row[1]
+
+
+def test_the_json_documents_have_the_fields_that_are_named():
     kinds = {
-        "probe": RunOutcome, "check": CheckReport, "extract": PassReport, "dry-run": Plan,
-        "status": Status, "verify": VerifyReport, "gc": GcReport, "compare": CompareReport,
+        "check": CheckReport, "extract": PassReport, "dry-run": Plan, "status": Status,
+        "verify": VerifyReport, "gc": GcReport, "compare": CompareReport,
     }  # fmt: skip
+    parts = {"check": Trouble, "status": KindStatus, "verify": Finding}
     for name, kind in kinds.items():
-        (row,) = [row for row in table if row[0].strip("`").endswith(name)]
-        text = re.sub(r"\(.*?\)", "", row[1])
+        text = re.sub(r"\(.*?\)", "", json_row(name))
         stated = set(re.findall(r"\w+", text.replace("list of", "")))
         assert stated == {field.name for field in fields(kind)}, name
+        if name in parts:
+            (inside,) = re.findall(r"\((.*?)\)", json_row(name))
+            assert re.findall(r"\w+", inside) == [field.name for field in fields(parts[name])]
+
+
+def test_the_json_documents_of_runs_have_the_fields_that_are_named(likeness):
+    report = likeness.probe(MODELS, grid=(0.001, 0.1), n_resamples=200)
+    assert set(re.findall(r"`(\w+)`", json_row("--patients"))) == set(report[0].document())
+    text = json_row("probe").replace("(as `compare`, or null)", "")
+    assert set(re.findall(r"`(\w+)`", text)) == set(report.document())
 
 
 def test_commands_in_the_pages_parse():
@@ -373,9 +392,30 @@ def test_the_tree_of_the_format_is_the_tree_of_a_store(likeness):
     for path in (root / "encoders").glob("*/*"):
         assert re.search(rf"^  {path.name}\b", tree, re.MULTILINE), path.name
     for path in (root / "runs").glob("*/*"):
-        assert path.name in tree, path.name
+        name = re.sub(r"\.[0-9a-f]{8}\.parquet$", ".CRC.parquet", path.name)
+        assert re.search(rf"^runs/RUN_ID/{re.escape(name)} ", tree, re.MULTILINE), path.name
+    run_ids = {path.name for path in (root / "runs").iterdir() if path.is_dir()}
+    for path in (root / "runs").iterdir():
+        assert path.name.removeprefix(".lock-") in run_ids, path.name
+    assert re.search(r"^runs/\.lock-RUN_ID ", tree, re.MULTILINE)
     assert f"format version {FORMAT_VERSION}" in page("docs/format.md").splitlines()[0]
     assert f'"version": {FORMAT_VERSION}' in page("docs/format.md")
+
+
+def test_the_keys_of_a_run_are_those_of_the_format(likeness):
+    """Hold the tables of docs/format.md against `run.json`, question and methods."""
+    document = likeness.probe(MODELS[0], grid=(0.001, 0.1), n_resamples=200)[0].record.document()
+    record, methods = tables(sections(page("docs/format.md"))["runs"])
+    stated = [name for row in record for name in re.findall(r"\w+", row[0])]
+    assert stated == [*document, "crc32c"]
+    (question,) = [row[1] for row in record if row[0] == "question"]
+    assert set(re.findall(r"`(\w+)`", question)) == set(document["question"])
+    (data,) = [row[1] for row in record if row[0] == "data"]
+    assert set(document["data"]) <= set(re.findall(r"`(\w+)`", data))
+    kinds = (ProbeMethod, FinetuneMethod, ZeroShotMethod, CurveMethod)
+    assert [row[0] for row in methods] == [kind.tag for kind in kinds]
+    for (_, settings), kind in zip(methods, kinds, strict=True):
+        assert re.findall(r"`(\w+)`", settings) == [field.name for field in fields(kind)]
 
 
 # Encoders, protocol, rooms
@@ -473,6 +513,16 @@ def test_links_lead_somewhere(file):
         if fragment:
             known = map(anchor, re.findall(r"^#+ (.+)$", without_fences(goal.read_text()), re.M))
             assert fragment in set(known), f"{file.name}: {target}"
+
+
+def test_each_word_of_the_glossary_has_one_meaning_in_one_sentence():
+    rows = [row for table in tables(page("docs/glossary.md")) for row in table]
+    words = [word for word, _, _ in rows]
+    assert len(words) == len(set(words)) > 60
+    for word, meaning, others in rows:
+        assert re.fullmatch(r"[A-Z][^.]*(?:`[^`]*`[^.]*)*\.", meaning), word
+        assert word not in others.split(", "), word
+    assert "docs/glossary.md" in page("CONTRIBUTING.md")
 
 
 def test_pages_are_linked_from_the_readme():

@@ -1,1 +1,1 @@
-"""The command `embedcache`: parse, call one pipeline function, print."""
+"""The command `embedcache`: parse, call one method of `Project`, print."""

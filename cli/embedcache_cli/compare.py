@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from embedcache.data.tabular import text_table
+from embedcache.scoring.choices import Level, Scoring
 from embedcache_cli import options
 from embedcache_cli.output import print_json, say
 
 if TYPE_CHECKING:
+    from embedcache.project import Project
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
     from embedcache.scoring.resampling import Spread
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     "--model",
     "models",
     multiple=True,
+    callback=options.none_if_empty,
     metavar="NAME",
     help="Encoder; repeat for several.  [default: every one with a run]",
 )
-@options.project
+@options.with_project
 @options.option(
     "--metric",
     metavar="METRIC",
@@ -38,14 +40,14 @@ if TYPE_CHECKING:
 )
 @options.option(
     "--level",
-    type=click.Choice(["image", "patient"]),
+    type=click.Choice(get_args(Level)),
     default="image",
     show_default=True,
     help="Score images, or each patient's mean probability over the images of a class.",
 )
 @options.option(
     "--scoring",
-    type=click.Choice(["all", "masked"]),
+    type=click.Choice(get_args(Scoring)),
     default="all",
     show_default=True,
     help="Allow every answer, or only classes that occur in the cohort.",
@@ -58,17 +60,14 @@ if TYPE_CHECKING:
 @options.option(
     "--seed", type=int, default=0, show_default=True, help="Of bootstrap and permutation."
 )
-@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@options.as_json
 def compare(
     runs: tuple[str, ...],
-    models: tuple[str, ...],
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
+    models: tuple[str, ...] | None,
+    project: Project,
     pairs: bool,
     calibration: bool,
     operating_points: bool,
-    resamples: int,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -77,14 +76,9 @@ def compare(
     Compares the runs named, or the latest of each encoder and kind of probe. Bootstrap and
     permutation are over patients; p is corrected by Holm for all pairs of a cohort.
     """
-    import embedcache
-
     if runs and models:
         raise click.UsageError("name runs, or encoders with --model, not both")
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    report = project.compare(
-        models=models or None, runs=runs or None, n_resamples=resamples, **settings
-    )
+    report = project.compare(runs or None, models=models, **settings)
     if as_json:
         print_json(report)
         return
@@ -113,14 +107,14 @@ def _print_cohort(cohort: CohortComparison, metric: str) -> None:
     comparison = cohort.comparison
     rows = [
         (
-            one.name,
-            _score(one),
-            *_behind(comparison.behind_best(one.name)),
-            f"{one.rank:.1f}",
-            f"{one.p_best:.2f}",
-            ",".join(map(str, one.groups)),
+            standing.name,
+            _score(standing),
+            *_behind(comparison.behind_best(standing.name)),
+            f"{standing.rank:.1f}",
+            f"{standing.p_best:.2f}",
+            ",".join(map(str, standing.groups)),
         )
-        for one in comparison.standings
+        for standing in comparison.standings
     ]
     kind = "tested out of fold" if cohort.role == "in-domain" else "external"
     classes = f", {len(cohort.classes)} classes" if cohort.classes else ""
@@ -137,40 +131,40 @@ def _behind(pair: Pair | None) -> tuple[str, str]:
 
 def _print_pairs(cohort: CohortComparison) -> None:
     rows = [
-        (one.better, one.worse, _lead(one), f"{one.p:.4f}", f"{one.p_corrected:.4f}")
-        for one in cohort.comparison.pairs
+        (pair.better, pair.worse, _lead(pair), f"{pair.p:.4f}", f"{pair.p_corrected:.4f}")
+        for pair in cohort.comparison.pairs
     ]
     _show(f"{cohort.cohort}, pairs", ("better", "worse", "by", "p", "p by Holm"), rows)
 
 
 def _print_drops(report: CompareReport) -> None:
-    rows = [(one.name, one.cohort, _score(one.drop)) for one in report.drops]
+    rows = [(drop.name, drop.cohort, _score(drop.drop)) for drop in report.drops]
     _show("lost outside, over the classes there", ("run", "cohort", "drop"), rows)
 
 
 def _print_parts(report: CompareReport) -> None:
     rows = [
-        (one.cohort, one.part, one.name, _score(one.score), one.n_patients, one.n_images)
-        for one in sorted(report.parts, key=lambda one: (one.cohort, one.part))
+        (part.cohort, part.part, part.name, _score(part.score), part.n_patients, part.n_images)
+        for part in sorted(report.parts, key=lambda part: (part.cohort, part.part))
     ]
     title = f"{report.metric} by {report.options.by}"
     _show(title, ("cohort", report.options.by or "", "run", "score", "patients", "images"), rows)
 
 
 def _print_calibration(report: CompareReport) -> None:
-    temperature = {(one.name, one.cohort): one.temperature for one in report.calibration}
+    temperature = {(c.name, c.cohort): c.temperature for c in report.calibration}
     names = ("log_loss", "brier", "ece")
     rows = []
-    for (name, cohort, _), found in _by_label(report):
-        cells = [_or_none(found.get(f"{n}{s}")) for n in names for s in ("", "_calibrated")]
+    for (name, cohort, _), scores in _by_label(report):
+        cells = [_or_none(scores.get(f"{n}{s}")) for n in names for s in ("", "_calibrated")]
         if any(cells):
             rows.append((name, cohort, temperature[name, cohort], *cells))
     columns = [f"{name}{suffix}" for name in names for suffix in ("", " at T")]
     _show("calibration, T the temperature of inner folds", ("run", "cohort", "T", *columns), rows)
     rows = [
-        (one.name, one.cohort, part.n, part.confidence, part.accuracy)
-        for one in report.calibration
-        for part in one.bins
+        (calibration.name, calibration.cohort, part.n, part.confidence, part.accuracy)
+        for calibration in report.calibration
+        for part in calibration.bins
     ]
     _show("reliability", ("run", "cohort", "n", "confidence", "accuracy"), rows)
 
@@ -179,10 +173,10 @@ def _print_operating_points(report: CompareReport) -> None:
     names = ("sensitivity", "specificity")
     thresholds: dict[tuple[str, str], float] = {}
     rows = []
-    for (name, cohort, label), found in _by_label(report):
-        if "threshold_at_spec95" in found:
-            thresholds[name, label] = found["threshold_at_spec95"].value
-        cells = [_or_none(found.get(f"{one}_at_spec95")) for one in names]
+    for (name, cohort, label), scores in _by_label(report):
+        if "threshold_at_spec95" in scores:
+            thresholds[name, label] = scores["threshold_at_spec95"].value
+        cells = [_or_none(scores.get(f"{metric}_at_spec95")) for metric in names]
         if label and any(cells):
             rows.append((name, cohort, label, thresholds.get((name, label)), *cells))
     title = "operating points, chosen for a specificity of 0.95 out of fold"
@@ -193,19 +187,20 @@ def _by_label(
     report: CompareReport,
 ) -> Iterable[tuple[tuple[str, str, str], dict[str, Estimate]]]:
     """Return the stored scores of each run, cohort and class by metric."""
-    found: dict[tuple[str, str, str], dict[str, Estimate]] = {}
+    by_label: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for name, estimates in report.estimates.items():
-        for one in estimates:
-            found.setdefault((name, one.cohort, one.label), {})[one.metric] = one
-    return found.items()
+        for estimate in estimates:
+            key = (name, estimate.cohort, estimate.label)
+            by_label.setdefault(key, {})[estimate.metric] = estimate
+    return by_label.items()
 
 
 def _or_none(estimate: Estimate | None) -> str | None:
     return None if estimate is None else _score(estimate)
 
 
-def _score(one: Standing | Spread | Estimate) -> str:
-    return _interval(one.value, one.low, one.high)
+def _score(score: Standing | Spread | Estimate) -> str:
+    return _interval(score.value, score.low, score.high)
 
 
 def _lead(pair: Pair) -> str:

@@ -12,7 +12,7 @@ from embedcache_cli.output import print_json, say
 
 
 @click.group(invoke_without_command=True, short_help="What is registered, and whether it is here.")
-@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@options.as_json
 @click.pass_context
 def encoders(ctx: click.Context, as_json: bool) -> None:
     """List the registered encoders; any timm model goes as timm:NAME, a control as random:NAME."""
@@ -33,15 +33,15 @@ def encoders(ctx: click.Context, as_json: bool) -> None:
     header = ("encoder", "dim", "M params", "input", "licence", "commercial", "weights here")
     rows = [
         (
-            one["name"],
-            one["dim"],
-            f"{one['parameters']:.1f}",
-            "x".join(map(str, one["input"])),
-            one["licence"],
-            one["commercial"],
-            "-" if one["source"] == "none: 0" else "yes" if one["weights_file"] else "no",
+            encoder["name"],
+            encoder["dim"],
+            f"{encoder['parameters']:.1f}",
+            "x".join(map(str, encoder["input"])),
+            encoder["licence"],
+            encoder["commercial"],
+            "-" if encoder["source"] == "none: 0" else "yes" if encoder["weights_file"] else "no",
         )
-        for one in facts
+        for encoder in facts
     ]
     click.echo(text_table(header, rows))
     click.echo(
@@ -51,7 +51,7 @@ def encoders(ctx: click.Context, as_json: bool) -> None:
 
 @encoders.command(short_help="Everything about one encoder.")
 @click.argument("name")
-@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@options.as_json
 def show(name: str, as_json: bool) -> None:
     """Show dimensions, preprocessing, licence, source, and where the weights are."""
     facts = _facts(name)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from embedcache_cli import options
 from embedcache_cli.output import say, short_path
+
+if TYPE_CHECKING:
+    from embedcache.project import Project
 
 
 @click.command(short_help="One encoder's rows to parquet, npy or safetensors.")
@@ -29,25 +33,21 @@ from embedcache_cli.output import say, short_path
 )
 @options.option("--where", metavar="SQL", help="Only images for which this predicate holds.")
 @options.option("--label", default="label", show_default=True, help="Manifest column to add.")
-@options.project
+@options.with_project
 def export(
     model: str,
     output: Path,
     kind: str | None,
     where: str | None,
     label: str,
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
+    project: Project,
 ) -> int:
     """Write one encoder's embeddings, with image, patient, cohort and label, to a file.
 
     Exit code 3 says that images that could not be encoded are not in it.
     """
-    import embedcache
     from embedcache.catalog.export import write_embeddings
 
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     rows = project.embeddings(model, where=where, label=label)
     for path in write_embeddings(rows, output, kind):
         click.echo(short_path(path))

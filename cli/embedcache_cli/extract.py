@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import bytes_text, print_json, progress, say, seconds_text, short_path
+from embedcache_cli.output import Screen, bytes_text, print_json, seconds_text, short_path
+from embedcache_cli.progress import image_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from embedcache.extract.report import PassReport, Tally
+    from embedcache.project import Project
+    from embedcache.verbs.extract import Plan
 
 _SHOWN = 10
-# Options that decide what is missing; the others only say how it is encoded.
-_PLANNED = ("weights", "preprocess", "precision", "encoder_file", "offline", "shard")
+
+
+# What decides which rows are meant; the names are those of `Project.plan` and `Project.extract`.
+_rows = options.gather(
+    "rows",
+    dict,
+    options.weights_at_hand,
+    options.preprocess,
+    options.precision,
+    options.option(
+        "--shard", type=options.shard, metavar="I/N", help="Only the I-th of every N images."
+    ),
+)
 
 
 @click.command(short_help="Encode what is missing; a rerun resumes.")
 @options.model
-@options.project
-@options.encoding
-@options.preprocess
-@options.precision
-@options.option(
-    "--shard", type=options.shard, metavar="I/N", help="Only the I-th of every N images."
-)
+@options.with_project
+@options.batches
+@_rows
 @options.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
@@ -37,48 +48,40 @@ _PLANNED = ("weights", "preprocess", "precision", "encoder_file", "offline", "sh
 )
 @options.option("--retry-failed", is_flag=True, help="Try images again that failed before.")
 @options.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
-@options.progress
-@options.talk
+@options.screen_with_progress
 def extract(
+    project: Project,
     models: tuple[str, ...],
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
+    rows: dict[str, Any],
     on_error: str,
     dry_run: bool,
-    as_json: bool,
-    progress_mode: str,
-    quiet: bool,
-    verbose: bool,
-    **encoding: Any,
+    screen: Screen,
+    **settings: Any,
 ) -> int:
     """Encode every image that a model's store lacks, each image read and decoded once.
 
     Exit code 3 says that images were skipped; each is listed with its reason.
     """
-    import embedcache
-
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     if dry_run:
-        decisive = {name: encoding[name] for name in _PLANNED}
-        return show_plan(project.plan(models, **decisive), as_json=as_json)
-    with progress(progress_mode, quiet=quiet) as show:
+        return _show_plan(project.plan(models, **rows), as_json=screen.as_json)
+    with image_progress(screen) as show:
         report = project.extract(
             models,
             fail_fast=on_error == "fail",
             on_progress=show,
-            on_message=lambda text: say(text, quiet=quiet),
-            **encoding,
+            on_message=screen.say,
+            **rows,
+            **settings,
         )
-    if as_json:
+    if screen.as_json:
         print_json(report)
     else:
-        print_report(report, every_failure=verbose)
-        say(f"store: {short_path(project.workspace.store)}", quiet=quiet)
+        print_report(report, every_failure=screen.verbose)
+        screen.say(f"store: {short_path(project.workspace.store)}")
     return 3 if report.n_failed else 0
 
 
-def show_plan(plans: Any, *, as_json: bool) -> int:
+def _show_plan(plans: Sequence[Plan], *, as_json: bool) -> int:
     """Print what an extraction would do."""
     if as_json:
         print_json(plans)
@@ -115,7 +118,7 @@ def print_report(report: PassReport, *, every_failure: bool = False) -> None:
 
 
 def _print_failures(tally: Tally, shown: set[str], *, every: bool) -> None:
-    new = [one for one in tally.failures if one[0] not in shown]
+    new = [failure for failure in tally.failures if failure[0] not in shown]
     shown.update(image_id for image_id, _ in new)
     for image_id, reason in new if every else new[:_SHOWN]:
         click.echo(f"  failed: {image_id}: {reason}")

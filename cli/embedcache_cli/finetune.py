@@ -7,31 +7,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from embedcache.encoders.choices import PrecisionChoice
 from embedcache_cli import options
 from embedcache_cli.outcomes import print_outcomes
-from embedcache_cli.output import bytes_text, print_json, progress, say, seconds_text
+from embedcache_cli.output import Screen, bytes_text, print_json, seconds_text
+from embedcache_cli.progress import fold_progress, image_progress
 
 if TYPE_CHECKING:
-    from embedcache.finetune.jobs import Epoch, Step
+    from embedcache.finetune.jobs import Epoch
+    from embedcache.project import Project
     from embedcache.runs.outcome import RunOutcome
+    from embedcache.verbs.finetune import Callbacks
 
 
-def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    """Do without the options that training needs."""
-    if asked:
+def _show_config(context: click.Context, _: click.Parameter, is_given: bool) -> None:
+    """Print the recipe and stop, before the options that training needs are missed."""
+    if is_given:
         from embedcache.finetune.recipe import recipe_text
 
         click.echo(recipe_text(), nl=False)
         context.exit()
 
 
+_recipe_keys = options.gather(
+    "recipe_keys",
+    dict,
+    options.option("--epochs", type=click.IntRange(min=1), help="The recipe's `epochs`."),
+    options.option(
+        "-b",
+        "--batch-size",
+        type=click.IntRange(min=1),
+        envvar="EMBEDCACHE_FINETUNE_BATCH_SIZE",
+        help="The recipe's `batch_size`: images a step.",
+    ),
+    options.option(
+        "--precision",
+        type=click.Choice(get_args(PrecisionChoice)),
+        envvar="EMBEDCACHE_FINETUNE_PRECISION",
+        help="The recipe's `precision`; auto is mixed on a CUDA GPU, fp32 elsewhere.",
+    ),
+)
+
+
 @click.command(short_help="Train encoder and head on the same folds, into the same tables.")
 @options.model
-@options.project
+@options.with_project
 @options.option(
     "--regime",
     default="finetune",
@@ -39,7 +63,7 @@ def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> Non
     metavar="REGIME",
     help="finetune, lora, head-only, lp-ft, or partial:N for the last N layers.",
 )
-@options.option("--config", type=options.FILE, help="TOML file of recipe keys.")
+@options.option("--config", "recipe", type=options.FILE, help="TOML file of recipe keys.")
 @options.option(
     "--set",
     "changes",
@@ -55,20 +79,7 @@ def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> Non
     callback=_show_config,
     help="Print the recipe with its sources and stop.",
 )
-@options.option("--epochs", type=click.IntRange(min=1), help="The recipe's `epochs`.")
-@options.option(
-    "-b",
-    "--batch-size",
-    type=click.IntRange(min=1),
-    envvar="EMBEDCACHE_FINETUNE_BATCH_SIZE",
-    help="The recipe's `batch_size`: images a step.",
-)
-@options.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    envvar="EMBEDCACHE_FINETUNE_PRECISION",
-    help="The recipe's `precision`; auto is mixed on a CUDA GPU, fp32 elsewhere.",
-)
+@_recipe_keys
 @options.option("--save", is_flag=True, help="Keep the encoders, for `extract -m run:RUN_ID`.")
 @options.cohorts
 @options.device
@@ -93,23 +104,14 @@ def _show_config(context: click.Context, _: click.Parameter, asked: bool) -> Non
 @options.weights_at_hand
 @options.preprocess
 @options.resamples
-@options.progress
-@options.talk
+@options.screen_with_progress
 def finetune(
+    project: Project,
     models: tuple[str, ...],
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
-    config: Path | None,
+    recipe: Path | None,
     changes: tuple[str, ...],
-    epochs: int | None,
-    batch_size: int | None,
-    precision: str | None,
-    resamples: int,
-    progress_mode: str,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    recipe_keys: dict[str, Any],
+    screen: Screen,
     **settings: Any,
 ) -> int:
     """Train encoder and head on each fold's patients, and test them as probes are tested.
@@ -117,27 +119,20 @@ def finetune(
     Some of a fold's training patients choose the epoch. A run that was interrupted goes on where it
     was. Exit code 3 says that images were left out because they could not be read.
     """
-    import embedcache
     from embedcache.finetune.recipe import parse_changes, read_recipe
 
-    named = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
-    keys = {**parse_changes(changes), **{k: v for k, v in named.items() if v is not None}}
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    with _callbacks(progress_mode, read_recipe(config, keys).epochs, quiet=quiet) as callbacks:
+    keys = {key: value for key, value in recipe_keys.items() if value is not None}
+    keys = {**parse_changes(changes), **keys}
+    with _callbacks(screen, read_recipe(recipe, keys).epochs) as callbacks:
         outcomes = project.finetune(
-            models,
-            recipe=config,
-            changes=keys,
-            callbacks=callbacks,
-            n_resamples=resamples,
-            **settings,
+            models, recipe=recipe, changes=keys, callbacks=callbacks, **settings
         )
-    if as_json:
+    if screen.as_json:
         print_json([outcome.document() for outcome in outcomes])
     else:
-        print_outcomes(outcomes, verbose=verbose)
+        print_outcomes(outcomes, verbose=screen.verbose)
         for outcome in outcomes:
-            say(_cost_line(outcome), quiet=quiet)
+            screen.say(_cost_line(outcome))
     return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
 
 
@@ -154,49 +149,30 @@ def _cost_line(outcome: RunOutcome) -> str:
     )
 
 
-def _epoch_line(one: Epoch) -> str:
+def _epoch_line(epoch: Epoch) -> str:
     return (
-        f"fold {one.fold} epoch {one.epoch}: loss {one.loss:.3f}, validation macro F1 "
-        f"{one.macro_f1:.3f}{' *' if one.is_best else ''}, lr {one.lr:.2g}, "
-        f"{one.images_per_s:.1f} images/s, {one.compute_share:.0%} forward and backward"
+        f"fold {epoch.fold} epoch {epoch.epoch}: loss {epoch.loss:.3f}, validation macro F1 "
+        f"{epoch.macro_f1:.3f}{' *' if epoch.is_best else ''}, lr {epoch.lr:.2g}, "
+        f"{epoch.images_per_s:.1f} images/s, {epoch.compute_share:.0%} forward and backward"
     )
 
 
 @contextmanager
-def _callbacks(mode: str, n_epochs: int, *, quiet: bool) -> Iterator[Any]:
+def _callbacks(screen: Screen, n_epochs: int) -> Iterator[Callbacks]:
     """Yield what shows progress: a bar a fold in a terminal, a line an epoch, or JSON lines."""
     from embedcache.verbs.finetune import Callbacks
 
-    def message(text: str) -> None:
-        say(f"note: {text}", quiet=quiet)
+    def show_epoch(epoch: Epoch) -> None:
+        # A training takes hours, so an epoch is news, shown wherever progress is not 'off'.
+        if screen.progress == "jsonl":
+            screen.say(json.dumps({**asdict(epoch), "n_epochs": n_epochs}))
+        elif screen.progress != "off":
+            screen.say(_epoch_line(epoch))
 
-    def line(one: Epoch) -> None:
-        as_json = json.dumps({**asdict(one), "n_epochs": n_epochs})
-        say(as_json if mode == "jsonl" else _epoch_line(one), quiet=quiet or mode == "off")
-
-    with progress(mode, quiet=quiet) as decoded, _bars(mode, quiet=quiet) as step:
-        yield Callbacks(on_message=message, on_progress=decoded, on_step=step, on_epoch=line)
-
-
-@contextmanager
-def _bars(mode: str, *, quiet: bool) -> Iterator[Any]:
-    """Yield a function that draws a bar for each fold, where there is a terminal."""
-    import sys
-
-    if not (mode == "bar" or (mode == "auto" and sys.stderr.isatty() and not quiet)):
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("ETA"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[int, Any] = {}
-
-        def show(one: Step) -> None:
-            if one.fold not in tasks or bars.tasks[tasks[one.fold]].finished:  # another model's
-                tasks[one.fold] = bars.add_task("", total=one.n_total)
-            text = f"fold {one.fold}, epoch {one.epoch}"
-            bars.update(tasks[one.fold], completed=one.n_done, description=text)
-
-        yield show
+    with image_progress(screen) as show_images, fold_progress(screen) as show_step:
+        yield Callbacks(
+            on_message=screen.note,
+            on_progress=show_images,
+            on_step=show_step,
+            on_epoch=show_epoch,
+        )

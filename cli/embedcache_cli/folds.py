@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,22 +10,20 @@ from embedcache.data.tabular import text_table
 from embedcache_cli import options
 from embedcache_cli.output import print_json, say
 
+if TYPE_CHECKING:
+    from embedcache.project import Project
+
 
 @click.command(short_help="The patient folds of a question: assigned once, stored, shown.")
-@options.project
+@options.with_project
 @options.cohorts
-@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@options.as_json
 def folds(
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
+    project: Project,
     as_json: bool,
     **question: Any,
 ) -> None:
     """Show which fold tests how many patients and images of each class; no patient is in two."""
-    import embedcache
-
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     table, sizes = project.folds(**question)
     if as_json:
         print_json({"table": table, "folds": sizes})

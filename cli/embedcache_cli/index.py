@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from embedcache_cli import options
 from embedcache_cli.output import short_path
 
+if TYPE_CHECKING:
+    from embedcache.project import Project
+
 
 @click.command(short_help="Write catalog.duckdb anew from the files.")
-@options.project
-def index(manifest: Path | None, store: Path | None, data_root: Path | None) -> None:
+@options.with_project
+def index(project: Project) -> None:
     """Rebuild the DuckDB index; it holds nothing that the files do not."""
-    import embedcache
-
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     click.echo(short_path(project.index()))

@@ -35,6 +35,7 @@ VERBS: Final = {
     "gc": "embedcache_cli.gc:gc",
 }
 
+# The first class that fits decides, so special ones stand before those they derive from.
 EXIT_CODES: Final = (
     (errors.StoreCorruptError, 4),
     (errors.LeakageError, 5),
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; see docs/cli.md for what each means."""
     try:
+        # click would end the process itself; errors of this project have exit codes of their own.
         code: Any = cli.main(arguments, prog_name="embedcache", standalone_mode=False)
         return int(code or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):

@@ -13,6 +13,7 @@ from embedcache_cli import options
 from embedcache_cli.output import print_json, say, short_path
 
 if TYPE_CHECKING:
+    from embedcache.project import Project
     from embedcache.verbs.manifest import CheckReport, Written
 
 _SHOWN = 5
@@ -46,7 +47,7 @@ _writing = options.compose(
     options.option(
         "--allow-missing", is_flag=True, help="Write it although images are missing on disk."
     ),
-    options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    options.as_json,
 )
 
 
@@ -146,17 +147,14 @@ def _print_written(written: Written) -> None:
 
 
 @manifest.command(short_help="Check a manifest and every image it names.")
-@options.project
-@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def check(manifest: Path | None, store: Path | None, data_root: Path | None, as_json: bool) -> int:
+@options.with_project
+@options.as_json
+def check(project: Project, as_json: bool) -> int:
     """Check that images are there, readable and unchanged, and that no patient leaks.
 
     Exit code 3: images are missing, unreadable or changed. 5: a patient stands in two cohorts, or
     one image under two patients.
     """
-    import embedcache
-
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     report = project.check_manifest()
     if as_json:
         print_json(report)

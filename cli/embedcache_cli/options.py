@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
+
+import embedcache
+from embedcache.encoders.choices import Fit, PrecisionChoice
+from embedcache_cli.output import Screen
+from embedcache_cli.progress import Mode
 
 Command = Callable[..., Any]
 FILE: Final = click.Path(path_type=Path)
@@ -65,7 +70,39 @@ def compose(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     """Return one decorator for several options, in the order in which `--help` shows them."""
 
     def decorate(command: Command) -> Command:
+        # Decorators apply from the last to the first, so the first option is added last.
         return functools.reduce(lambda inner, add: add(inner), reversed(options), command)
+
+    return decorate
+
+
+def gather(
+    name: str, make: Callable[..., Any], *options: Callable[[Command], Command]
+) -> Callable[[Command], Command]:
+    """Return a decorator for options whose values reach the command as one argument.
+
+    Parameters
+    ----------
+    name
+        Name of the argument.
+    make
+        Function that makes its value of the options' values, each by its parameter's name; `dict`
+        for values that are handed on by name.
+    options
+        The options, in the order in which `--help` shows them.
+    """
+    add = compose(*options)
+    # click hangs options on the function that it decorates; here only their names are wanted.
+    parameters: Any = add(lambda: None)
+    names = [parameter.name for parameter in parameters.__click_params__]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(**values: Any) -> Any:
+            group = make(**{key: values.pop(key) for key in names})
+            return command(**values, **{name: group})
+
+        return add(call)
 
     return decorate
 
@@ -90,6 +127,20 @@ project = compose(
     ),
 )
 
+
+def with_project(command: Command) -> Command:
+    """Add the options that name a project, and pass the open `project` to the command."""
+
+    @functools.wraps(command)
+    def call(
+        manifest: Path | None, store: Path | None, data_root: Path | None, **values: Any
+    ) -> Any:
+        opened = embedcache.open(manifest=manifest, store=store, data_root=data_root)
+        return command(project=opened, **values)
+
+    return project(call)
+
+
 label = option(
     "--label", default="label", show_default=True, help="Manifest column with the class."
 )
@@ -97,6 +148,7 @@ where = option("--where", metavar="SQL", help="Only images for which this predic
 seed = option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap.")
 resamples = option(
     "--resamples",
+    "n_resamples",
     type=click.IntRange(min=100),
     default=10_000,
     show_default=True,
@@ -134,13 +186,13 @@ encoder_file = option("--encoder-file", type=FILE, help="Python file that define
 
 preprocess = option(
     "--preprocess",
-    type=click.Choice(["squash", "crop", "pad-square", "longest-side"]),
+    type=click.Choice(get_args(Fit)),
     help="How pictures are fitted.  [default: the encoder's own way] Part of the fingerprint.",
 )
 
 precision = option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    type=click.Choice(get_args(PrecisionChoice)),
     default="auto",
     show_default=True,
     help="Of the computation; auto is fp32 everywhere. Part of the fingerprint.",
@@ -155,7 +207,7 @@ device = option(
 )
 weights_at_hand = compose(weights, encoder_file, offline)
 
-encoding = compose(
+batches = compose(
     device,
     option(
         "-b",
@@ -175,20 +227,22 @@ encoding = compose(
         show_default=True,
         help="Decoding threads.",
     ),
-    weights_at_hand,
 )
 
-progress = option(
+
+as_json = option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+_talk = compose(
+    as_json,
+    option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors."),
+    option("-v", "--verbose", is_flag=True, help="Say more."),
+)
+_progress = option(
     "--progress",
-    "progress_mode",
-    type=click.Choice(["auto", "bar", "plain", "jsonl", "off"]),
+    type=click.Choice(get_args(Mode)),
     default="auto",
     show_default=True,
     help="Progress on stderr; auto is a bar in a terminal, else off.",
 )
-
-talk = compose(
-    option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-    option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors."),
-    option("-v", "--verbose", is_flag=True, help="Say more."),
-)
+screen = gather("screen", Screen, _talk)
+screen_with_progress = gather("screen", Screen, _progress, _talk)

@@ -99,14 +99,14 @@ def _settings(outcomes: Sequence[RunOutcome]) -> list[str]:
 
 def _behind(compared: CompareReport) -> dict[str, tuple[str, str]]:
     """Return by run how far it is behind the best in-domain, and its corrected p."""
-    found = {}
+    behind = {}
     for cohort in compared.cohorts:
         standings = cohort.comparison.standings
-        for name in [one.name for one in standings] if len(standings) > 1 else []:
+        for name in [standing.name for standing in standings] if len(standings) > 1 else []:
             pair = cohort.comparison.behind_best(name)
             if cohort.role == "in-domain":
-                found[compared.runs[name]] = _difference(pair) if pair else ("best", "")
-    return found
+                behind[compared.runs[name]] = _difference(pair) if pair else ("best", "")
+    return behind
 
 
 def _difference(pair: Pair) -> tuple[str, str]:

@@ -2,57 +2,68 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from embedcache.data.task_names import TaskName
-from embedcache.runs.methods import PROBE_NAMES, PROTOCOL_NAMES, ExternalBy, Rule
+from embedcache.runs.methods import PROBE_NAMES, PROTOCOL_NAMES, ExternalBy, ProbeMethod, Rule
 from embedcache_cli import options
 from embedcache_cli.outcomes import print_curves, print_outcomes
-from embedcache_cli.output import print_json, say, steps_bar
+from embedcache_cli.output import Screen, print_json
+from embedcache_cli.progress import step_progress
+
+if TYPE_CHECKING:
+    from embedcache.project import Project
+
+
+# Everything that decides a probe; the names are those of `Project.probe`.
+_method = options.gather(
+    "method",
+    dict,
+    options.option(
+        "--probe",
+        type=click.Choice(PROBE_NAMES),
+        default="logistic",
+        show_default=True,
+        help="What is fitted; see docs/probes.md.",
+    ),
+    options.option(
+        "--task",
+        type=click.Choice(get_args(TaskName)),
+        default="classification",
+        show_default=True,
+        help="What the label is: a class, a number (ridge), or labels as in 'a|b'.",
+    ),
+    options.option(
+        "--protocol",
+        type=click.Choice(PROTOCOL_NAMES),
+        default="default",
+        show_default=True,
+        help="How it is chosen and applied; see docs/protocol.md.",
+    ),
+    options.option(
+        "--rule",
+        type=click.Choice(get_args(Rule)),
+        default="tie",
+        show_default=True,
+        help="A smoother probe wins a tie, or within one standard error.",
+    ),
+    options.option(
+        "--external-by",
+        type=click.Choice(get_args(ExternalBy)),
+        default="refit",
+        show_default=True,
+        help="Who predicts external cohorts: one refit, or the mean of the folds' probes.",
+    ),
+)
 
 
 @click.command(short_help="Probes: out-of-fold and external predictions, a table.")
 @options.model
-@options.project
-@options.option(
-    "--probe",
-    "family",
-    type=click.Choice(PROBE_NAMES),
-    default="logistic",
-    show_default=True,
-    help="What is fitted; see docs/probes.md.",
-)
-@options.option(
-    "--task",
-    type=click.Choice(get_args(TaskName)),
-    default="classification",
-    show_default=True,
-    help="What the label is: a class, a number (ridge), or labels as in 'a|b'.",
-)
-@options.option(
-    "--protocol",
-    type=click.Choice(PROTOCOL_NAMES),
-    default="default",
-    show_default=True,
-    help="How it is chosen and applied; see docs/protocol.md.",
-)
-@options.option(
-    "--rule",
-    type=click.Choice(get_args(Rule)),
-    default="tie",
-    show_default=True,
-    help="A smoother probe wins a tie, or within one standard error.",
-)
-@options.option(
-    "--external-by",
-    type=click.Choice(get_args(ExternalBy)),
-    default="refit",
-    show_default=True,
-    help="Who predicts external cohorts: one refit, or the mean of the folds' probes.",
-)
+@options.with_project
+@_method
 @options.option(
     "--controls/--no-controls",
     default=True,
@@ -61,6 +72,7 @@ from embedcache_cli.output import print_json, say, steps_bar
 )
 @options.option(
     "--threads",
+    "n_threads",
     type=options.auto_or_number,
     default="auto",
     show_default=True,
@@ -69,12 +81,14 @@ from embedcache_cli.output import print_json, say, steps_bar
 )
 @options.option(
     "--patients",
+    "sizes",
     type=options.patients,
     metavar="auto|N,N,...",
     help="Instead: the score after training on so many patients; auto is 1, 2, 4, ...",
 )
 @options.option(
     "--draws",
+    "n_draws",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
@@ -82,27 +96,16 @@ from embedcache_cli.output import print_json, say, steps_bar
 )
 @options.cohorts
 @options.resamples
-@options.progress
-@options.talk
+@options.screen_with_progress
 def probe(
+    project: Project,
     models: tuple[str, ...],
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
-    family: str,
-    protocol: str,
-    rule: Any,
-    external_by: Any,
+    method: dict[str, Any],
+    sizes: tuple[int, ...] | None,
+    n_draws: int,
     controls: bool,
-    threads: int | None,
-    patients: tuple[int, ...] | None,
-    draws: int,
-    task: Any,
-    resamples: int,
-    progress_mode: str,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    n_resamples: int,
+    screen: Screen,
     **question: Any,
 ) -> int:
     """Fit probes on cached embeddings, by the protocol of docs/protocol.md.
@@ -111,46 +114,47 @@ def probe(
     fitted on all training patients. Intervals are 95 %, over patients; differences to the best
     encoder are paired, their p corrected by Holm for all pairs.
     """
-    import embedcache
-
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     n_models = len(project.models(models))
-    if patients is not None:
-        if (family, protocol, rule, external_by) != ("logistic", "default", "tie", "refit"):
-            raise click.UsageError("--patients goes with the default probe and protocol")
-        question.pop("external")
-        with steps_bar(progress_mode, n_models, quiet=quiet) as step:
-            curves = project.learning_curves(
-                models,
-                task=task,
-                sizes=patients or None,
-                n_draws=draws,
-                n_threads=threads,
-                on_run=lambda outcome: step(outcome.encoder),
-                **question,
-            )
-        print_curves(curves, as_json=as_json)
-        return 3 if any(curve.n_skipped for curve in curves) else 0
-    with steps_bar(progress_mode, n_models + 3 * controls, quiet=quiet) as step:
+    if sizes is not None:
+        curve = {"sizes": sizes or None, "n_draws": n_draws}
+        return _learning_curves(project, models, n_models, method, {**question, **curve}, screen)
+    # Three controls: majority, metadata and shuffled labels.
+    with step_progress(screen, n_models + 3 * controls) as step:
         report = project.probe(
             models,
-            task=task,
-            probe=family,
-            protocol=protocol,
-            rule=rule,
-            external_by=external_by,
             controls=controls,
-            n_resamples=resamples,
-            n_threads=threads,
-            on_message=lambda text: say(f"note: {text}", quiet=quiet),
+            n_resamples=n_resamples,
+            on_message=screen.note,
             on_run=lambda outcome: step(outcome.encoder),
+            **method,
             **question,
         )
-    if as_json:
+    if screen.as_json:
         print_json(report.document())
     else:
         runs = [*report.runs, *report.controls]
-        print_outcomes(runs, compared=report.comparison, verbose=verbose)
+        print_outcomes(runs, compared=report.comparison, verbose=screen.verbose)
         for text in report.not_beaten:
             click.echo(text)
     return 3 if any(outcome.n_skipped for outcome in report) else 0
+
+
+def _learning_curves(
+    project: Project,
+    models: tuple[str, ...],
+    n_models: int,
+    method: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    screen: Screen,
+) -> int:
+    """Score the default probe by number of training patients; external cohorts play no part."""
+    task, others = method["task"], {k: v for k, v in method.items() if k != "task"}
+    if ProbeMethod(**others) != ProbeMethod():
+        raise click.UsageError("--patients goes with the default probe and protocol")
+    settings = {name: value for name, value in settings.items() if name != "external"}
+    with step_progress(screen, n_models) as step:
+        curves = project.learning_curves(
+            models, task=task, on_run=lambda outcome: step(outcome.encoder), **settings
+        )
+    print_curves(curves, as_json=screen.as_json)
+    return 3 if any(curve.n_skipped for curve in curves) else 0

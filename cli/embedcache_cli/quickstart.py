@@ -9,7 +9,8 @@ import click
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
 from embedcache_cli.outcomes import print_outcomes
-from embedcache_cli.output import command_name, print_json, progress, short_path
+from embedcache_cli.output import Screen, command_name, print_json, short_path
+from embedcache_cli.progress import image_progress
 
 _QUESTIONS = (
     "SELECT cohort, label, count(*) AS images, count(DISTINCT patient_id) AS patients "
@@ -30,11 +31,8 @@ _QUESTIONS = (
     help="Folder for manifest, images and store.",
 )
 @options.option("--seed", type=int, default=0, show_default=True, help="Of the generated pictures.")
-@options.progress
-@options.talk
-def quickstart(
-    into: Path, seed: int, as_json: bool, progress_mode: str, quiet: bool, verbose: bool
-) -> int:
+@options.screen_with_progress
+def quickstart(into: Path, seed: int, screen: Screen) -> int:
     """Generate two small cohorts, encode them, probe, test externally, and show what to ask.
 
     Needs no data and no downloads beyond `pip install "embedcache-fm[quickstart]"`.
@@ -43,21 +41,21 @@ def quickstart(
     from embedcache.verbs import quickstart as steps
 
     def tell(text: str) -> None:
-        if not (quiet or as_json):
+        if not (screen.quiet or screen.as_json):
             click.echo(text)
 
     tell("1. Two cohorts of generated ultrasound pictures, from two 'scanners'")
     project = embedcache.Project(steps.prepare(into, seed=seed))
     tell(f"   {short_path(project.workspace.manifest)}: {steps.describe(project.images())}")
     tell("2. Every picture is encoded once: by ImageNet weights, and by random ones as a control")
-    with progress(progress_mode, quiet=quiet) as show:
+    with image_progress(screen) as show:
         report = project.extract(steps.MODELS, on_progress=show)
-    if not as_json:
-        print_report(report, every_failure=verbose)
+    if not screen.as_json:
+        print_report(report, every_failure=screen.verbose)
     tell("3. Linear probes: 5 folds by patient, C chosen inside, tested on the other cohort")
     outcomes = project.probe(steps.MODELS, on_message=lambda text: tell(f"   note: {text}"))
-    if as_json:
-        print_json([outcome.document() for outcome in outcomes])
+    if screen.as_json:
+        print_json(outcomes.document())
     else:
         print_outcomes(outcomes)
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"

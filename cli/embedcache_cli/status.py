@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,38 +10,45 @@ from embedcache.data.tabular import text_table
 from embedcache_cli import options
 from embedcache_cli.output import bytes_text, print_json, short_path
 
+if TYPE_CHECKING:
+    from embedcache.project import Project
+    from embedcache.verbs.status import Status
+
 
 @click.command(short_help="Per encoder: images wanted, held, failed; bytes; time.")
-@options.project
-@options.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def status(manifest: Path | None, store: Path | None, data_root: Path | None, as_json: bool) -> int:
+@options.with_project
+@options.as_json
+def status(project: Project, as_json: bool) -> int:
     """Show what the store holds, against what the manifest wants."""
-    import embedcache
-
-    found = embedcache.open(manifest=manifest, store=store, data_root=data_root).status()
+    report = project.status()
     if as_json:
-        print_json(found)
+        print_json(report)
     else:
-        cohorts = ", ".join(f"{name} {count}" for name, count in found.cohorts.items())
-        click.echo(
-            f"{short_path(found.manifest)}: {found.n_images} images, {found.n_patients} patients "
-            f"({cohorts})"
-        )
-        header = (
-            "encoder", "fingerprint", "dim", "precision", "wanted", "held", "failed", "missing",
-            "spare", "bytes", "encode s", "write s",
-        )  # fmt: skip
-        rows = [
-            (
-                one.encoder, one.fingerprint[:12], one.dim, one.precision, one.n_wanted, one.n_held,
-                one.n_failed, one.n_missing, one.n_spare, bytes_text(one.size_bytes),
-                one.seconds.get("encode"), one.seconds.get("write"),
-            )
-            for one in found.encoders
-        ]  # fmt: skip
-        click.echo(text_table(header, rows))
-        click.echo(f"runs: {found.n_runs}, in {short_path(found.store)}")
-        if found.n_unreadable:
-            click.echo(f"{found.n_unreadable} images are not on this machine")
-    incomplete = any(one.n_missing or one.n_failed for one in found.encoders)
+        _print_status(report)
+    incomplete = any(encoder.n_missing or encoder.n_failed for encoder in report.encoders)
     return 3 if incomplete else 0
+
+
+def _print_status(report: Status) -> None:
+    cohorts = ", ".join(f"{name} {count}" for name, count in report.cohorts.items())
+    click.echo(
+        f"{short_path(report.manifest)}: {report.n_images} images, {report.n_patients} patients "
+        f"({cohorts})"
+    )
+    header = (
+        "encoder", "fingerprint", "dim", "precision", "wanted", "held", "failed", "missing",
+        "spare", "bytes", "encode s", "write s",
+    )  # fmt: skip
+    rows = [
+        (
+            encoder.encoder, encoder.fingerprint[:12], encoder.dim, encoder.precision,
+            encoder.n_wanted, encoder.n_held, encoder.n_failed, encoder.n_missing, encoder.n_spare,
+            bytes_text(encoder.size_bytes), encoder.seconds.get("encode"),
+            encoder.seconds.get("write"),
+        )
+        for encoder in report.encoders
+    ]  # fmt: skip
+    click.echo(text_table(header, rows))
+    click.echo(f"runs: {report.n_runs}, in {short_path(report.store)}")
+    if report.n_unreadable:
+        click.echo(f"{report.n_unreadable} images are not on this machine")

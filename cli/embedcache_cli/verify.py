@@ -2,65 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
-from embedcache_cli.output import print_json, progress, say, short_path
+from embedcache_cli.output import Screen, print_json, short_path
+from embedcache_cli.progress import image_progress
+
+if TYPE_CHECKING:
+    from embedcache.project import Project
+    from embedcache.verbs.verify import VerifyReport
 
 _SHOWN = 5
 
 
 @click.command(short_help="Every stored row against its checksum; --repair encodes bad ones again.")
-@options.project
+@options.with_project
 @options.option("--repair", is_flag=True, help="Mend what can be mended; encode lost rows again.")
-@options.encoding
-@options.progress
-@options.talk
-def verify(
-    manifest: Path | None,
-    store: Path | None,
-    data_root: Path | None,
-    repair: bool,
-    as_json: bool,
-    progress_mode: str,
-    quiet: bool,
-    verbose: bool,
-    **encoding: Any,
-) -> int:
+@options.batches
+@options.weights_at_hand
+@options.screen_with_progress
+def verify(project: Project, screen: Screen, **settings: Any) -> int:
     """Hold every file and every row of the store against its checksum.
 
     Exit code 4 says that something is damaged or gone; with --repair, that it could not be mended.
     """
-    import embedcache
-
-    project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
-    with progress(progress_mode, quiet=quiet) as show:
-        report = project.verify(
-            repair=repair,
-            on_progress=show,
-            on_message=lambda text: say(text, quiet=quiet),
-            **encoding,
-        )
-    if as_json:
+    with image_progress(screen) as show:
+        report = project.verify(on_progress=show, on_message=screen.say, **settings)
+    if screen.as_json:
         print_json(report)
     else:
-        for finding in report.findings:
-            click.echo(f"damaged: {short_path(finding.path)} {finding.problem}")
-            shown = finding.images if verbose else finding.images[:_SHOWN]
-            if finding.images:
-                more = ", ..." if len(shown) < len(finding.images) else ""
-                click.echo(f"  {len(finding.images)} images lost with it: {', '.join(shown)}{more}")
-        for one in report.passes:
-            print_report(one)
-        for note in report.notes:
-            click.echo(f"note: {note}")
-        checked = f"{report.n_rows} rows of {report.n_encoders} encoders checked"
-        click.echo(f"{checked}: {_verdict(len(report.findings), report.repaired)}")
+        _print_findings(report, every_image=screen.verbose)
     return 0 if report.is_whole else 4
+
+
+def _print_findings(report: VerifyReport, *, every_image: bool) -> None:
+    for finding in report.findings:
+        click.echo(f"damaged: {short_path(finding.path)} {finding.problem}")
+        shown = finding.images if every_image else finding.images[:_SHOWN]
+        if finding.images:
+            more = ", ..." if len(shown) < len(finding.images) else ""
+            click.echo(f"  {len(finding.images)} images lost with it: {', '.join(shown)}{more}")
+    for pass_report in report.passes:
+        print_report(pass_report)
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    checked = f"{report.n_rows} rows of {report.n_encoders} encoders checked"
+    click.echo(f"{checked}: {_verdict(len(report.findings), report.repaired)}")
 
 
 def _verdict(n_findings: int, repaired: bool) -> str:

@@ -25,15 +25,15 @@ def add(name: str, file: Path, link: bool, encoder_file: Path | None) -> None:
     Layout, names and shapes of all its tensors are checked, and its digest is remembered.
     """
     from embedcache.encoders.plugins import register_file
-    from embedcache.encoders.registry import identify, load
+    from embedcache.encoders.registry import identify_by_name, load
     from embedcache.encoders.weights import register_weights
     from embedcache.files.digests import DigestCache
 
     if encoder_file is not None:
         register_file(encoder_file)
     digests = DigestCache()
-    found = identify(name, digests=digests, weights=file)
-    load(found, device="cpu")
-    digest = digests.file_digest(file)
-    kept = register_weights(found.spec, file, digest, link=link)
-    click.echo(f"{found.spec.name}: {kept} (sha256 {digest[:12]}, {found.spec.weights.licence})")
+    encoder = identify_by_name(name, digests=digests, weights=file)
+    load(encoder, device="cpu")
+    digest, spec = digests.file_digest(file), encoder.spec
+    copy = register_weights(spec, file, digest, link=link)
+    click.echo(f"{spec.name}: {copy} (sha256 {digest[:12]}, {spec.weights.licence})")

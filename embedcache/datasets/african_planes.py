@@ -36,9 +36,9 @@ def african_planes_rows(
     Parameters
     ----------
     root
-        The unpacked download, with one folder a country.
+        Folder of the unpacked download, with one folder a country.
     table
-        Its metadata table, if that lies elsewhere.
+        Metadata table of the download; None where it lies in `root`.
     cohort
         Name of the cohort.
 

@@ -44,9 +44,9 @@ def fetal_planes_rows(
     Parameters
     ----------
     root
-        The unpacked download, with `Images/`.
+        Folder of the unpacked download, with `Images/`.
     table
-        Its metadata table, if that lies elsewhere.
+        Metadata table of the download; None where it lies in `root`.
     cohort
         Name of the cohort.
 

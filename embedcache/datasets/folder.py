@@ -17,14 +17,14 @@ def folder_rows(
     Parameters
     ----------
     root
-        Holds one folder a class; images may lie deeper in it.
+        Folder that holds one folder a class; images may lie deeper in it.
     patient
-        Regular expression that is searched in each path below `root`; its group 'patient', else
-        its first group, else all that it matched, is the patient.
+        Regular expression searched in each path below `root`; the patient is its group 'patient',
+        else its first group, else all that it matched.
     cohort
-        Name of the cohort; by default the folder's.
+        Name of the cohort; None for the folder's.
     prefix
-        Put before each patient, to keep patients of several cohorts apart.
+        Text before each patient, which keeps patients of several cohorts apart.
 
     Raises
     ------
@@ -33,44 +33,52 @@ def folder_rows(
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; pass the folder of class folders as --root")
-    try:
-        pattern = re.compile(patient)
-    except re.error as error:
-        raise ManifestError(f"--patient '{patient}' is no regular expression: {error}") from None
-    group = "patient" if "patient" in pattern.groupindex else min(1, pattern.groups)
+    pattern = _compiled(patient)
     paths = sorted(
         path.relative_to(root)
         for path in root.rglob("*")
+        # macOS leaves a file '._NAME' beside each file on foreign disks.
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
     )
     rows = []
     for path in paths:
         if len(path.parts) < 2:
-            raise ManifestError(
-                f"{root}: image '{path}' lies in no class folder; expected {root.name}/CLASS/IMAGE"
-            )
-        found = pattern.search(path.as_posix())
-        name = found[group] if found else None
-        if not name:
-            raise ManifestError(
-                f"--patient '{patient}' finds no patient in '{path.as_posix()}'; it must find one "
-                "in every image's path, e.g. --patient '(P[0-9]+)_'"
-            )
+            place = f"{root.name}/CLASS/IMAGE"
+            raise ManifestError(f"{root}: image '{path}' lies in no class folder; expected {place}")
         rows += [
             {
                 "image_id": image,
                 "path": image,
-                "patient_id": f"{prefix}{name}",
+                "patient_id": f"{prefix}{_patient_in(path, pattern)}",
                 "label": path.parts[0],
                 "cohort": cohort or root.resolve().name,
             }
             for image in _images(root, path)
         ]
     if not rows:
-        raise ManifestError(
-            f"{root}: no images ({', '.join(SUFFIXES)}) below it; expected CLASS/IMAGE"
-        )
+        suffixes = ", ".join(SUFFIXES)
+        raise ManifestError(f"{root}: no images ({suffixes}) below it; expected CLASS/IMAGE")
     return rows
+
+
+def _compiled(patient: str) -> re.Pattern[str]:
+    try:
+        return re.compile(patient)
+    except re.error as error:
+        raise ManifestError(f"--patient '{patient}' is no regular expression: {error}") from None
+
+
+def _patient_in(path: Path, pattern: re.Pattern[str]) -> str:
+    """Return the patient that an expression finds in a path."""
+    group = "patient" if "patient" in pattern.groupindex else min(1, pattern.groups)
+    match = pattern.search(path.as_posix())
+    name = match[group] if match else None
+    if not name:
+        raise ManifestError(
+            f"--patient '{pattern.pattern}' finds no patient in '{path.as_posix()}'; it must find "
+            "one in every image's path, e.g. --patient '(P[0-9]+)_'"
+        )
+    return name
 
 
 def _images(root: Path, path: Path) -> list[str]:

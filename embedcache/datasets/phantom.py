@@ -31,20 +31,22 @@ _SHADE: Final = 0.08  # amplitude left behind bone
 
 @dataclass(frozen=True, slots=True)
 class Scanner:
-    """What sets one device's pictures apart.
+    """Settings that set one device's pictures apart.
 
     Parameters
     ----------
     half_angle
-        Of the fan, in radians.
+        Half of the fan's opening angle, in radians.
     near
-        Radius of the probe's face, as a share of the depth.
+        Radius of the probe's face, as a share of the depth, from 0 to 1.
     attenuation
         Loss over the full depth, as the natural logarithm of the amplitude.
     dynamic_range
-        Of the log compression, in dB.
-    lateral, axial
-        Width of the speckle, in beams and in depth samples.
+        Range of amplitudes between black and white, in dB.
+    lateral
+        Standard deviation of the smoothing of speckle across beams, in beams.
+    axial
+        Standard deviation of the smoothing of speckle along beams, in depth samples.
     """
 
     half_angle: float
@@ -57,7 +59,23 @@ class Scanner:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """One cohort of generated patients."""
+    """One cohort of generated patients.
+
+    Parameters
+    ----------
+    name
+        Name of the cohort in the manifest.
+    center, device
+        Names of its hospital and its scanner in the manifest.
+    prefix
+        Text before each patient's number.
+    scanner
+        Settings of its scanner.
+    n_patients
+        Number of patients.
+    classes
+        Classes that its images may show.
+    """
 
     name: str
     center: str
@@ -104,9 +122,9 @@ def phantom_rows(seed: int = 0, folder: str = "phantom") -> list[dict[str, str]]
     Parameters
     ----------
     seed
-        Of which patient has which frames.
+        Seed of the choice of classes and frames of each patient.
     folder
-        Put before each path.
+        Folder that each path starts with.
     """
     rows = []
     for cohort in COHORTS:
@@ -133,28 +151,38 @@ def phantom_rows(seed: int = 0, folder: str = "phantom") -> list[dict[str, str]]
 
 
 def write_images(rows: list[dict[str, str]], root: Path, seed: int = 0) -> Iterator[Path]:
-    """Render and write the pictures that are not there yet; yields each path."""
+    """Render and write the pictures that are not there yet; yields each path.
+
+    Parameters
+    ----------
+    rows
+        Rows of `phantom_rows`.
+    root
+        Folder that their paths start from.
+    seed
+        Seed that the rows were made with.
+    """
     for row in rows:
         path = root / row["path"]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".part")
+            aside = path.with_suffix(".part")  # a picture cut off by a kill is drawn again
             Image.fromarray(render(row, seed)).save(aside, format="PNG")
             aside.replace(path)
         yield path
 
 
 def render(row: Mapping[str, str], seed: int = 0) -> NDArray[np.uint8]:
-    """Return the picture of one row of the manifest, shape (224, 288), grey.
+    """Return the picture of one row of the manifest, shape (224, 288), uint8, grey.
 
     Parameters
     ----------
     row
-        A row of `phantom_rows`.
+        Row of `phantom_rows`.
     seed
-        The one that the rows were made with.
+        Seed that the rows were made with.
     """
-    cohort = next(one for one in COHORTS if one.name == row["cohort"])
+    cohort = next(cohort for cohort in COHORTS if cohort.name == row["cohort"])
     body = _generator(seed, row["patient_id"], "body")
     anatomy = _Anatomy(
         size=float(body.normal(1.0, 0.10)),
@@ -173,18 +201,20 @@ def render(row: Mapping[str, str], seed: int = 0) -> NDArray[np.uint8]:
     echo, bone = _scene(row["label"], x, y, anatomy, chance)
     amplitude = echo * _speckle(scanner, chance) * np.exp(-scanner.attenuation * depth)
     amplitude *= _shadows(bone, chance) * float(chance.normal(1.0, 0.1))
+    # An amplitude of 0.7 is white, the floor of 1e-6 keeps the logarithm finite.
     decibel = 20 * np.log10(np.maximum(amplitude, 1e-6) / 0.7) + scanner.dynamic_range
     grey = np.clip(decibel / scanner.dynamic_range, 0.0, 1.0) * 255
     return _scan_convert(grey, scanner)
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
+    # `hash` of a text differs between processes, its CRC does not.
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
 @dataclass(frozen=True, slots=True)
 class _Anatomy:
-    """What stays the same over a patient's frames."""
+    """Anatomy of one patient, the same in every frame: factors of sizes, and echo amplitudes."""
 
     size: float
     stretch: float
@@ -197,7 +227,10 @@ class _Anatomy:
 def _scene(
     label: str, x: Floats, y: Floats, anatomy: _Anatomy, chance: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Return echo amplitude and where bone is, on the grid of depths and beams."""
+    """Return echo amplitude and strength of bone, shape (256, 160): depths by beams.
+
+    `x` and `y` are the grid's coordinates, across and along the fan, as shares of the depth.
+    """
     turn = chance.normal(0.0, 0.45)
     shift_x, shift_y = chance.normal(0.0, 0.05), 0.62 + chance.normal(0.0, 0.05)
     scale = 0.26 * anatomy.size * chance.normal(1.0, 0.05)
@@ -288,14 +321,16 @@ _SCENES: Final[Mapping[str, Callable[[Floats, Floats, _Anatomy, Floats, Floats],
 
 
 def _speckle(scanner: Scanner, chance: np.random.Generator) -> Floats:
+    """Return the amplitude of fully developed speckle, shape (256, 160), mean 1."""
     noise = chance.normal(size=(2, _DEPTHS, _BEAMS))
     real, imaginary = (gaussian_filter(part, (scanner.axial, scanner.lateral)) for part in noise)
-    amplitude = np.hypot(real, imaginary)
+    amplitude = np.hypot(real, imaginary)  # of a complex Gaussian: Rayleigh-distributed
     return np.asarray(amplitude / amplitude.mean())
 
 
 def _shadows(bone: Floats, chance: np.random.Generator) -> Floats:
     """Return what is left of the amplitude behind bone, and behind one or two gas bubbles."""
+    # Bone takes amplitude away from everything deeper on the same beam: a sum along the depth.
     passed = np.exp(-np.cumsum(bone, axis=0) / 6.0)
     shadow = _SHADE + (1 - _SHADE) * passed
     beams = np.arange(bone.shape[1])
@@ -311,6 +346,7 @@ def _scan_convert(grey: Floats, scanner: Scanner) -> NDArray[np.uint8]:
     top = scanner.near * np.cos(scanner.half_angle)
     scale = (1.0 - top) / (HEIGHT - 8)
     y, x = top + (rows - 4) * scale, (columns - WIDTH / 2) * scale
+    # For each pixel its place on the grid of depths and beams; what lies between is interpolated.
     radius, angle = np.hypot(x, y), np.arctan2(x, y)
     depth = (radius - scanner.near) / (1 - scanner.near) * (_DEPTHS - 1)
     beam = (angle / scanner.half_angle + 1) / 2 * (_BEAMS - 1)

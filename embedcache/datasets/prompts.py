@@ -22,11 +22,11 @@ class PromptClass:
     Parameters
     ----------
     name
-        What the file calls it.
+        Name of the class in the file.
     labels
-        Names that a manifest may give to it.
+        Labels of a manifest that mean this class; none where its name is the label.
     prompts
-        Its wordings, complete sentences.
+        Wordings of the class, complete sentences.
     """
 
     name: str
@@ -66,7 +66,7 @@ def read_prompts(source: str) -> tuple[PromptClass, ...]:
     Parameters
     ----------
     source
-        The name of a built-in set, or the path of a YAML file like `prompt_sets/template.yaml`.
+        Name of a built-in set, or path of a YAML file like `prompt_sets/template.yaml`.
 
     Raises
     ------
@@ -83,12 +83,12 @@ def read_prompts(source: str) -> tuple[PromptClass, ...]:
     template = str(document.get("template", "{}"))
     if "{}" not in template:
         raise RunError(f"{source}: template {template!r} has no {{}} for the prompt")
-    found = tuple(_class(source, str(name), facts, template) for name, facts in classes.items())
-    labels = [label for one in found for label in (one.labels or (one.name,))]
+    parsed = tuple(_class(source, str(name), facts, template) for name, facts in classes.items())
+    labels = [label for entry in parsed for label in (entry.labels or (entry.name,))]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise RunError(f"{source}: label '{twice[0]}' belongs to two classes")
-    return found
+    return parsed
 
 
 def _class(source: str, name: str, facts: Any, template: str) -> PromptClass:

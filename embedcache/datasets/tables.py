@@ -16,6 +16,15 @@ def read_table(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and cells of each row; headers and cells are stripped.
 
+    Parameters
+    ----------
+    file
+        Table with a header line, UTF-8.
+    columns
+        Names of the columns that it must have.
+    delimiter
+        Character between two cells.
+
     Raises
     ------
     ManifestError

@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,7 @@ def read_state_dict(file: Path, *, under: str = "") -> Tensors:
     Parameters
     ----------
     file
-        A safetensors file, or one of `torch.save`.
+        File of safetensors, or of `torch.save`.
     under
         Key under which a checkpoint of several things keeps its tensors.
 
@@ -67,24 +68,24 @@ def read_state_dict(file: Path, *, under: str = "") -> Tensors:
         The file is truncated, no checkpoint, holds something other than tensors, or would have to
         be unpickled blindly.
     """
-    found = _read(file)
+    content = _read(file)
     if under:
-        if not isinstance(found, dict) or under not in found:
+        if not isinstance(content, dict) or under not in content:
             raise EncoderWeightsError(
                 f"{file}: has no '{under}', under which the published file keeps its tensors"
             )
-        found = found[under]
-    if not isinstance(found, dict) or not found:
-        raise EncoderWeightsError(f"{file}: holds {type(found).__name__}, expected named tensors")
-    strange = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
+        content = content[under]
+    if not isinstance(content, dict) or not content:
+        raise EncoderWeightsError(f"{file}: holds {type(content).__name__}, expected named tensors")
+    strange = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if strange:
-        folders = [name for name in strange if isinstance(found[name], dict)]
+        folders = [name for name in strange if isinstance(content[name], dict)]
         first, inside = (folders or strange)[0], " (one level too deep)" if folders else ""
         raise EncoderWeightsError(
-            f"{file}: '{first}' is {type(found[first]).__name__}, not a tensor{inside}; "
+            f"{file}: '{first}' is {type(content[first]).__name__}, not a tensor{inside}; "
             "give the file as it was published"
         )
-    return dict(found)
+    return dict(content)
 
 
 def _read(file: Path) -> Any:
@@ -104,8 +105,8 @@ def _read(file: Path) -> Any:
 
 def why_unreadable(error: Exception) -> str:
     """Return why a file cannot be read; torch's own words advise to run what is in it."""
-    said = " ".join(str(error).split())
-    code = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", said)
+    message = " ".join(str(error).split())
+    code = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", message)
     if code:
         return (
             f"it holds '{code[1]}', which is code, not a tensor, and was not run; take the file "
@@ -113,7 +114,7 @@ def why_unreadable(error: Exception) -> str:
         )
     if isinstance(error, pickle.UnpicklingError | EOFError):
         return "it is empty or nothing that torch.save has written; download it again"
-    return f"{said.partition('. ')[0][:160]}; download it again"
+    return f"{message.partition('. ')[0][:160]}; download it again"
 
 
 def strip_prefix(tensors: Tensors, prefix: str, file: Path) -> Tensors:
@@ -122,15 +123,15 @@ def strip_prefix(tensors: Tensors, prefix: str, file: Path) -> Tensors:
     Raises
     ------
     EncoderWeightsError
-        There are none.
+        No tensor is under the prefix.
     """
-    kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    if not kept:
+    part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if not part:
         raise EncoderWeightsError(
             f"{file}: none of its {len(tensors)} tensors is under '{prefix}', first "
             f"'{next(iter(tensors))}'; give the file as it was published"
         )
-    return kept
+    return part
 
 
 def rename(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
@@ -158,8 +159,12 @@ def load_strictly(
 
     Parameters
     ----------
-    module, tensors, file
-        What, from what, and what to name in an error.
+    module
+        Network to fill; its tensors are overwritten.
+    tensors
+        Tensors of the file, by their names in the network.
+    file
+        File that they are from, for errors.
     unused
         Tensors that the published file holds and the module has no place for: they must be there.
     absent
@@ -172,8 +177,20 @@ def load_strictly(
     """
     state, unused, absent = module.state_dict(), set(unused), set(absent)
     counters = {name for name in state if name.endswith(".num_batches_tracked")}
-    kept = {name: state[name] for name in (counters | absent) - (counters & tensors.keys())}
-    wanted = (state.keys() - kept.keys()) | unused
+    unchanged = {name: state[name] for name in (counters | absent) - (counters & tensors.keys())}
+    wanted = (state.keys() - unchanged.keys()) | unused
+    problems = _problems(state, tensors, wanted)
+    if problems:
+        raise EncoderWeightsError(
+            f"{file}: not the weights of {type(module).__name__}: {'; '.join(problems)}; give the "
+            "file of the encoder you named"
+        )
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    module.load_state_dict({**used, **unchanged}, strict=True)
+
+
+def _problems(state: Tensors, tensors: Tensors, wanted: AbstractSet[str]) -> list[str]:
+    """Return what keeps tensors from being the `wanted` ones of a network, first of each kind."""
     missing = sorted(wanted - tensors.keys())
     extra = sorted(tensors.keys() - wanted)
     shapes = [
@@ -181,15 +198,9 @@ def load_strictly(
         for name in sorted(state.keys() & tensors.keys())
         if tensors[name].shape != state[name].shape
     ]
-    if missing or extra or shapes:
-        problems = [
-            f"{len(missing)} tensors missing, first '{missing[0]}'" if missing else "",
-            f"{len(extra)} unexpected, first '{extra[0]}'" if extra else "",
-            shapes[0] if shapes else "",
-        ]
-        raise EncoderWeightsError(
-            f"{file}: not the weights of {type(module).__name__}: "
-            f"{'; '.join(filter(None, problems))}; give the file of the encoder you named"
-        )
-    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
-    module.load_state_dict({**used, **kept}, strict=True)
+    problems = [
+        f"{len(missing)} tensors missing, first '{missing[0]}'" if missing else "",
+        f"{len(extra)} unexpected, first '{extra[0]}'" if extra else "",
+        shapes[0] if shapes else "",
+    ]
+    return [problem for problem in problems if problem]

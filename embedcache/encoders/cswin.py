@@ -37,8 +37,10 @@ class StripeAttention(nn.Module):
 
     Parameters
     ----------
-    dim, heads
-        Channels, and heads that share them.
+    dim
+        Number of channels.
+    heads
+        Number of attention heads, which share the channels equally.
     stripes
         'vertical' is the map's height by `split`, 'horizontal' `split` by its width, 'one' is the
         whole map.
@@ -153,6 +155,7 @@ class MofoEncoder(nn.Module):
         self.stage0_conv_embed = nn.Sequential(*stem)
         n_in = _STEM_WIDTH
         for number, (depth, split, heads) in enumerate(zip(DEPTHS, SPLITS, HEADS, strict=True)):
+            # Channels double from stage to stage while a merge halves the sides.
             dim, is_last = WIDTH << number, number == len(DEPTHS) - 1
             self.add_module(f"merge{number}", Merge(n_in, dim))
             blocks = (Block(dim, heads, split, crosses=not is_last) for _ in range(depth))
@@ -184,9 +187,9 @@ class MofoEncoder(nn.Module):
         self.is_checkpointed = True
 
 
-def load(found: Identified, device: str) -> TorchEncoder:
+def load(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder."""
-    return load_torch(build, found, device)
+    return load_torch(build, identified, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:  # noqa: ARG001 - see load_torch

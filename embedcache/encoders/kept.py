@@ -49,10 +49,14 @@ def keep_encoders(
 
     Parameters
     ----------
+    workspace
+        Workspace of the run.
+    run_id
+        Name of the run.
     base
-        The encoder that training started from; what that was trained on, these were too.
+        Encoder that training started from; the patients that it has seen, these have seen too.
     trained
-        Their files are copied.
+        Encoder of each fold; its file is copied.
     """
     folder = workspace.weights / run_id
     digests, before = DigestCache(), seen_by(workspace, base)
@@ -61,6 +65,7 @@ def keep_encoders(
     try:
         make_folder(folder)
         for encoder in trained:
+            # A copy: the training's own folder is removed once its run is published.
             target = folder / f"fold-{encoder.fold}.safetensors"
             shutil.copyfile(encoder.file, target)
             entries.append(

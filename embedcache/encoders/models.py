@@ -1,4 +1,4 @@
-"""The published encoders as data: what each is, how it wants its pictures, where its weights are.
+"""The published encoders as data: network, preprocessing, and source of the weights of each.
 
 Every fact carries its source in `reference`; docs/encoders.md shows them as one table.
 """
@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from embedcache.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Fit, Preprocess
+from embedcache.encoders.choices import Fit
+from embedcache.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
 
 _TIMM: Final = "embedcache.encoders.timm_encoders:load"
@@ -26,7 +27,7 @@ def _hub(tag: str, licence: str = "Apache-2.0", *, commercial: bool = True) -> W
     return WeightsSource(kind="hub", location=f"timm/{tag}", licence=licence, commercial=commercial)
 
 
-def _ultrasound() -> Iterator[EncoderSpec]:
+def _usfm() -> Iterator[EncoderSpec]:
     usfm = EncoderSpec(
         name="usfm",
         architecture="usfm-beit-base-patch16",
@@ -47,7 +48,10 @@ def _ultrasound() -> Iterator[EncoderSpec]:
     )
     yield usfm
     yield replace(usfm, name="usfm:cls", output="cls")
-    yield EncoderSpec(
+
+
+def _mofo() -> EncoderSpec:
+    return EncoderSpec(
         name="mofo",
         architecture="mofo-cswin-small",
         output="map-mean",
@@ -65,6 +69,9 @@ def _ultrasound() -> Iterator[EncoderSpec]:
         reference="github.com/Git-HB-CHEN/MOFO; CSWin: Dong et al. 2022, arXiv 2107.00652",
         overlap="pretrained on HC18 fetal heads, among others",
     )
+
+
+def _ultrasam() -> Iterator[EncoderSpec]:
     ultrasam = EncoderSpec(
         name="ultrasam",
         architecture="ultrasam-sam-vit-base-patch16",
@@ -86,6 +93,9 @@ def _ultrasound() -> Iterator[EncoderSpec]:
     )
     yield ultrasam
     yield replace(ultrasam, name="ultrasam:neck", output="neck-mean", dim=256, parameters=89.7)
+
+
+def _fetalclip() -> Iterator[EncoderSpec]:
     fetalclip = EncoderSpec(
         name="fetalclip",
         architecture="fetalclip-vit-l-14",
@@ -226,5 +236,6 @@ _SMALL: Final = (
     ),
 )
 BUILTIN: Final[Mapping[str, EncoderSpec]] = {
-    spec.name: spec for spec in (*_ultrasound(), *_general(), *_SMALL)
+    spec.name: spec
+    for spec in (*_usfm(), _mofo(), *_ultrasam(), *_fetalclip(), *_general(), *_SMALL)
 }

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
+from embedcache.encoders.choices import Fit
 from embedcache.encoders.devices import find_device
-from embedcache.encoders.preprocess import Fit, Preprocess
+from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, FloatArray, WeightsSource
 from embedcache.encoders.torch_encoder import (
@@ -83,13 +84,13 @@ class TextTower:
     Parameters
     ----------
     model
-        The whole model.
+        Model of open_clip with both halves, its weights loaded.
     tokenizer
-        Texts to token numbers, shape (n, context length).
+        Function from texts to token numbers, shape (n, context length).
     name
         Name of the encoder, for messages.
     device
-        See `find_device`.
+        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
 
     Raises
     ------
@@ -160,22 +161,22 @@ def describe(name: str) -> EncoderSpec:
     )
 
 
-def load(found: Identified, device: str) -> TorchEncoder:
+def load(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder of a model's image tower."""
-    return load_torch(build, found, device)
+    return load_torch(build, identified, device)
 
 
-def load_text(found: Identified, device: str) -> TextTower:
+def load_text(identified: Identified, device: str) -> TextTower:
     """Return the text half of a model, its weights those of the image half."""
-    with random_weights(found.spec.weights.seed):
-        model = _model(found.spec, found.weights_file)
-    if _is_fetalclip(found.spec):
+    with random_weights(identified.spec.weights.seed):
+        model = _model(identified.spec, identified.weights_file)
+    if _is_fetalclip(identified.spec):
         context: int = _FETALCLIP["text_cfg"]["context_length"]
         tokenizer = open_clip.SimpleTokenizer(context_length=context)
     else:
-        architecture = found.spec.architecture.removeprefix("open_clip:").partition("/")[0]
+        architecture = identified.spec.architecture.removeprefix("open_clip:").partition("/")[0]
         tokenizer = open_clip.get_tokenizer(architecture)
-    return TextTower(model, tokenizer, found.spec.name, device)
+    return TextTower(model, tokenizer, identified.spec.name, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:

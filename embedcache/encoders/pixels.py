@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedcache.encoders.registry import Identified
-from embedcache.encoders.spec import Encoder, FloatArray, check_rows, identity
+from embedcache.encoders.spec import Encoder, FloatArray, check_rows, identity_of
 
 
 class PixelsEncoder(Encoder):
@@ -19,6 +19,7 @@ class PixelsEncoder(Encoder):
         return 256
 
 
-def load(found: Identified, device: str) -> Encoder:  # noqa: ARG001 - a loader's form
+def load(identified: Identified, device: str) -> Encoder:  # noqa: ARG001 - a loader's form
     """Return the encoder; it computes nothing, so any device will do."""
-    return PixelsEncoder(found.spec, identity(found.spec, "none", found.precision))
+    spec = identified.spec
+    return PixelsEncoder(spec, identity_of(spec, "none", identified.precision))

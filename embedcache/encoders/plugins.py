@@ -33,16 +33,16 @@ def installed() -> Mapping[str, EntryPoint]:
     EncoderError
         Two distributions register one name, or one a name that is built in.
     """
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
-        if point.name in found or point.name in BUILTIN:
-            others = found[point.name].value if point.name in found else "embedcache"
+        if point.name in points or point.name in BUILTIN:
+            others = points[point.name].value if point.name in points else "embedcache"
             raise EncoderError(
                 f"encoder '{point.name}' is registered twice, by {others} and by {point.value}; "
                 "uninstall one"
             )
-        found[point.name] = point
-    return found
+        points[point.name] = point
+    return points
 
 
 def plugin_names() -> list[str]:
@@ -79,9 +79,14 @@ def register_file(file: Path) -> list[str]:
 
     The file's own digest becomes part of their architecture: edited code is another encoder.
 
+    Parameters
+    ----------
+    file
+        Python file; it is run as a module of its own.
+
     Returns
     -------
-    Their names.
+    Names of the encoders that it defines.
 
     Raises
     ------
@@ -92,6 +97,7 @@ def register_file(file: Path) -> list[str]:
         source = file.read_bytes()
     except OSError as error:
         raise UnknownEncoderError(f"{file}: {error.strerror}") from None
+    # The module is named by its content: the same file twice is one module, an edited one another.
     digest = hashlib.sha256(source).hexdigest()[:12]
     name = f"embedcache_encoder_file_{digest}"
     if name not in sys.modules:
@@ -103,12 +109,12 @@ def register_file(file: Path) -> list[str]:
         except Exception as error:  # whatever a foreign file raises
             del sys.modules[name]
             raise EncoderError(f"{file}: {error!r}") from error
-    specs = [one for one in vars(sys.modules[name]).values() if isinstance(one, EncoderSpec)]
+    specs = [value for value in vars(sys.modules[name]).values() if isinstance(value, EncoderSpec)]
     if not specs:
         raise EncoderError(
             f"{file}: defines no EncoderSpec; see CONTRIBUTING.md, 'An encoder of your own'"
         )
-    taken = [one.name for one in specs if one.name in BUILTIN or one.name in installed()]
+    taken = [spec.name for spec in specs if spec.name in BUILTIN or spec.name in installed()]
     if taken:
         raise EncoderError(f"{file}: encoder '{taken[0]}' exists already; choose another name")
     for spec in specs:

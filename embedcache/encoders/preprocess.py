@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from embedcache.encoders.choices import Fit
 from embedcache.errors import EncoderError
 
-Fit = Literal["squash", "crop", "pad-square", "longest-side"]
 Resample = Literal["bilinear", "bicubic", "lanczos", "cv2-bilinear"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -32,7 +32,7 @@ _FILTERS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """How one encoder wants its pictures.
+    """Preprocessing of one encoder: way of fitting, size, and arithmetic.
 
     Parameters
     ----------
@@ -135,6 +135,7 @@ class Preprocess:
         return out
 
     def _fitted(self, image: Image.Image) -> Image.Image:
+        # Pillow gives sizes as (width, height), arrays have (height, width).
         target, (width, height) = (self.width, self.height), image.size
         if self.fit == "pad-square":
             side = max(width, height)
@@ -145,6 +146,7 @@ class Preprocess:
             scale = min(target[0] / width, target[1] / height)
             size = max(1, int(width * scale)), max(1, int(height * scale))
             return _on_black(self._resized(image, size), target, (0, 0))
+        # torchvision's Resize rounds the longer side down, and its CenterCrop rounds half to even.
         short = math.floor(self.height / self.crop_pct)
         if width <= height:
             size = short, int(short * height / width)

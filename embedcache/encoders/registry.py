@@ -1,4 +1,7 @@
-"""Names to encoders: which there are, what is known of each, and how one is loaded.
+"""Names to encoders: the registered ones, the facts about each, and how one is loaded.
+
+From least to most: a name, its `EncoderSpec` (`find_spec`), an `Identified` encoder with its
+weights file and fingerprint (`identify_by_name`, `identify_by_spec`), a loaded `Encoder` (`load`).
 
 Nothing here imports torch until an encoder is loaded: `--help`, `status` and an extraction that
 finds everything cached never pay for it.
@@ -14,16 +17,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from embedcache.encoders.choices import Precision
 from embedcache.encoders.models import BUILTIN
 from embedcache.encoders.plugins import find_plugin, plugin_names, register_file
 from embedcache.encoders.spec import (
     Encoder,
     EncoderSpec,
-    Precision,
     TextEncoder,
     WeightsSource,
     fingerprint_of,
-    identity,
+    identity_of,
 )
 from embedcache.encoders.weights import check_registered, find_weights
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
@@ -39,18 +42,18 @@ _DECISIVE: Final = ("torch", "timm", "open_clip_torch")
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """An encoder that is known well enough to look for its rows.
+    """An encoder with its weights file, not loaded: enough to look for its rows in a store.
 
     Parameters
     ----------
     spec
-        The facts about it.
+        Facts about the encoder.
     weights_file
-        Its weights on this machine; None where it has none or random ones.
+        File of the weights on this machine; None where there are none or random ones.
     weights_digest
-        Their SHA-256; None where only loading can tell.
+        SHA-256 of the weights; None where only loading can tell, 'none' where there are none.
     precision
-        Of the computation.
+        Precision of the computation.
     """
 
     spec: EncoderSpec
@@ -60,22 +63,22 @@ class Identified:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What the fingerprint digests; None where only loading can tell."""
+        """Everything that decides a value; None where only loading can tell."""
         if self.weights_digest is None:
             return None
-        return identity(self.spec, self.weights_digest, self.precision)
+        return identity_of(self.spec, self.weights_digest, self.precision)
 
     @property
     def fingerprint(self) -> str | None:
         """The fingerprint, or None where only loading can tell."""
-        known = self.identity
-        return None if known is None else fingerprint_of(known)
+        identity = self.identity
+        return None if identity is None else fingerprint_of(identity)
 
     @property
     def presumed_fingerprint(self) -> str:
         """The fingerprint, or what stands for it until loading tells: equal where it will be."""
         source = f"{self.spec.weights.kind} {self.spec.weights.location} {self.spec.weights.seed}"
-        return fingerprint_of(identity(self.spec, self.weights_digest or source, self.precision))
+        return fingerprint_of(identity_of(self.spec, self.weights_digest or source, self.precision))
 
 
 def registered() -> list[str]:
@@ -83,7 +86,7 @@ def registered() -> list[str]:
     return [*BUILTIN, *plugin_names()]
 
 
-def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec:
+def find_spec(name: str, documents: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec:
     """Return the facts about an encoder.
 
     Parameters
@@ -91,7 +94,7 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
     name
         A registered name, `timm:NAME`, `open_clip:ARCH/TAG`, or `random:` before any of them (the
         same network with random weights, as a control).
-    known
+    documents
         Documents of encoders that a store holds; they spare the import of timm or open_clip.
 
     Raises
@@ -99,21 +102,23 @@ def find_spec(name: str, known: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec
     UnknownEncoderError
         No such encoder; names the nearest.
     """
+    # The command line, too, takes an underscore for a hyphen.
     if name.replace("_", "-") in BUILTIN:
         return BUILTIN[name.replace("_", "-")]
     plugin = find_plugin(name)
     if plugin is not None:
         return plugin
     kind, _, rest = name.partition(":")
-    library = next((one for one in _LIBRARIES if f"{one}:" in name), None)
+    library = next((prefix for prefix in _LIBRARIES if f"{prefix}:" in name), None)
     if library is not None:
         distribution = _LIBRARIES[library][0]
-        for document in known:
+        # Another version of the library may describe the model otherwise: then it is asked again.
+        for document in documents:
             same = document["spec"]["name"] == name
             if same and document["versions"].get(distribution) == _installed(distribution):
                 return EncoderSpec.from_document(document["spec"])
     if kind == "random" and rest:
-        trained = find_spec(rest, known)
+        trained = find_spec(rest, documents)
         if trained.weights.kind in {"random", "none"}:
             raise UnknownEncoderError(f"'{rest}' has no trained weights, so no random control")
         return replace(
@@ -144,11 +149,11 @@ def library_versions() -> dict[str, str | None]:
     return {name: _installed(name) for name in ("embedcache-fm", *_DECISIVE, "pillow", "numpy")}
 
 
-def identify(
+def identify_by_name(
     name: str,
     *,
     digests: DigestCache,
-    known: Iterable[Mapping[str, Any]] = (),
+    documents: Iterable[Mapping[str, Any]] = (),
     weights: Path | None = None,
     preprocess: str | None = None,
     precision: Precision = "fp32",
@@ -160,33 +165,35 @@ def identify(
     Parameters
     ----------
     name
-        See `find_spec`.
+        Name of an encoder, as for `find_spec`.
     digests
-        Remembers the digest of the weights file between runs.
-    known
-        Documents of encoders that a store holds.
+        Cache of the digests of weights files.
+    documents
+        Documents of encoders that a store holds; they tell the digests of random weights.
     weights
-        A file to use instead of the registered one.
+        Weights file to use instead of the registered one.
     preprocess
-        Another way of fitting pictures than the encoder's own; see `Preprocess`.
-    precision, offline
-        As `load_encoder` takes them.
+        'squash', 'crop', 'pad-square' or 'longest-side'; None for the encoder's own way of fitting.
+    precision
+        Precision of the computation.
+    offline
+        Whether the hub is never asked.
     fetch
-        Whether weights may be fetched from the hub now; if not, and they are not here, their digest
-        stays unknown.
+        Whether weights may be fetched from the hub now; else their digest may stay unknown.
 
     Raises
     ------
     UnknownEncoderError, EncoderWeightsError
+        No such encoder, or weights that are missing or not the registered ones.
     """
-    known = list(known)
-    spec = find_spec(name, known)
+    documents = list(documents)
+    spec = find_spec(name, documents)
     if preprocess is not None:
         spec = replace(spec, preprocess=spec.preprocess.refitted(preprocess))
-    return identify_spec(
+    return identify_by_spec(
         spec,
         digests=digests,
-        known=known,
+        documents=documents,
         weights=weights,
         precision=precision,
         offline=offline,
@@ -194,17 +201,30 @@ def identify(
     )
 
 
-def identify_spec(
+def identify_by_spec(
     spec: EncoderSpec,
     *,
     digests: DigestCache,
-    known: Iterable[Mapping[str, Any]] = (),
+    documents: Iterable[Mapping[str, Any]] = (),
     weights: Path | None = None,
     precision: Precision = "fp32",
     offline: bool = False,
     fetch: bool = True,
 ) -> Identified:
-    """Find the weights of an encoder whose facts are known; everything else as for `identify`."""
+    """Find the weights of an encoder of these facts, and its fingerprint where that can be had.
+
+    Parameters
+    ----------
+    spec
+        Facts about the encoder.
+    digests, documents, weights, precision, offline, fetch
+        See `identify_by_name`.
+
+    Raises
+    ------
+    EncoderWeightsError
+        The weights are not on this machine, or not the registered ones.
+    """
     try:
         file = find_weights(spec, given=weights, offline=offline, fetch=fetch)
     except EncoderWeightsError:
@@ -215,15 +235,16 @@ def identify_spec(
         digest: str | None = digests.file_digest(file)
         check_registered(spec, file, str(digest))
     elif spec.weights.kind == "random":
-        digest = _known_random_digest(spec, known)
+        digest = _drawn_digest(spec, documents)
     else:
         digest = "none"
     return Identified(spec, file, digest, precision)
 
 
-def _known_random_digest(spec: EncoderSpec, known: Iterable[Mapping[str, Any]]) -> str | None:
+def _drawn_digest(spec: EncoderSpec, documents: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the digest of weights drawn before by these versions of the libraries."""
-    for document in known:
+    # Torch may draw other numbers in another version, so the libraries must be the same too.
+    for document in documents:
         drawn = EncoderSpec.from_document(document["spec"])
         same = (drawn.architecture, drawn.weights) == (spec.architecture, spec.weights)
         versions = document["versions"]
@@ -232,13 +253,13 @@ def _known_random_digest(spec: EncoderSpec, known: Iterable[Mapping[str, Any]]) 
     return None
 
 
-def load(found: Identified, *, device: str = "auto") -> Encoder:
+def load(identified: Identified, *, device: str = "auto") -> Encoder:
     """Load an identified encoder onto a device.
 
     Parameters
     ----------
-    found
-        What `identify` returned.
+    identified
+        Encoder to load.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
 
@@ -249,33 +270,40 @@ def load(found: Identified, *, device: str = "auto") -> Encoder:
     DeviceError
         This machine has no such device.
     """
-    module, _, function = found.spec.loader.partition(":")
-    encoder: Encoder = getattr(importlib.import_module(module), function)(found, device)
-    if found.fingerprint not in {None, encoder.fingerprint}:
-        raise EncoderError(f"'{found.spec.name}' changed its fingerprint while loading")
+    module, _, function = identified.spec.loader.partition(":")
+    encoder: Encoder = getattr(importlib.import_module(module), function)(identified, device)
+    if identified.fingerprint not in {None, encoder.fingerprint}:
+        raise EncoderError(f"'{identified.spec.name}' changed its fingerprint while loading")
     return encoder
 
 
-def load_text(found: Identified, *, device: str = "auto") -> TextEncoder:
+def load_text(identified: Identified, *, device: str = "auto") -> TextEncoder:
     """Load the text half of an identified encoder onto a device.
+
+    Parameters
+    ----------
+    identified
+        Encoder whose text half is loaded.
+    device
+        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
 
     Raises
     ------
     EncoderError
-        It has none, or its embeddings are not in the space that the text half writes to.
+        The encoder has no text half, or its embeddings are not in the space of the texts.
     """
-    module = importlib.import_module(found.spec.loader.partition(":")[0])
-    if found.spec.weights.kind == "run":
+    module = importlib.import_module(identified.spec.loader.partition(":")[0])
+    if identified.spec.weights.kind == "run":
         raise EncoderError(
-            f"'{found.spec.name}' was fine-tuned away from its texts; zero-shot "
+            f"'{identified.spec.name}' was fine-tuned away from its texts; zero-shot "
             "needs the encoder it started from"
         )
-    if not hasattr(module, "load_text") or found.spec.output != "projected":
+    if not hasattr(module, "load_text") or identified.spec.output != "projected":
         raise EncoderError(
-            f"'{found.spec.name}' has no text half; zero-shot needs fetalclip or an "
+            f"'{identified.spec.name}' has no text half; zero-shot needs fetalclip or an "
             "open_clip:ARCH/TAG"
         )
-    texts: TextEncoder = module.load_text(found, device)
+    texts: TextEncoder = module.load_text(identified, device)
     return texts
 
 
@@ -289,45 +317,43 @@ def load_encoder(
     offline: bool = False,
     encoder_file: Path | str | None = None,
 ) -> Encoder:
-    """Load an encoder by name: the whole of what is needed to get an embedding.
+    """Load an encoder by name: all that it takes to get an embedding.
 
     Parameters
     ----------
     name
-        See `find_spec`.
+        Name of an encoder, as for `find_spec`.
     weights
-        A weights file to use instead of the registered one.
+        Weights file to use instead of the registered one.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     preprocess
-        'squash', 'crop', 'pad-square' or 'longest-side' instead of the encoder's own way of fitting
-        pictures; part of the fingerprint.
+        'squash', 'crop', 'pad-square' or 'longest-side'; None for the encoder's own way of fitting.
     precision
-        'fp32' (TF32 off), 'bf16' or 'fp16'; part of the fingerprint.
+        'fp32' (TF32 off), 'bf16' or 'fp16'; part of the fingerprint, as `preprocess` is.
     offline
-        Never ask the hub.
+        Whether the hub is never asked.
     encoder_file
-        A Python file that defines the encoder; see `plugins.register_file`.
+        Python file that defines the encoder.
 
     Raises
     ------
     UnknownEncoderError, EncoderWeightsError, DeviceError
+        The encoder, its weights or the device is not there.
 
     Examples
     --------
     >>> encoder = embedcache.load_encoder("sononet16", weights="SonoNet16.pth")  # doctest: +SKIP
-    >>> rows = encoder.encode(encoder.preprocess(image)[None])  # doctest: +SKIP
     >>> rows = encoder.embed(["a.png", "b.png"])  # doctest: +SKIP
     """
     if encoder_file is not None:
         register_file(Path(encoder_file))
-    given = Path(weights) if weights is not None else None
-    found = identify(
+    identified = identify_by_name(
         name,
         digests=DigestCache(),
-        weights=given,
+        weights=None if weights is None else Path(weights),
         preprocess=preprocess,
         precision=precision,
         offline=offline,
     )
-    return load(found, device=device)
+    return load(identified, device=device)

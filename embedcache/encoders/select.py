@@ -1,17 +1,17 @@
-"""Which encoders are meant by some names, with which weights: found, not yet loaded."""
+"""The encoders that names mean, with the weights they use: identified, not yet loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from embedcache.encoders import registry
+from embedcache.encoders.choices import Precision, PrecisionChoice
 from embedcache.encoders.kept import PREFIX, kept_encoders
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.registry import Identified
-from embedcache.encoders.spec import Precision
 from embedcache.encoders.weights import find_weights
 from embedcache.errors import EncoderError, EncoderWeightsError, RunError
 from embedcache.files.digests import DigestCache
@@ -22,7 +22,7 @@ ALL: Final = "all"
 
 @dataclass(frozen=True, slots=True)
 class EncoderOptions:
-    """Where encoders come from, and how they compute; all of it decides a value.
+    """Source of encoders and precision of their computation; all of it decides a value.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class EncoderOptions:
 
     weights: Path | None = None
     preprocess: str | None = None
-    precision: Precision | Literal["auto"] = "auto"
+    precision: PrecisionChoice = "auto"
     encoder_file: Path | None = None
     offline: bool = False
 
@@ -76,13 +76,13 @@ def identify_models(
     Parameters
     ----------
     workspace
-        Where fine-tuned weights and the documents of stored encoders lie.
+        Workspace of the fine-tuned weights and of the stored encoders.
     models
         Names of encoders; 'all' for every one whose weights are here.
     options
-        Where encoders come from, and how they compute.
+        Source of encoders and precision of their computation.
     digests
-        Digests of weights files that are known by their time stamps.
+        Cache of the digests of weights files.
     fetch
         Whether weights may be fetched from the hub now.
 
@@ -104,13 +104,13 @@ def identify_models(
     identified = [
         encoder
         for name in names
-        for encoder in _identify(workspace, name, options, digests, documents, fetch=fetch)
+        for encoder in _identify_model(workspace, name, options, digests, documents, fetch=fetch)
     ]
     unique = {encoder.presumed_fingerprint: encoder for encoder in reversed(identified)}
     return list(unique.values())[::-1]
 
 
-def _identify(
+def _identify_model(
     workspace: Workspace,
     name: str,
     options: EncoderOptions,
@@ -119,14 +119,14 @@ def _identify(
     *,
     fetch: bool,
 ) -> list[Identified]:
-    """Find an encoder, or those that a fine-tuning run has kept."""
+    """Return the encoder of a name, or those of all folds that `run:ID` means."""
     precision: Precision = "fp32" if options.precision == "auto" else options.precision
     if not name.startswith(PREFIX):
         return [
-            registry.identify(
+            registry.identify_by_name(
                 name,
                 digests=digests,
-                known=documents,
+                documents=documents,
                 weights=options.weights,
                 preprocess=options.preprocess,
                 precision=precision,
@@ -134,20 +134,21 @@ def _identify(
                 fetch=fetch,
             )
         ]
-    kept = kept_encoders(workspace, name)
-    if options.weights is not None or options.preprocess not in {None, kept[0][0].preprocess.fit}:
+    trained = kept_encoders(workspace, name)
+    own_fit = trained[0][0].preprocess.fit
+    if options.weights is not None or options.preprocess not in {None, own_fit}:
         raise RunError(f"'{name}' has its own weights and preprocessing; leave out the options")
     return [
-        registry.identify_spec(
+        registry.identify_by_spec(
             spec,
             digests=digests,
-            known=documents,
+            documents=documents,
             weights=file,
             precision=precision,
             offline=options.offline,
             fetch=fetch,
         )
-        for spec, file in kept
+        for spec, file in trained
     ]
 
 
@@ -162,11 +163,11 @@ def identify_stored(
     Parameters
     ----------
     workspace
-        Where fine-tuned weights lie.
+        Workspace of the fine-tuned weights.
     document
-        What the store's `encoder.json` says.
+        Content of the store's `encoder.json`.
     digests
-        Digests of weights files that are known by their time stamps.
+        Cache of the digests of weights files.
     options
         Weights file and hub; preprocessing and precision are those of the rows.
 
@@ -182,7 +183,7 @@ def identify_stored(
     )
     name, fingerprint = str(document["name"]), str(document["fingerprint"])
     documents = workspace.encoder_documents()
-    [encoder] = _identify(workspace, name, made_with, digests, documents, fetch=True)
+    [encoder] = _identify_model(workspace, name, made_with, digests, documents, fetch=True)
     if encoder.fingerprint not in {None, fingerprint}:
         raise EncoderWeightsError(
             f"the weights here are not those of {name}@{fingerprint[:12]}; pass the original file "

@@ -88,9 +88,9 @@ class SonoNet(nn.Module):
         return self.feature_map(images).mean((2, 3))
 
 
-def load(found: Identified, device: str) -> TorchEncoder:
+def load(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder."""
-    return load_torch(build, found, device)
+    return load_torch(build, identified, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:  # noqa: ARG001 - see load_torch

@@ -1,4 +1,4 @@
-"""What an encoder is: the facts about it, its fingerprint, and the interface it offers."""
+"""An encoder: the facts about it, its fingerprint, and the interface it offers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedcache.data.images import decode_image, grey_or_rgb
+from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import EncoderOutputError
 from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class WeightsSource:
     commercial
         Whether that licence allows commercial use; None where nobody says.
     seed
-        Of random weights.
+        Seed of random weights.
     """
 
     kind: Literal["hub", "package", "user", "run", "random", "none"]
@@ -59,27 +59,28 @@ class EncoderSpec:
     Parameters
     ----------
     name
-        What the user types.
+        Name that the user types.
     architecture
-        The network the weights are poured into, with the library that builds it.
+        Name of the network that the weights are poured into, with the library that builds it.
     output
-        Which of the network's values is the embedding.
+        Name of the network's value that is the embedding, such as 'cls' or 'patch-mean'.
     dim
         Length of an embedding.
     preprocess
-        From a picture to the array the network takes.
+        Preprocessing from a picture to the array that the network takes.
     weights
-        Where the weights come from.
+        Source of the weights.
     loader
-        'module:function' that takes an `Identified` and a device and returns the `Encoder`.
+        Text 'module:function'; the function takes an `Identified` and a device, by position, and
+        returns the `Encoder`.
     parameters
         Number of parameters, in millions.
     reference
         Paper or model card.
     memory_gb
-        What a pass takes at the encoder's own batch size, beyond torch itself, in 10^9 bytes.
+        Memory of a pass at the encoder's own batch size, beyond torch itself, in 10^9 bytes.
     overlap
-        What is known of data that its pretraining shares with public benchmarks.
+        Data that its pretraining is known to share with public benchmarks; '' for none.
     """
 
     name: str
@@ -110,10 +111,19 @@ class EncoderSpec:
         )
 
 
-def identity(spec: EncoderSpec, weights_digest: str, precision: Precision) -> dict[str, Any]:
+def identity_of(spec: EncoderSpec, weights_digest: str, precision: Precision) -> dict[str, Any]:
     """Return everything that decides an embedding's value, but for the image's bytes.
 
     The name is not part of it, nor is batch size, device or number of workers.
+
+    Parameters
+    ----------
+    spec
+        Facts about the encoder.
+    weights_digest
+        SHA-256 of the weights; 'none' where there are none.
+    precision
+        Precision of the computation.
     """
     return {
         "architecture": spec.architecture,
@@ -137,9 +147,9 @@ class Encoder(ABC):
     Parameters
     ----------
     spec
-        The facts about it.
+        Facts about the encoder.
     identity
-        What `fingerprint` is the digest of; see `identity`.
+        Everything that decides a value, as `identity_of` returns it; `fingerprint` is its digest.
     """
 
     def __init__(self, spec: EncoderSpec, identity: dict[str, Any]) -> None:
@@ -158,7 +168,7 @@ class Encoder(ABC):
         Parameters
         ----------
         batch
-            Shape (n, channels, height, width), float32, as `preprocess` returns it, stacked.
+            Preprocessed pictures, stacked: shape (n, channels, height, width), float32.
 
         Returns
         -------
@@ -184,7 +194,12 @@ class Encoder(ABC):
     def embed(self, images: Sequence[Image.Image | Path | str]) -> FloatArray:
         """Return the embeddings of pictures or of image files, shape (n, spec.dim), in order.
 
-        For a few pictures at hand; `embedcache.open(...).extract` keeps them, and is faster.
+        For a few pictures at hand; `embedcache.open(...).extract` stores embeddings, and is faster.
+
+        Parameters
+        ----------
+        images
+            Pictures of any mode, or paths of image files.
 
         Raises
         ------
@@ -216,6 +231,15 @@ def _picture(image: Image.Image | Path | str) -> Image.Image:
 
 def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray:
     """Return embeddings as contiguous float32, or raise what is wrong with them.
+
+    Parameters
+    ----------
+    rows
+        Embeddings, shape (n_rows, spec.dim).
+    n_rows
+        Number of pictures that were encoded.
+    spec
+        Facts about the encoder.
 
     Raises
     ------

@@ -91,14 +91,14 @@ def _network(architecture: str, **settings: Any) -> Any:
     return timm.create_model(architecture, pretrained=False, **settings)
 
 
-def load(found: Identified, device: str) -> TorchEncoder:
+def load(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder of a network whose published file timm knows."""
-    return load_torch(build, found, device)
+    return load_torch(build, identified, device)
 
 
-def load_by_position(found: Identified, device: str) -> TorchEncoder:
+def load_by_position(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder of a network whose file has other names for the same tensors."""
-    return load_torch(build_by_position, found, device)
+    return load_torch(build_by_position, identified, device)
 
 
 def build(spec: EncoderSpec, file: Path | None) -> nn.Module:

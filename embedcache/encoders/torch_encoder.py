@@ -14,7 +14,7 @@ from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
 from embedcache.encoders.devices import find_device
-from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity
+from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity_of
 from embedcache.errors import DeviceError, EncoderWeightsError
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ class TorchEncoder(Encoder):
 
     Parameters
     ----------
-    spec, identity
-        As for `Encoder`; the precision is read from `identity`.
+    spec
+        Facts about the encoder.
+    identity
+        Everything that decides a value, as `identity_of` returns it; the precision is read from it.
     module
-        Maps (n, channels, height, width) to (n, dim); put into evaluation mode here.
+        Network that maps (n, channels, height, width) to (n, dim); put into evaluation mode here.
     device
-        See `find_device`.
+        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
 
     Raises
     ------
@@ -91,7 +93,7 @@ class TorchEncoder(Encoder):
                     f"'{self.spec.name}' does not fit into the memory of {self.device} even one "
                     "image at a time; pass --device cpu"
                 ) from None
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # or blocks of the failed batch would stay in torch's hands
             self._most_rows = (len(batch) + 1) // 2
         return self.encode_async(batch)
 
@@ -204,31 +206,35 @@ def to_device(
 
 
 def load_torch(
-    build: Callable[[EncoderSpec, Path | None], nn.Module], found: Identified, device: str
+    build: Callable[[EncoderSpec, Path | None], nn.Module], identified: Identified, device: str
 ) -> TorchEncoder:
     """Return the encoder of a network: what the loaders of torch models are made of.
 
     Parameters
     ----------
     build
-        Returns the network with the weights of a file, or as initialised where there is none.
-    found, device
-        As a loader is given them.
+        Function that returns the network with the weights of a file, or as initialised where there
+        is none.
+    identified
+        Encoder to load, as the loader is given it.
+    device
+        Device to load onto, as the loader is given it.
     """
-    if found.weights_file is not None and found.spec.weights.kind == "run":
-        # Fine-tuned: the tensors are the network's own, whatever layout the first ones came in.
-        module = build(found.spec, None)
-        load_strictly(module, read_state_dict(found.weights_file), found.weights_file)
-    elif found.weights_file is not None:
-        module = build(found.spec, found.weights_file)
-    elif found.spec.weights.kind != "random":
-        raise EncoderWeightsError(f"'{found.spec.name}' was identified without its weights")
+    spec, file = identified.spec, identified.weights_file
+    if file is not None and spec.weights.kind == "run":
+        # Fine-tuned: the tensors have the network's own names, whatever the published file's are.
+        module = build(spec, None)
+        load_strictly(module, read_state_dict(file), file)
+    elif file is not None:
+        module = build(spec, file)
+    elif spec.weights.kind != "random":
+        raise EncoderWeightsError(f"'{spec.name}' was identified without its weights")
     else:
-        with random_weights(found.spec.weights.seed):
-            module = build(found.spec, None)
-    digest = found.weights_digest or tensors_digest(module)
+        with random_weights(spec.weights.seed):
+            module = build(spec, None)
+    digest = identified.weights_digest or tensors_digest(module)
     return TorchEncoder(
-        found.spec, identity(found.spec, digest, found.precision), module, device=device
+        spec, identity_of(spec, digest, identified.precision), module, device=device
     )
 
 

@@ -26,14 +26,14 @@ _ULTRASAM_NAMES: Final = {
 }
 
 
-def load_usfm(found: Identified, device: str) -> TorchEncoder:
+def load_usfm(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder of USFM."""
-    return load_torch(build_usfm, found, device)
+    return load_torch(build_usfm, identified, device)
 
 
-def load_ultrasam(found: Identified, device: str) -> TorchEncoder:
+def load_ultrasam(identified: Identified, device: str) -> TorchEncoder:
     """Return the encoder of UltraSAM."""
-    return load_torch(build_ultrasam, found, device)
+    return load_torch(build_ultrasam, identified, device)
 
 
 def build_usfm(spec: EncoderSpec, file: Path | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Where the weights are on this machine: the hub's cache, a package, the user's registered file."""
+"""Weights files on this machine: in the hub's cache, in a package, or registered by the user."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HUB_FILES: Final = (
 
 def weights_home() -> Path:
     """Return the folder of registered weights: `EMBEDCACHE_WEIGHTS_HOME`, or the user's own."""
-    given = os.environ.get("EMBEDCACHE_WEIGHTS_HOME")
-    return Path(given) if given else platformdirs.user_data_path("embedcache") / "weights"
+    folder = os.environ.get("EMBEDCACHE_WEIGHTS_HOME")
+    return Path(folder) if folder else platformdirs.user_data_path("embedcache") / "weights"
 
 
 def find_weights(
@@ -41,11 +41,11 @@ def find_weights(
     Parameters
     ----------
     spec
-        The encoder.
+        Facts about the encoder.
     given
-        A file to use instead of the registered one, for this time.
+        Weights file to use instead of the registered one.
     offline
-        Never ask the hub.
+        Whether the hub is never asked.
     fetch
         Whether a missing hub file may be downloaded now.
 
@@ -79,9 +79,9 @@ def _hub_file(spec: EncoderSpec, *, offline: bool) -> Path:
     source = spec.weights
     names = (source.file,) if source.file else HUB_FILES
     for name in names:
-        held = try_to_load_from_cache(source.location, name)
-        if isinstance(held, str):
-            return Path(held)
+        cached = try_to_load_from_cache(source.location, name)
+        if isinstance(cached, str):  # else it is None, or a mark that the hub has no such file
+            return Path(cached)
     page = f"https://huggingface.co/{source.location}"
     advice = (
         f"download {names[0]} there (licence: {source.licence}) and run `embedcache weights add "
@@ -111,8 +111,8 @@ def _hub_file(spec: EncoderSpec, *, offline: bool) -> Path:
 
 
 def _package_file(spec: EncoderSpec) -> Path:
-    found = importlib.util.find_spec(spec.weights.location)
-    folders = found.submodule_search_locations if found is not None else None
+    package = importlib.util.find_spec(spec.weights.location)
+    folders = package.submodule_search_locations if package is not None else None
     if folders:
         path = Path(folders[0]) / spec.weights.file
         if path.is_file():
@@ -125,7 +125,7 @@ def _package_file(spec: EncoderSpec) -> Path:
 
 
 def _record(spec: EncoderSpec) -> Path:
-    """Return where the registration of an encoder's weights is; its other outputs share it."""
+    """Return the file that registers an encoder's weights; its other outputs share it."""
     name = spec.name if spec.name.startswith(("timm:", "open_clip:")) else spec.name.split(":")[0]
     return weights_home() / re.sub(r"[^A-Za-z0-9._-]+", "-", name) / "weights.json"
 
@@ -176,17 +176,18 @@ def register_weights(spec: EncoderSpec, file: Path, digest: str, *, link: bool =
     Parameters
     ----------
     spec
-        The encoder that it was checked to load into.
+        Facts about the encoder that the file was checked to load into.
     file
-        The user's download; left where it is.
+        File that the user has downloaded; it stays where it is.
     digest
-        Its SHA-256.
+        SHA-256 of the file.
     link
-        Keep a symbolic link instead of a copy.
+        Whether a symbolic link is kept instead of a copy.
     """
     record = _record(spec)
     record.parent.mkdir(parents=True, exist_ok=True)
     target = record.parent / f"{digest[:12]}{file.suffix}"
+    # Under another name first: a copy that was cut off must not look like the weights.
     aside = target.with_suffix(target.suffix + ".part")
     aside.unlink(missing_ok=True)
     if link:

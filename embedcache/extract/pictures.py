@@ -10,7 +10,7 @@ from embedcache.data.image_files import ImageFile
 from embedcache.encoders.pixels import PixelsEncoder
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import library_versions
-from embedcache.encoders.spec import EncoderSpec, WeightsSource, fingerprint_of, identity
+from embedcache.encoders.spec import EncoderSpec, WeightsSource, fingerprint_of, identity_of
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.report import PassReport, Progress
@@ -70,11 +70,11 @@ def _described(preprocess: Preprocess) -> tuple[EncoderSpec, dict[str, Any]]:
         weights=WeightsSource(kind="none"),
         loader="embedcache.encoders.pixels:load",
     )
-    picture_identity = {**identity(spec, "none", "fp32"), "dtype": "uint8"}
+    identity = {**identity_of(spec, "none", "fp32"), "dtype": "uint8"}
     return spec, {
         "name": spec.name,
-        "fingerprint": fingerprint_of(picture_identity),
-        "identity": picture_identity,
+        "fingerprint": fingerprint_of(identity),
+        "identity": identity,
         "spec": spec.document(),
         "versions": library_versions(),
         "created": utc_now(),

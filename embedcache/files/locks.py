@@ -77,13 +77,14 @@ def if_unmarked(folder: Path) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / _GATE):
-        yield not any(map(_is_held, folder.glob(f"{_MARK}*")))
+        yield all(remove_if_free(mark) for mark in folder.glob(f"{_MARK}*"))
 
 
-def _is_held(mark: Path) -> bool:
+def remove_if_free(file: Path) -> bool:
+    """Remove a lock file that nobody holds, and tell whether nobody held it."""
     try:
-        with filelock.FileLock(mark).acquire(timeout=0):
-            mark.unlink(missing_ok=True)
+        with filelock.FileLock(file).acquire(timeout=0):
+            file.unlink(missing_ok=True)
     except filelock.Timeout:
-        return True
-    return False
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""What trained folds predict, as the answers of a run."""
+"""Predictions of trained folds, as the answers of a run."""
 
 from __future__ import annotations
 

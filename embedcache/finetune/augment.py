@@ -42,6 +42,7 @@ class Speckle(v2.Transform):  # type: ignore[misc] # torchvision has no types
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
         """Return the picture, same shape and type; all its channels share the noise."""
         del params
+        # One noise for all channels: a grey picture stays grey.
         noise = torch.randn(inpt.shape[-2:]) * self.deviation
         return (inpt * (1 + noise)).round_().clamp_(0, 255).to(torch.uint8)
 

@@ -1,4 +1,4 @@
-"""From stored pictures to batches: which images when, and each changed in its own way.
+"""From stored pictures to batches: the images of each step, each changed in its own way.
 
 Nothing here has a state that could be lost: the order of an epoch and the change of a picture are
 functions of seed, fold, epoch and image. A training that goes on after a kill, on another number
@@ -29,16 +29,16 @@ class Pictures(Dataset[torch.Tensor]):
     Parameters
     ----------
     store
-        Of pictures at the size of training.
+        Store of pictures, fitted as the encoder fits them.
     keys
-        SHA-256 of each.
+        SHA-256 of each picture's image, by number.
     size
-        Height and width.
+        Height and width of the pictures.
     change
-        What training does to a picture, uint8, shape (channels, height, width); draws from torch's
-        generator.
+        Function that changes a picture, uint8, shape (channels, height, width), for training; it
+        draws from torch's generator.
     seed
-        Of the changes; with epoch and number it decides each.
+        Seed of the changes; with epoch and number it decides each of them.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Pictures(Dataset[torch.Tensor]):
         Parameters
         ----------
         wanted
-            Epoch and number of each; as it is stored where the epoch is `UNCHANGED`.
+            Epoch and number of each picture; as it is stored where the epoch is `UNCHANGED`.
         """
         rows = self._store.read([self._keys[number] for _, number in wanted])
         pictures = torch.from_numpy(rows.reshape(-1, 3, *self._size))
@@ -73,13 +73,13 @@ class Pictures(Dataset[torch.Tensor]):
             made = [picture.expand(3, -1, -1) for picture in made]
         return torch.tensor([number for _, number in wanted]), torch.stack(made)
 
-    def _changed(self, picture: torch.Tensor, one: tuple[int, int]) -> torch.Tensor:
+    def _changed(self, picture: torch.Tensor, place: tuple[int, int]) -> torch.Tensor:
         if torch.equal(picture[0], picture[1]) and torch.equal(picture[0], picture[2]):
             picture = picture[:1]  # a third of the work
-        if one[0] == UNCHANGED:
+        if place[0] == UNCHANGED:
             return picture
         before = torch.get_rng_state()
-        seed = np.random.SeedSequence([*self._seed, *one]).generate_state(1, np.uint64)
+        seed = np.random.SeedSequence([*self._seed, *place]).generate_state(1, np.uint64)
         torch.default_generator.manual_seed(int(seed[0] >> 1))
         try:
             return self._change(picture)
@@ -91,7 +91,17 @@ def epoch_batches(n_images: int, batch_size: int, seed: tuple[int, ...]) -> list
     """Return the images of each step: all of them, once, shuffled, in batches of nearly one size.
 
     So none is left out, and no step rests on a few images that were left over.
+
+    Parameters
+    ----------
+    n_images
+        Number of training images.
+    batch_size
+        Most images of a step, at least 1.
+    seed
+        Seed of the order: seed of the training, fold and epoch.
     """
+    # A generator of its own, so the order does not hang on what else has been drawn.
     order = np.random.default_rng(seed).permutation(n_images)
     return np.array_split(order, -(-n_images // batch_size))
 
@@ -107,11 +117,11 @@ class Reader:
     Parameters
     ----------
     pictures
-        What to read from.
+        Pictures to read from.
     workers
-        Number of processes; 0: this one, when a batch is asked for.
+        Number of processes that read; 0: this one reads when a batch is asked for.
     device
-        Where batches will go.
+        Device that batches will go to; for a CUDA GPU they lie in pinned memory.
     """
 
     def __init__(self, pictures: Pictures, *, workers: int, device: torch.device) -> None:
@@ -121,7 +131,7 @@ class Reader:
             batch_sampler=self._turn,
             generator=torch.Generator(),  # or it would draw from the one that dropout draws from
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0,  # else each epoch would start processes again
             collate_fn=_as_it_is,
             worker_init_fn=_stand_apart,
             pin_memory=device.type == "cuda",
@@ -134,7 +144,7 @@ class Reader:
 
 
 class _Turn(Sampler[list[tuple[int, int]]]):
-    """What is to be read now."""
+    """The batches of the turn under way: a sampler that is filled anew for each turn."""
 
     def __init__(self) -> None:
         self.parts: list[list[tuple[int, int]]] = []

@@ -1,12 +1,10 @@
-"""What one fold is asked to do, and what it gives: plain values that travel between processes."""
+"""The job of one fold and its result: plain values that travel between processes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Any
 
 from embedcache.encoders.registry import Identified
 from embedcache.files.arrays import Codes, Floats
@@ -15,13 +13,18 @@ from embedcache.finetune.recipe import Recipe
 from embedcache.finetune.regimes import Regime
 from embedcache.probes.logistic import LogisticPath
 
-RESULT: Final = "result.pt"
-ENCODER: Final = "encoder.safetensors"
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Images by digest, and the number of each one's class, shape (n,)."""
+    """Images of one part of a fold.
+
+    Parameters
+    ----------
+    keys
+        SHA-256 of each image's bytes.
+    codes
+        Number of each image's class, shape (n,), from 0.
+    """
 
     keys: tuple[str, ...]
     codes: Codes
@@ -36,33 +39,40 @@ class FoldJob:
 
     Parameters
     ----------
-    fold, seed
-        Its number, and the seed of everything that is drawn.
-    found
-        The encoder and its weights.
-    regime, recipe
-        What is trained, and how.
+    fold
+        Number of the fold, from 0.
+    seed
+        Seed of everything that is drawn: the order of images, their changes, dropped branches.
+    encoder
+        The encoder to train, with its weights file.
+    regime
+        Part of the classifier that is trained.
+    recipe
+        Every number of the training.
     n_classes
-        Of the head.
-    train, validation
-        What moves the weights, and what chooses the epoch: of different patients.
+        Number of classes of the head, at least 2.
+    train
+        Images that move the weights.
+    validation
+        Images that choose the epoch; of other patients than `train`.
     tests
-        What the chosen weights predict: the fold's own patients first, then external cohorts.
+        Images that the chosen weights predict: the fold's own patients first, then each external
+        cohort.
     probe
-        The probe that the head starts at.
+        Logistic probe that the head starts at; None: the head starts at zero.
     pixels
-        Folder of the stored pictures.
+        Folder of the store of pictures, fitted as the encoder fits them.
     folder
-        Where this fold keeps its state.
+        Folder where this fold writes its state and its result.
     logs
-        Where TensorBoard's files go; None: nowhere.
+        Folder of TensorBoard's files; None: none are written.
     workers
-        Processes that read and change pictures; 0: this one.
+        Number of processes that read and change pictures; 0: this one does.
     """
 
     fold: int
     seed: int
-    found: Identified
+    encoder: Identified
     regime: Regime
     recipe: Recipe
     n_classes: int
@@ -78,28 +88,31 @@ class FoldJob:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch gave.
+    """Scores, speed and duration of one epoch.
 
     Parameters
     ----------
-    fold, epoch
-        Which; epochs count from 1.
+    fold
+        Number of the fold, from 0.
+    epoch
+        Number of the epoch, from 1.
     loss
-        Of training, the mean over its images.
+        Mean loss over the training images, as it was when each was trained on.
     macro_f1
-        Of the validation part, over the classes that it has.
+        Macro F1 of the validation images, from 0 to 1, over the classes that they have.
     validation_loss
-        Cross-entropy there.
+        Mean cross-entropy of the validation images, in nats.
     lr
-        Of the last step, for the encoder's last layer, or for the head where only that is trained.
+        Learning rate of the last step, for the encoder's last layer, or for the head where only
+        the head is trained.
     images_per_s
-        Of training.
+        Images trained on per second, validation not counted.
     compute_share
-        Of the time of training, that not spent waiting for pictures.
+        Share of the training time not spent waiting for pictures, from 0 to 1.
     seconds
-        All of it, validation too.
+        Duration of training and validation, in seconds.
     is_best
-        Whether its weights are kept so far.
+        Whether no epoch before was better; its weights are then saved.
     """
 
     fold: int
@@ -116,7 +129,17 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a fold is: images trained on, of all in all its epochs."""
+    """Progress of one fold, after a step of the optimiser.
+
+    Parameters
+    ----------
+    fold
+        Number of the fold, from 0.
+    epoch
+        Number of the epoch under way, from 1.
+    n_done, n_total
+        Number of images trained on so far, and in all epochs together.
+    """
 
     fold: int
     epoch: int
@@ -126,19 +149,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:
-    """What a fold gave.
+    """Predictions, epochs and cost of one trained fold.
 
     Parameters
     ----------
-    fold, best_epoch
-        Which fold, and the epoch whose weights predicted.
+    fold
+        Number of the fold, from 0.
+    best_epoch
+        Number of the epoch whose weights predicted, from 1.
     probability
-        One matrix a part of `FoldJob.tests`, shape (n, n_classes), float64.
+        Probability of each class, one matrix a part of `FoldJob.tests`, shape (n, n_classes).
     epochs
-        All of them.
+        What each epoch gave, in order.
     cost
-        seconds, peak_memory_bytes, device, devices; parameters trained and in all, blocks with
-        drop path.
+        Facts for the run's record: seconds, peak_memory_bytes, device, devices, parameters,
+        parameters_trained, blocks_with_drop_path.
     """
 
     fold: int
@@ -146,17 +171,3 @@ class FoldResult:
     probability: tuple[Floats, ...] = field(repr=False)
     epochs: tuple[Epoch, ...] = field(repr=False)
     cost: dict[str, Any]
-
-
-def finished(folder: Path) -> FoldResult | None:
-    """Return the result of a fold that was trained to its end, or None."""
-    if not (folder / RESULT).exists():
-        return None
-    found = torch.load(folder / RESULT, weights_only=True)
-    return FoldResult(
-        fold=found["fold"],
-        best_epoch=found["best_epoch"],
-        probability=tuple(one.numpy() for one in found["probability"]),
-        epochs=tuple(Epoch(**one) for one in found["epochs"]),
-        cost=found["cost"],
-    )

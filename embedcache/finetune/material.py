@@ -1,4 +1,4 @@
-"""What fine-tuning is given: the pictures of each cohort, and of these a job for every fold."""
+"""The material of fine-tuning: pictures of each cohort, and from these a job for every fold."""
 
 from __future__ import annotations
 
@@ -98,8 +98,10 @@ def gather(
 
     Parameters
     ----------
-    cohorts, folds
-        Images that train and test, and the fold of each training patient.
+    cohorts
+        Images that train and test.
+    folds
+        Fold of each training patient.
     encoder
         The encoder to train.
     pictures
@@ -162,14 +164,16 @@ def fold_jobs(
     logs: Path,
     workers: int,
 ) -> list[FoldJob]:
-    """Return what is to be trained, a job a fold, in the folds' order.
+    """Return a job for each fold, in the folds' order.
 
     Parameters
     ----------
     material
         Images with their labels and patients.
-    regime, recipe
-        What is trained, and how.
+    regime
+        Part of the classifier that is trained.
+    recipe
+        Numbers of the training.
     probes
         Probe that the head starts at, by fold; empty where it starts at random.
     training, logs
@@ -177,27 +181,21 @@ def fold_jobs(
     workers
         Number of processes that read pictures.
     """
-    from embedcache.finetune.jobs import FoldJob, Part
+    from embedcache.finetune.jobs import FoldJob
 
     train, *external = material.cohorts
-    classes = material.classes
-
-    def part(rows: LabelledEmbeddings, numbers: NDArray[np.intp] | slice = slice(None)) -> Part:
-        codes = np.searchsorted(classes, np.array(rows.label)[numbers])
-        keys = np.array(material.keys(rows))[numbers]
-        return Part(tuple(keys.tolist()), codes.astype(np.int64))
 
     return [
         FoldJob(
             fold=number,
             seed=material.seed,
-            found=material.encoder,
+            encoder=material.encoder,
             regime=regime,
             recipe=recipe,
-            n_classes=len(classes),
-            train=part(train, split.train),
-            validation=part(train, split.validation),
-            tests=(part(train, split.test), *(part(cohort) for cohort in external)),
+            n_classes=len(material.classes),
+            train=_part(material, train, split.train),
+            validation=_part(material, train, split.validation),
+            tests=(_part(material, train, split.test), *(_part(material, c) for c in external)),
             probe=probes.get(number),
             pixels=material.pictures.folder,
             folder=training / f"fold-{number}",
@@ -206,3 +204,16 @@ def fold_jobs(
         )
         for number, split in material.splits(recipe.validation).items()
     ]
+
+
+def _part(
+    material: Material, rows: LabelledEmbeddings, numbers: NDArray[np.intp] | None = None
+) -> Part:
+    """Return some images of a cohort by row number, or all of them, with codes of their classes."""
+    from embedcache.finetune.jobs import Part
+
+    if numbers is None:
+        numbers = np.arange(len(rows))
+    codes = np.searchsorted(material.classes, np.array(rows.label)[numbers])
+    keys = np.array(material.keys(rows))[numbers]
+    return Part(tuple(keys.tolist()), codes.astype(np.int64))

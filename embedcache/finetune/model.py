@@ -29,7 +29,7 @@ class Normalise(nn.Module):
     Parameters
     ----------
     preprocess
-        The encoder's.
+        Preprocessing of the encoder; its way of fitting is not used here.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -44,9 +44,11 @@ class Normalise(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the network takes, for uint8 of shape (n, 1 or 3, height, width)."""
         values = pixels.float()
+        # In the order of `Preprocess`, so that training sees what extraction sees.
         if self.by_image or self.channels == 1:
             values = values.mean(1, keepdim=True)
         if self.by_image:
+            # A picture of one grey value has no spread; dividing by 1 leaves it at zero.
             centred = values - values.mean((1, 2, 3), keepdim=True)
             spread = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
             values = centred / torch.where(spread > 0, spread, 1.0) * 255
@@ -59,6 +61,13 @@ class Head(nn.Module):
     """A linear layer on standardised embeddings: what the logistic probe is, too.
 
     It starts at zero, where all classes are alike.
+
+    Parameters
+    ----------
+    dim
+        Length of an embedding.
+    n_classes
+        Number of classes, at least 2.
     """
 
     def __init__(self, dim: int, n_classes: int) -> None:
@@ -82,19 +91,19 @@ class Head(nn.Module):
         least of the others.
         """
         intercept = probe.intercept[0]
-        known = np.isfinite(intercept)
+        is_trained = np.isfinite(intercept)
         self.standardise(probe.scaler)
         self._fill(
             **{
                 "linear.weight": probe.coef[0],
-                "linear.bias": np.where(known, intercept, intercept[known].min()),
+                "linear.bias": np.where(is_trained, intercept, intercept[is_trained].min()),
             }
         )
 
     def _fill(self, **values: Floats) -> None:
         state = self.state_dict()
-        for name, one in values.items():
-            state[name].copy_(torch.from_numpy(one))
+        for name, array in values.items():
+            state[name].copy_(torch.from_numpy(array))
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits, shape (n, n_classes)."""
@@ -108,11 +117,13 @@ class Classifier(nn.Module):
     Parameters
     ----------
     encoder
-        Maps (n, channels, height, width) to (n, dim).
+        Network that maps (n, channels, height, width) to (n, dim).
     preprocess
-        Whose arithmetic goes before it.
-    dim, n_classes
-        Of the head.
+        Preprocessing of the encoder; its arithmetic goes before the network.
+    dim
+        Length of an embedding.
+    n_classes
+        Number of classes of the head, at least 2.
     holds_statistics
         Whether batch normalisation keeps the statistics that it came with while it is trained.
     """
@@ -134,6 +145,7 @@ class Classifier(nn.Module):
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return embeddings, shape (n, dim), for uint8 of shape (n, 1 or 3, height, width)."""
+        # Convolutions are faster in this format, as in `TorchEncoder`.
         images = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
         rows: torch.Tensor = self.encoder(images)
         return rows.float()
@@ -151,37 +163,44 @@ class Classifier(nn.Module):
         super().train(mode)
         for part in self.modules() if mode else ():
             mine = list(part.parameters())
-            is_frozen = bool(mine) and not any(one.requires_grad for one in mine)
+            is_frozen = bool(mine) and not any(parameter.requires_grad for parameter in mine)
             if is_frozen or (self.holds_statistics and isinstance(part, BATCH_NORMS)):
                 part.eval()
         return self
 
 
-def load_network(found: Identified) -> nn.Module:
+def load_network(encoder: Identified) -> nn.Module:
     """Return an encoder's network with its weights, on the CPU, ready to be trained.
 
     Raises
     ------
     EncoderError
-        It is no network of torch.
+        The encoder is no network of torch.
     EncoderWeightsError
-        As for `registry.load`.
+        The weights file is not this encoder's.
     """
-    encoder = load(found, device="cpu")
-    if not isinstance(encoder, TorchEncoder):
+    loaded = load(encoder, device="cpu")
+    if not isinstance(loaded, TorchEncoder):
         raise EncoderError(
-            f"'{found.spec.name}' is no network of torch, so there is nothing to train; fine-tune "
-            "an encoder that has weights"
+            f"'{encoder.spec.name}' is no network of torch, so there is nothing to train; "
+            "fine-tune an encoder that has weights"
         )
-    return encoder.module.requires_grad_(requires_grad=True)
+    return loaded.module.requires_grad_(requires_grad=True)
 
 
 def set_drop_path(network: Any, most: float) -> int:
     """Let residual branches drop out, the first never and the last with chance `most`.
 
+    Parameters
+    ----------
+    network
+        Network whose `DropPath` and `Identity` modules are replaced where they are.
+    most
+        Chance that the last block's branches are dropped, from 0 to 1.
+
     Returns
     -------
-    How many blocks have such branches; 0 where the network has none.
+    Number of blocks that have such branches; 0 where the network has none.
 
     References
     ----------
@@ -207,10 +226,17 @@ def _is_free(place: Any) -> bool:
 def set_gradient_checkpointing(network: Any, name: str) -> None:
     """Compute activations twice instead of keeping them.
 
+    Parameters
+    ----------
+    network
+        Network with a `set_grad_checkpointing`, as timm's have.
+    name
+        Name of the encoder, for the error.
+
     Raises
     ------
     EncoderError
-        The network cannot.
+        The network has no gradient checkpointing.
     """
     if not hasattr(network, "set_grad_checkpointing"):
         raise EncoderError(
@@ -225,11 +251,19 @@ def sees_gradient(classifier: Classifier, pixels: torch.Tensor) -> set[str]:
 
     Some networks carry tensors that nothing is computed with (SonoNet's classifier, BEiT's mask);
     they must not be handed to an optimiser, nor be waited for by several processes.
+
+    Parameters
+    ----------
+    classifier
+        Classifier on the device of `pixels`; its gradients are cleared, and it is left in
+        evaluation mode.
+    pixels
+        A few pictures, uint8, shape (n, 1 or 3, height, width).
     """
     classifier.eval()
     with torch.enable_grad():
         # The head starts at zero, so it would pass nothing on: ask the embedding itself.
         classifier.embed(pixels).square().sum().backward()
-    reached = {name for name, one in classifier.encoder.named_parameters() if one.grad is not None}
+    reached = {n for n, p in classifier.encoder.named_parameters() if p.grad is not None}
     classifier.zero_grad(set_to_none=True)
     return reached

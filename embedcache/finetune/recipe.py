@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
+from embedcache.encoders.choices import PrecisionChoice
 from embedcache.errors import RunError
+
+ClassWeights = Literal["balanced", "none"]
 
 _KINDS: Final[dict[str, type]] = {"int": int, "float": float, "bool": bool, "str": str}
 _AT_LEAST: Final = {
@@ -20,7 +23,7 @@ _AT_LEAST: Final = {
     "accumulate": 1,
     "lora_rank": 1,
 }
-# Anything else that is a number is from 0 up.
+# Numbers that are not named here are at least 0.
 _MOST: Final = 1e9
 _AT_MOST: Final = {
     "validation": 0.5,
@@ -39,14 +42,14 @@ _AT_MOST: Final = {
     "lora_dropout": 1.0,
 }
 _CHOICES: Final = {
-    "class_weights": ("balanced", "none"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "class_weights": get_args(ClassWeights),
+    "precision": get_args(PrecisionChoice),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How to train; `recipe.toml` says what each key means, and where its default is from."""
+    """Every number of a training; `recipe.toml` gives meaning, default and source of each key."""
 
     epochs: int
     batch_size: int
@@ -59,9 +62,9 @@ class Recipe:
     warmup: float
     clip_norm: float
     ema: float
-    class_weights: Literal["balanced", "none"]
+    class_weights: ClassWeights
     label_smoothing: float
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    precision: PrecisionChoice
     gradient_checkpointing: bool
     drop_path: float
     flip: float
@@ -89,9 +92,9 @@ def read_recipe(file: Path | None = None, changes: Mapping[str, Any] | None = No
     Parameters
     ----------
     file
-        None: the defaults alone.
+        TOML file of recipe keys; None: the defaults alone.
     changes
-        Key to value; they come last.
+        Values of single keys; they come last.
 
     Raises
     ------
@@ -110,12 +113,12 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     RunError
-        No '=' in it.
+        A text has no '='.
     """
     changes: dict[str, Any] = {}
     for pair in pairs:
-        key, found, value = pair.partition("=")
-        if not found:
+        key, sign, value = pair.partition("=")
+        if not sign:
             raise RunError(f"--set {pair}: expected KEY=VALUE, e.g. lr=1e-4")
         try:
             changes[key.strip()] = tomllib.loads(f"x = {value}")["x"]
@@ -134,7 +137,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _checked(keys: Mapping[str, Any], source: str) -> dict[str, Any]:
-    kinds = {one.name: str(one.type) for one in fields(Recipe)}
+    kinds = {field.name: str(field.type) for field in fields(Recipe)}
     checked = {}
     for key, value in keys.items():
         plain = key.replace("-", "_")

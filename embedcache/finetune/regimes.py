@@ -1,4 +1,4 @@
-"""Which parameters a training moves, and how fast each of them."""
+"""The parameters that a training moves, and how fast each of them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FULL: Final = "finetune"
 LORA: Final = "lora"
 HEAD_ONLY: Final = "head-only"
 LP_FT: Final = "lp-ft"
-_VIT_B: Final = 12  # blocks of the network for which `layer_decay` is said
+_VIT_B: Final = 12  # blocks of ViT-B, the network for which recipes give `layer_decay`
 _PARTIAL: Final = re.compile(r"partial:([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """What is trained.
+    """The part of a classifier that is trained.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ class Regime:
 
     @property
     def n_layers(self) -> int | None:
-        """How many of the last layers are trained; None: that is not how it chooses."""
-        found = _PARTIAL.fullmatch(self.name)
-        return int(found[1]) if found else None
+        """Number of last layers that are trained; None for a regime that does not count layers."""
+        match = _PARTIAL.fullmatch(self.name)
+        return int(match[1]) if match else None
 
 
 def choose_parameters(
@@ -66,11 +66,16 @@ def choose_parameters(
     Parameters
     ----------
     classifier
-        Fresh, every parameter of it trainable.
+        Fresh classifier, every parameter of it trainable.
+    regime
+        Part of the classifier that is trained.
+    recipe
+        Numbers of the training; rank, scale and dropout of LoRA are read here.
     pixels
-        A few pictures to see with which parameters matter.
+        A few pictures, uint8, shape (n, 1 or 3, height, width), that show which parameters have a
+        gradient.
     name
-        The encoder's, for errors.
+        Name of the encoder, for errors.
 
     Raises
     ------
@@ -93,21 +98,29 @@ def choose_parameters(
                 f"'{min(unseen)}'; choose another regime"
             )
         return
-    if regime.n_layers and not hasattr(encoder, "group_matcher"):
+    layer = _counted_layers(encoder, regime, name)
+    first = 1 + max(layer.values(), default=0) - (regime.n_layers or 0)
+    for path, parameter in encoder.named_parameters():
+        is_moved = regime.name != HEAD_ONLY and layer.get(path, first) >= first
+        parameter.requires_grad = is_moved and path in reached
+
+
+def _counted_layers(encoder: Any, regime: Regime, name: str) -> dict[str, int]:
+    """Return the layer of each parameter, empty where the regime does not count layers."""
+    if not regime.n_layers:
+        return {}
+    if not hasattr(encoder, "group_matcher"):
         raise EncoderError(
             f"'{name}' does not say what its layers are, so there is no partial:N; give its "
             "network a group_matcher as timm's have"
         )
-    layer = _layers(encoder) if regime.n_layers else {}
-    first = 1 + max(layer.values(), default=0) - (regime.n_layers or 0)
-    if first < 0:
+    layer = _layers(encoder)
+    n_layers = 1 + max(layer.values())
+    if regime.n_layers > n_layers:
         raise RunError(
-            f"--regime {regime.name}: '{name}' has {1 + max(layer.values())} layers; name as many "
-            "or fewer"
+            f"--regime {regime.name}: '{name}' has {n_layers} layers; name as many or fewer"
         )
-    for path, parameter in encoder.named_parameters():
-        is_moved = regime.name != HEAD_ONLY and layer.get(path, first) >= first
-        parameter.requires_grad = is_moved and path in reached
+    return layer
 
 
 def _layers(encoder: Any) -> dict[str, int]:
@@ -115,8 +128,9 @@ def _layers(encoder: Any) -> dict[str, int]:
 
     But a norm by itself, such as the last one, belongs to the layer before it.
     """
+    # timm gives a norm between blocks a number of its own; only layers with a matrix count here.
     layer = group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True)
-    real = {layer[path] for path, one in encoder.named_parameters() if one.ndim > 1}
+    real = {layer[path] for path, p in encoder.named_parameters() if p.ndim > 1}
     number = {old: sum(other <= old for other in real) - 1 for old in set(layer.values())}
     return {path: max(0, number[old]) for path, old in layer.items()}
 
@@ -153,7 +167,7 @@ def _with_adapters(encoder: nn.Module, recipe: Recipe, reached: set[str], name: 
 
 def _matrices(encoder: nn.Module, reached: set[str]) -> list[str]:
     """Return the attentions and linear layers that are computed with; else the convolutions."""
-    attentions = [n for n, one in encoder.named_modules() if isinstance(one, nn.MultiheadAttention)]
+    attentions = [n for n, m in encoder.named_modules() if isinstance(m, nn.MultiheadAttention)]
     inside = tuple(f"{name}." for name in attentions)
     linear, convolutions = [*attentions], []
     for name, module in encoder.named_modules():
@@ -179,11 +193,21 @@ def parameter_groups(
     """Return what moves, with its rate and weight decay, as AdamW takes it.
 
     Rates fall by `layer_decay` a layer away from the head in networks without batch normalisation,
-    for which it was found; biases, norms and tables have no weight decay. The head's group is last.
+    for which it was found; biases, norms and tables have no weight decay. The two groups of the
+    head, its bias and its weight, come last.
+
+    Parameters
+    ----------
+    classifier
+        Classifier after `choose_parameters`.
+    regime
+        Part of the classifier that is trained.
+    recipe
+        Numbers of the training.
     """
     encoder = classifier.encoder
     is_lora = regime.name == LORA
-    has_batch_norm = any(isinstance(one, BATCH_NORMS) for one in encoder.modules())
+    has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in encoder.modules())
     settings: dict[str, Any] = {
         "weight_decay": recipe.weight_decay,
         "no_weight_decay_list": getattr(encoder, "no_weight_decay", set)(),

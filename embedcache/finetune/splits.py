@@ -1,4 +1,4 @@
-"""Which images of a fold move the weights, which choose the epoch, and which are tested."""
+"""Images of a fold that move the weights, that choose the epoch, and that are tested."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ def split_fold(
     Parameters
     ----------
     patient_id, label
-        One a row of the training cohort.
+        Patient and class of each row of the training cohort.
     fold
-        The fold that tests each row.
+        Fold that tests each row, shape (n,).
     number
-        Of the fold to split for.
+        Number of the fold to split for.
     validation
-        Share of the remaining patients that choose, stratified by class as folds are.
+        Share of the remaining patients that choose the epoch, from 0.01 to 0.5, stratified by
+        class as folds are.
     seed
-        Of that choice.
+        Seed of the choice of these patients.
 
     Raises
     ------
@@ -66,15 +67,20 @@ def split_fold(
             "too few to set some aside; pass fewer --folds"
         )
     inner = assign_folds(who, names.tolist(), n_folds=n_parts, seed=seed).of(who)
-    # The part that lacks the fewest classes, on either side; of equals the first.
-    missing = [
-        len(set(names)) - len(set(names[inner != part])) + _n_missing(names, inner == part)
-        for part in range(n_parts)
-    ]
-    chosen = int(np.argmin(missing))
+    chosen = _most_complete_part(names, inner, n_parts)
     split = Split(others[inner != chosen], others[inner == chosen], test)
     check_apart(patients, split)
     return split
+
+
+def _most_complete_part(names: NDArray[np.str_], inner: NDArray[np.int64], n_parts: int) -> int:
+    """Return the part that lacks the fewest classes, inside and outside it; of equals the first."""
+    n_classes = len(set(names))
+    missing = [
+        n_classes - len(set(names[inner != part])) + _n_missing(names, inner == part)
+        for part in range(n_parts)
+    ]
+    return int(np.argmin(missing))
 
 
 def _n_missing(names: NDArray[np.str_], rows: NDArray[np.bool_]) -> int:
@@ -87,15 +93,16 @@ def check_apart(patient_id: NDArray[np.str_], split: Split) -> None:
     Raises
     ------
     LeakageError
+        A patient is in two of the parts; names the first such patient.
     """
     sides = {
         name: set(patient_id[getattr(split, name)].tolist())
         for name in ("train", "validation", "test")
     }
-    for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        shared = sorted(sides[one] & sides[other])
+    for first, second in (("train", "test"), ("validation", "test"), ("train", "validation")):
+        shared = sorted(sides[first] & sides[second])
         if shared:
             raise LeakageError(
-                f"patient '{shared[0]}' is in both the {one} and the {other} part of a fold "
+                f"patient '{shared[0]}' is in both the {first} and the {second} part of a fold "
                 f"({len(shared)} patients are); one patient belongs to one part"
             )

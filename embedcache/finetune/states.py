@@ -55,6 +55,7 @@ class Trainings(ArtefactKind):
         done = [item for item in self.items() if self._workspace.has_run(item.name)]
         if not leftovers and not done:
             return 0
+        # A training holds the mark while it works; its folder is then not a leftover.
         with if_unmarked(self._workspace.training) as is_unused:
             if not is_unused:
                 return 0

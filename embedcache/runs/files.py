@@ -18,8 +18,8 @@ from embedcache.data.predictions import Answers
 from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import parse_table, read_document, seal, table_bytes
-from embedcache.files.durable import crc32c
-from embedcache.files.locks import locked
+from embedcache.files.durable import TEMPORARY, crc32c
+from embedcache.files.locks import locked, remove_if_free
 from embedcache.runs.record import RunRecord, TableFile, record_from_document
 from embedcache.runs.tables import (
     SCHEMAS,
@@ -33,6 +33,7 @@ from embedcache.scoring.estimates import Estimate
 from embedcache.workspace import RUN_DOCUMENT, Workspace
 
 _MARK: Final = ".writing"
+_LOCK: Final = ".lock-"
 _WAY_OUT: Final = "run `embedcache verify --repair`, then make the run again"
 
 
@@ -134,8 +135,12 @@ class RunFiles:
     @contextlib.contextmanager
     def lock(self, run_id: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold a run against other processes that would make the same: it saves double work."""
-        with locked(self.folder / f".lock-{run_id}", on_wait):
+        file = self.folder / f"{_LOCK}{run_id}"
+        with locked(file, on_wait):
             yield
+            # While it is held: whoever waits for it finds the run, under whatever lock.
+            if run_id in self:
+                file.delete()
 
     def write(
         self,
@@ -215,18 +220,29 @@ class RunFiles:
             if is_over and RUN_DOCUMENT not in names and all(map(_is_ours, names)):
                 yield run_id
 
+    def leftovers(self, before_ns: int) -> Iterator[tuple[Location, int]]:
+        """Yield what killed writes left in folders of runs before a time, with its size."""
+        for run_id, names in self._files().items():
+            for name, entry in names.items():
+                if name.startswith(TEMPORARY) and entry.modified_ns < before_ns:
+                    yield self.folder / run_id / name, entry.size
+
+    def remove_free_locks(self, before_ns: int) -> None:
+        """Remove the lock files that nobody holds and nobody has taken since a time."""
+        for entry in self.folder.list(hidden=True):
+            file = (self.folder / entry.name).local_path
+            is_lock = entry.name.startswith(_LOCK) and entry.modified_ns < before_ns
+            if is_lock and file is not None:
+                remove_if_free(file)
+
     def _files(self) -> dict[str, dict[str, Entry]]:
+        """Return what lies in each folder by name; names in its sub-folders have a slash."""
         folders: dict[str, dict[str, Entry]] = {}
         for entry in self.folder.list(deep=True):
-            run_id, name = _split(entry)
-            if run_id:
+            run_id, slash, name = entry.name.partition("/")
+            if slash:
                 folders.setdefault(run_id, {})[name] = entry
         return folders
-
-
-def _split(entry: Entry) -> tuple[str, str]:
-    run_id, _, name = entry.name.rpartition("/")
-    return run_id, name
 
 
 def _is_run(names: Mapping[str, Entry]) -> bool:
@@ -238,4 +254,4 @@ def _is_table(name: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return _is_table(name) or name in {RUN_DOCUMENT, _MARK}
+    return _is_table(name) or name in {RUN_DOCUMENT, _MARK} or name.startswith(TEMPORARY)

@@ -42,13 +42,17 @@ class RunsKind(ArtefactKind):
         return Mended(f"run {item.name} removed; make it again with the same command")
 
     def sweep(self, grace_s: float) -> int:
-        """Remove what a killed process had written of a run."""
+        """Remove what killed processes had written of runs, and locks that nobody holds."""
         freed = 0
         before_ns = time.time_ns() - round(grace_s * 1e9)
         for run_id in list(self.runs.interrupted(before_ns)):
             entries = (self.folder / run_id).list(hidden=True)
             freed += sum(entry.size for entry in entries)
             self.runs.remove(run_id)
+        for file, size in list(self.runs.leftovers(before_ns)):
+            file.delete()
+            freed += size
+        self.runs.remove_free_locks(before_ns)
         return freed
 
     def references(self, item: Location) -> Iterable[Reference]:

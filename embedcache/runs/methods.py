@@ -6,7 +6,7 @@ Each method is a frozen value that can be written into a run's record and read b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Literal, Self
 
 Rule = Literal["tie", "one-se"]
@@ -183,6 +183,11 @@ _METHODS: Final[Mapping[str, type[Method]]] = {
 
 
 def method_from_document(document: Mapping[str, Any]) -> Method:
-    """Return the method that a document describes; an unknown one as it stands."""
+    """Return the method that a document describes; one of another release as it stands."""
     method = _METHODS.get(str(document.get("tag")))
-    return UnknownMethod(document) if method is None else method.from_document(document)
+    is_known = method is not None and _required(method) <= document.keys()
+    return method.from_document(document) if method and is_known else UnknownMethod(document)
+
+
+def _required(method: type[Method]) -> set[str]:
+    return {field.name for field in fields(method) if field.default is MISSING}

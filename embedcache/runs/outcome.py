@@ -13,7 +13,8 @@ from embedcache.data.tabular import Tabular
 from embedcache.errors import RunError
 from embedcache.files.backend import Location
 from embedcache.runs.record import RunRecord
-from embedcache.scoring.estimates import HEADLINES, Estimate, Level, Scoring
+from embedcache.scoring.choices import Level, Scoring
+from embedcache.scoring.estimates import HEADLINES, Estimate
 
 HEADLINE_SCHEMA: Final = pa.schema(
     [

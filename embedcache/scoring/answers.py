@@ -7,8 +7,8 @@ from typing import get_args
 
 from embedcache.data.predictions import Answers, Measurements, Predictions
 from embedcache.errors import RunError
+from embedcache.scoring.choices import Level
 from embedcache.scoring.class_units import class_units
-from embedcache.scoring.estimates import Level
 from embedcache.scoring.label_units import label_units
 from embedcache.scoring.number_units import number_units
 from embedcache.scoring.subject import Subject

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import Predictions
 from embedcache.files.arrays import Floats
+from embedcache.scoring.choices import Level
 from embedcache.scoring.confusion import OF_ALL_CLASSES, OF_ONE_CLASS, table_score
-from embedcache.scoring.estimates import Level
 from embedcache.scoring.ranking import Ranking, auroc
 from embedcache.scoring.resampling import Weights, mean_of_defined, sums_by_patient, weighted_sums
 from embedcache.scoring.subject import ScoreDraws, Subject, check_metric

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 from embedcache.data.predictions import Role
-
-Level = Literal["image", "patient"]
-Scoring = Literal["all", "masked"]
+from embedcache.scoring.choices import Level, Scoring
 
 # The score over images that the answers to a task are judged by.
 HEADLINES: Final[Mapping[str, str]] = MappingProxyType(

@@ -17,7 +17,8 @@ import numpy as np
 from embedcache.data.predictions import Answers
 from embedcache.scoring.answers import scored_views, subject_of
 from embedcache.scoring.calibration import ProbabilityUnits, calibration_gaps, losses
-from embedcache.scoring.estimates import Estimate, Level
+from embedcache.scoring.choices import Level
+from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.ranking import rates_above, threshold_at
 from embedcache.scoring.resampling import Weights, ece_interval, interval, resample_weights
 from embedcache.scoring.subject import ScoreDraws, Subject

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import Measurements
 from embedcache.files.arrays import Floats
-from embedcache.scoring.estimates import Level
+from embedcache.scoring.choices import Level
 from embedcache.scoring.resampling import Weights, weighted_sums
 from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
 

@@ -71,13 +71,17 @@ def _segments_without_record(
 ) -> list[Location]:
     """Return the segments that have lost their record, which a killed write's have not."""
     void = {replaced for record in live for replaced in record.replaces}
-    return [
-        array
+    lost = {
+        segment_id: array
         for segment_id, array in layout.segment_folders(folder).items()
         if segment_id not in files.keys() | void
-        and not layout.intent_file(folder, segment_id).exists()
+        and not layout.intent_path(folder, segment_id).exists()
         and segment.is_complete(array)
-    ]
+    }
+    # A commit that ended since the records were listed has its record now: an intent goes after
+    # the record is there, so what has neither, in this order, has lost it.
+    published = layout.record_files(folder) if lost else {}
+    return [array for segment_id, array in lost.items() if segment_id not in published]
 
 
 def live_records(folder: Location) -> list[Record]:

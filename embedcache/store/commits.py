@@ -59,7 +59,7 @@ def publish_segment(
             yield block
 
     array = layout.segment_folder(folder, record_id)
-    intent = layout.intent_file(folder, record_id)
+    intent = layout.intent_path(folder, record_id)
     try:
         intent.replace(b"")
         files = segment.write_segment(array, len(keys), dim, summed(), dtype=dtype)
@@ -109,7 +109,7 @@ def read_records(
             records[record_id] = layout.read_record(file)
         except StoreCorruptError as error:
             # Where there are no hard links, a killed writer leaves a torn record, and its intent.
-            if not layout.intent_file(folder, record_id).exists():
+            if not layout.intent_path(folder, record_id).exists():
                 errors[record_id] = error
     void = {replaced for record in records.values() for replaced in record.replaces}
     live = [record for record in records.values() if record.id not in void]

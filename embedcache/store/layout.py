@@ -108,7 +108,7 @@ class Record:
         return sum(file.size for file in self.files)
 
 
-def intent_file(folder: Location, record_id: str) -> Location:
+def intent_path(folder: Location, record_id: str) -> Location:
     """Return the mark that is there while a commit is under way.
 
     A whole segment without a record is the leftover of a killed write if the mark is there, and

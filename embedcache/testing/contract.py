@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, fingerprint_of, identity
+from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, fingerprint_of, identity_of
 from embedcache.files.durable import canonical_json
 
 # Largest difference over largest value that another batch size may make. A processor adds floats
@@ -147,11 +147,11 @@ class EncoderContract(ABC):
         """Architecture, output, preprocessing, weights and precision decide, and nothing else."""
         encoder = self._ready(tmp_path)[0]
         weights, precision = encoder.identity["weights"], encoder.identity["precision"]
-        expected = identity(encoder.spec, weights, precision)
-        assert encoder.identity == expected, "its identity is not `identity(spec, ...)`"
+        expected = identity_of(encoder.spec, weights, precision)
+        assert encoder.identity == expected, "its identity is not `identity_of(spec, ...)`"
         assert encoder.fingerprint == fingerprint_of(expected), "no digest of its identity"
         renamed = replace(encoder.spec, name="another", reference="elsewhere", overlap="unknown")
-        same = fingerprint_of(identity(renamed, weights, precision))
+        same = fingerprint_of(identity_of(renamed, weights, precision))
         assert same == encoder.fingerprint, "the name changes the fingerprint"
         fit = "squash" if encoder.spec.preprocess.fit != "squash" else "pad-square"
         others = [
@@ -160,7 +160,7 @@ class EncoderContract(ABC):
             replace(encoder.spec, output=encoder.spec.output + "-other"),
             replace(encoder.spec, architecture=encoder.spec.architecture + "-other"),
         ]
-        prints = {fingerprint_of(identity(one, weights, precision)) for one in others}
+        prints = {fingerprint_of(identity_of(one, weights, precision)) for one in others}
         assert len(prints - {encoder.fingerprint}) == len(others), "a change does not show"
 
     def test_other_weights_are_another_encoder(self, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from embedcache.encoders.spec import (
     FloatArray,
     WeightsSource,
     check_rows,
-    identity,
+    identity_of,
 )
 
 
@@ -51,7 +51,7 @@ class FakeEncoder(Encoder):
             weights=WeightsSource(kind="none"),
             loader="embedcache.testing.fake:FakeEncoder",
         )
-        super().__init__(spec, identity(spec, weights, "fp32"))
+        super().__init__(spec, identity_of(spec, weights, "fp32"))
         seed = [ord(letter) for letter in weights]
         self._matrix = np.random.default_rng(seed).normal(size=(64, dim)).astype(np.float32)
         self._spoil = spoil

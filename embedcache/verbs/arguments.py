@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from embedcache.data.question import Question
 from embedcache.data.task_names import TaskName
+from embedcache.encoders.choices import PrecisionChoice
 from embedcache.encoders.select import EncoderOptions
-from embedcache.encoders.spec import Precision
 
 Names = str | Sequence[str]  # a text is one name
 PathLike = Path | str
@@ -59,7 +58,7 @@ def encoder_options(
     *,
     offline: bool,
     preprocess: str | None = None,
-    precision: Precision | Literal["auto"] = "auto",
+    precision: PrecisionChoice = "auto",
 ) -> EncoderOptions:
     """Return where encoders come from; see `EncoderOptions`."""
     files = optional_path(weights), optional_path(encoder_file)

@@ -16,9 +16,10 @@ from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_
 from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import Bin, reliability
+from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.compare import Comparison, drop, spread
 from embedcache.scoring.compare import compare as compare_subjects
-from embedcache.scoring.estimates import HEADLINES, Estimate, Level, Scoring
+from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.resampling import Spread
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.session import Session

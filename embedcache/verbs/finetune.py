@@ -36,7 +36,7 @@ from embedcache.verbs.probe import DECISIVE, ProbeOptions, probe_store, run_data
 from embedcache.verbs.session import Session, Study
 
 if TYPE_CHECKING:
-    from embedcache.finetune.devices import Chosen
+    from embedcache.encoders.choices import Precision
     from embedcache.finetune.jobs import Epoch, FoldResult, Step
 
 PROTOCOL: Final = "finetune-1"
@@ -133,11 +133,11 @@ def finetune(
     callbacks = callbacks or Callbacks()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `extract` does, before torch
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS adds in no one order
-    from embedcache.finetune.devices import check_devices, choose_precision
+    from embedcache.finetune.fabric import check_devices, choose_precision
     from embedcache.finetune.regimes import Regime
 
     if question.task != "classification":
-        raise RunError("fine-tuning is for classes; leave out --task")
+        raise RunError(f"fine-tuning is for one class an image, not {question.task}")
     Regime(options.regime)  # a typo costs nothing yet
     check_device(options.device)
     study = session.study(question)
@@ -147,7 +147,7 @@ def finetune(
     recipe = replace(options.recipe, precision=choose_precision(options.recipe.precision, device))
     options = replace(options, recipe=recipe)
     outcomes = []
-    for encoder in _identify(session, models, options):
+    for encoder in _trainable_encoders(session, models, options):
         with marked(session.workspace.training):  # `gc` keeps off meanwhile
             material = _gather(session, study, encoder, callbacks)
             run = _Finetuning(session, study, material, options, callbacks, device.type == "cpu")
@@ -157,7 +157,7 @@ def finetune(
     return RunOutcomes(tuple(outcomes))
 
 
-def _identify(
+def _trainable_encoders(
     session: Session, models: Sequence[str], options: FinetuneOptions
 ) -> list[Identified]:
     names = [name.partition("@")[0] for name in models]
@@ -292,8 +292,8 @@ class _Finetuning:
     def _train(self) -> list[FoldResult]:
         """Train every fold that is not trained yet."""
         from embedcache.finetune import train
-        from embedcache.finetune.devices import on_devices
-        from embedcache.finetune.jobs import finished
+        from embedcache.finetune.fold_files import FoldFiles
+        from embedcache.finetune.processes import on_devices
         from embedcache.finetune.regimes import Regime
 
         self.training.parent.mkdir(parents=True, exist_ok=True)
@@ -307,19 +307,19 @@ class _Finetuning:
             logs=self.session.workspace.logs / self.request.run_id,
             workers=self._workers(),
         )
-        todo = [job for job in jobs if finished(job.folder) is None]
+        todo = [job for job in jobs if FoldFiles(job.folder).read_result() is None]
         if todo:
             with on_devices(
                 train.train_folds,
                 (todo,),
                 device=self.options.device,
                 n_devices=self.options.n_devices,
-                precision=cast("Chosen", self.options.recipe.precision),
+                precision=cast("Precision", self.options.recipe.precision),
                 encoder_file=self.options.encoders.encoder_file,
             ) as fabric:
                 for job in todo:
                     train.train_fold(fabric, job, self.callbacks.on_step, self.callbacks.on_epoch)
-        results = [result for job in jobs if (result := finished(job.folder)) is not None]
+        results = [r for job in jobs if (r := FoldFiles(job.folder).read_result()) is not None]
         assert len(results) == len(jobs)
         return results
 
@@ -369,13 +369,13 @@ class _Finetuning:
 
     def _keep(self, results: Sequence[FoldResult]) -> None:
         """Keep the trained encoders, and say which patients moved or chose their weights."""
-        from embedcache.finetune.jobs import ENCODER
+        from embedcache.finetune.fold_files import FoldFiles
 
         patients, fold = np.array(self.material.cohorts[0].patient_id), self.material.fold
         trained = [
             Trained(
                 result.fold,
-                self.training / f"fold-{result.fold}" / ENCODER,
+                FoldFiles(self.training / f"fold-{result.fold}").encoder,
                 tuple(np.unique(patients[fold != result.fold]).tolist()),
             )
             for result in results

@@ -45,7 +45,7 @@ def run_row(record: RunRecord) -> RunRow:
         question=_json(question),
         method=_json(method),
         settings=_json(settings),
-        results=_json({**record.results, "notes": list(record.notes)}),
+        results=_json(record.document()["results"]),
     )
 
 

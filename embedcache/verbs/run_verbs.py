@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.task_names import TaskName
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
-    from embedcache.scoring.estimates import Level, Scoring
+    from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
     from embedcache.verbs.compare import CompareReport
     from embedcache.verbs.finetune import Callbacks

@@ -28,7 +28,7 @@ from embedcache.verbs.probe import versions_of
 from embedcache.verbs.session import ALL, Session
 
 PROTOCOL: Final = "prompt-ensemble-1"
-_DECISIVE: Final = ("numpy", "open_clip_torch", "torch")
+_DECISIVE: Final = ("embedcache-fm", "numpy", "open_clip_torch", "torch")
 
 
 @dataclass(frozen=True, slots=True)

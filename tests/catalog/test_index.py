@@ -150,7 +150,7 @@ def test_a_catalog_is_fresh_until_an_item_comes_goes_or_changes(whole):
 def test_an_up_to_date_catalog_is_not_written(whole):
     before = whole.stat()
     assert not update(whole, [unread(item) for item in WHOLE])
-    assert whole.stat() == before
+    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert update(whole, WHOLE, anew=True)
     assert whole.stat().st_ino != before.st_ino
 

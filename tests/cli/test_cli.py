@@ -443,7 +443,7 @@ import time
 from pathlib import Path
 from embedcache.encoders.pixels import PixelsEncoder
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.spec import EncoderSpec, WeightsSource, identity
+from embedcache.encoders.spec import EncoderSpec, WeightsSource, identity_of
 
 SPEC = EncoderSpec(
     name="waiting", architecture="waiting", output="values", dim=4,
@@ -466,7 +466,7 @@ class Waiting(PixelsEncoder):
         return super().encode(batch)
 
 def load(found, device):
-    return Waiting(found.spec, identity(found.spec, "none", found.precision))
+    return Waiting(found.spec, identity_of(found.spec, "none", found.precision))
 """
 EXTRACT_WAITING = ("extract", "-m", "waiting", "--encoder-file", "waiting.py", "-b", "1")
 

@@ -14,7 +14,7 @@ from embedcache_cli.main import VERBS
 
 import embedcache
 from embedcache.encoders import registry
-from embedcache.encoders.spec import Encoder, identity
+from embedcache.encoders.spec import Encoder, identity_of
 from embedcache.testing import write_cohort
 
 HEAVY = {"torch", "torchvision", "timm", "sklearn"}
@@ -40,7 +40,7 @@ class Drawn(Encoder):
 
 def drawn(found, *, device):
     digest = found.weights_digest or "drawn from a fixed seed"
-    return Drawn(found.spec, identity(found.spec, digest, found.precision))
+    return Drawn(found.spec, identity_of(found.spec, digest, found.precision))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from checkpoints import random_state
 
 import embedcache
-from embedcache.encoders.registry import BUILTIN, Identified, identify, load
+from embedcache.encoders.registry import BUILTIN, Identified, identify_by_name, load
 from embedcache.encoders.spec import Encoder
 from embedcache.files.digests import DigestCache
 from embedcache.testing import EncoderContract, FakeEncoder
@@ -48,8 +48,10 @@ class RandomContract(EncoderContract):
             file = tmp_path / f"{int(other_weights)}.pth"
             network = timm.create_model(BUILTIN[self.name].architecture.removeprefix("timm:"))
             torch.save(random_state(network, int(other_weights)), file)
-            return self.smaller(identify(self.name, digests=DigestCache(), weights=file))
-        return self.smaller(identify(f"random:{self.name}", digests=DigestCache()), other_weights)
+            return self.smaller(identify_by_name(self.name, digests=DigestCache(), weights=file))
+        return self.smaller(
+            identify_by_name(f"random:{self.name}", digests=DigestCache()), other_weights
+        )
 
     def smaller(self, found: Identified, other_weights: bool = False) -> Encoder:
         spec = replace(found.spec, weights=replace(found.spec.weights, seed=int(other_weights)))
@@ -91,7 +93,7 @@ PLUGIN = '''
 """An encoder of somebody else's: sixteen grey values times a number in a file."""
 import numpy as np
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.spec import Encoder, EncoderSpec, WeightsSource, check_rows, identity
+from embedcache.encoders.spec import Encoder, EncoderSpec, WeightsSource, check_rows, identity_of
 
 SPEC = EncoderSpec(
     name="{name}", architecture="sixteen", output="values", dim=16,
@@ -109,7 +111,7 @@ class Sixteen(Encoder):
                           self.spec)
 
 def load(found, device):
-    encoder = Sixteen(found.spec, identity(found.spec, found.weights_digest, found.precision))
+    encoder = Sixteen(found.spec, identity_of(found.spec, found.weights_digest, found.precision))
     encoder.factor = float(found.weights_file.read_text())
     return encoder
 '''

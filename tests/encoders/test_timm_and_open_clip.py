@@ -20,7 +20,7 @@ from torchvision import transforms
 
 import embedcache
 from embedcache.encoders.open_clip_encoders import load_text
-from embedcache.encoders.registry import find_spec, identify
+from embedcache.encoders.registry import find_spec, identify_by_name
 from embedcache.encoders.spec import fingerprint_of
 from embedcache.errors import EncoderWeightsError, UnknownEncoderError
 from embedcache.files.digests import DigestCache
@@ -94,7 +94,9 @@ def test_a_named_network_is_the_same_encoder_as_timms_and_other_settings_are_not
     torch.save({}, tmp_path / "weights.pth")
 
     def fingerprint(name: str) -> str | None:
-        return identify(name, digests=DigestCache(), weights=tmp_path / "weights.pth").fingerprint
+        return identify_by_name(
+            name, digests=DigestCache(), weights=tmp_path / "weights.pth"
+        ).fingerprint
 
     assert fingerprint("resnet50") == fingerprint("timm:resnet50.a1_in1k")
     # Here timm's evaluation size, or what it takes for the embedding, is another.
@@ -142,7 +144,9 @@ def test_outputs_equal_open_clip_called_directly(name, quick, tmp_path):
     expected = np.stack([transform(one.convert("RGB")).numpy() for one in pictures])
     assert np.array_equal(batch, expected)
     assert np.array_equal(encoder.encode(batch), bits_of(model.visual, batch))
-    encoder = identify(f"open_clip:{name}", digests=DigestCache(), weights=tmp_path / "weights.pt")
+    encoder = identify_by_name(
+        f"open_clip:{name}", digests=DigestCache(), weights=tmp_path / "weights.pt"
+    )
     texts = ["a fetal head", "a femur"]
     with torch.inference_mode():
         expected = model.eval().encode_text(open_clip.get_tokenizer(architecture)(texts)).numpy()

@@ -22,7 +22,7 @@ from embedcache.encoders.devices import find_device, free_memory_gb
 from embedcache.encoders.registry import (
     BUILTIN,
     find_spec,
-    identify,
+    identify_by_name,
     library_versions,
     load,
 )
@@ -97,7 +97,7 @@ def test_outputs_and_preprocessing_equal_timm_called_directly(architecture, tmp_
 
 @pytest.mark.parametrize("name", ["random:timm:resnet18", "random:timm:vit_tiny_patch16_224"])
 def test_a_row_does_not_depend_on_its_neighbours_in_a_batch_of_one_size(name):
-    encoder = load(identify(name, digests=DigestCache()), device="cpu")
+    encoder = load(identify_by_name(name, digests=DigestCache()), device="cpu")
     batch = np.stack([encoder.preprocess(picture) for picture in pictures()[:6]])
     rows = encoder.encode(batch)
     assert np.array_equal(encoder.encode(batch[::-1])[::-1], rows)
@@ -109,7 +109,8 @@ def test_a_row_does_not_depend_on_its_neighbours_in_a_batch_of_one_size(name):
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
     before = torch.random.get_rng_state()
     first, second = (
-        load(identify("random:timm:resnet18", digests=DigestCache()), device="cpu") for _ in "ab"
+        load(identify_by_name("random:timm:resnet18", digests=DigestCache()), device="cpu")
+        for _ in "ab"
     )
     assert torch.equal(before, torch.random.get_rng_state())
     assert first.fingerprint == second.fingerprint
@@ -120,17 +121,17 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
 
 
 def test_random_weights_found_in_a_store_need_no_drawing():
-    encoder = load(identify("random:timm:resnet18", digests=DigestCache()), device="cpu")
+    encoder = load(identify_by_name("random:timm:resnet18", digests=DigestCache()), device="cpu")
     document = {
         "spec": encoder.spec.document(),
         "identity": encoder.identity,
         "versions": library_versions(),
     }
-    found = identify("random:timm:resnet18", digests=DigestCache(), known=[document])
+    found = identify_by_name("random:timm:resnet18", digests=DigestCache(), documents=[document])
     assert found.fingerprint == encoder.fingerprint
     document["versions"]["torch"] = "0.1"
-    assert identify(
-        "random:timm:resnet18", digests=DigestCache(), known=[document]
+    assert identify_by_name(
+        "random:timm:resnet18", digests=DigestCache(), documents=[document]
     ).fingerprint is None  # fmt: skip
 
 
@@ -220,8 +221,8 @@ def test_lite0_has_the_published_weights_and_classifies_like_a_network_that_was_
 
 
 def test_half_precision_is_another_fingerprint_and_nearly_the_same_row():
-    exact = load(identify("random:timm:resnet18", digests=DigestCache()), device="cpu")
-    found = identify("random:timm:resnet18", digests=DigestCache(), precision="bf16")
+    exact = load(identify_by_name("random:timm:resnet18", digests=DigestCache()), device="cpu")
+    found = identify_by_name("random:timm:resnet18", digests=DigestCache(), precision="bf16")
     rough = load(found, device="cpu")
     assert exact.fingerprint != rough.fingerprint
     batch = np.stack([exact.preprocess(picture) for picture in pictures()[:3]])
@@ -233,7 +234,7 @@ def test_half_precision_is_another_fingerprint_and_nearly_the_same_row():
 
 
 def test_exact_float32_is_restored_after_each_batch():
-    encoder = load(identify("random:timm:resnet18", digests=DigestCache()), device="cpu")
+    encoder = load(identify_by_name("random:timm:resnet18", digests=DigestCache()), device="cpu")
     cudnn = []
     encoder.module.register_forward_hook(
         lambda *_: cudnn.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
@@ -303,10 +304,10 @@ class OutOfMemory(nn.Module):
 def fake_encoder(module: nn.Module) -> TorchEncoder:
     from dataclasses import replace
 
-    from embedcache.encoders.spec import identity
+    from embedcache.encoders.spec import identity_of
 
     spec = replace(find_spec("random:timm:resnet18"), dim=3)
-    return TorchEncoder(spec, identity(spec, "x", "fp32"), module, device="cpu")
+    return TorchEncoder(spec, identity_of(spec, "x", "fp32"), module, device="cpu")
 
 
 def test_a_batch_too_large_for_the_device_is_halved_until_it_fits():

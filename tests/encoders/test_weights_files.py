@@ -15,7 +15,7 @@ from checkpoints import blank_tensors, make_image
 from checkpoints import published as published_content
 from published import MODELS, SLOW, PublishedModel, published_model, refused
 
-from embedcache.encoders.registry import BUILTIN, identify
+from embedcache.encoders.registry import BUILTIN, identify_by_name
 from embedcache.encoders.weights import register_weights, registered_file
 from embedcache.errors import EncoderWeightsError
 from embedcache.files.digests import DigestCache
@@ -143,7 +143,7 @@ def test_registered_weights_serve_every_output_and_are_checked_before_each_use(
     digest = digests.file_digest(kept)
     with mofo.file().open("rb") as whole, kept.open("rb") as copied:
         assert whole.read() == copied.read()
-    assert identify("mofo", digests=digests).weights_digest == digest
+    assert identify_by_name("mofo", digests=digests).weights_digest == digest
     said = command("weights", "add", "mofo", "mofo_weight_sel.pth", "--link")
     assert said.code == 0, said.err
     assert registered_file(BUILTIN["mofo"]).resolve() == tmp_path / "mofo_weight_sel.pth"
@@ -166,5 +166,7 @@ def test_an_encoders_other_output_finds_the_same_registered_file(tmp_path):
         BUILTIN["usfm"], tmp_path / "f.pth", DigestCache().file_digest(tmp_path / "f.pth")
     )
     assert registered_file(BUILTIN["usfm:cls"]) == kept
-    prints = {identify(name, digests=DigestCache()).fingerprint for name in ("usfm", "usfm:cls")}
+    prints = {
+        identify_by_name(name, digests=DigestCache()).fingerprint for name in ("usfm", "usfm:cls")
+    }
     assert len(prints) == 2

@@ -12,7 +12,6 @@ import pytest
 import tiny_encoders
 import torch
 from conftest import PATIENCE
-from embedcache.finetune.devices import on_devices, settle_for_less
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,7 +29,9 @@ from embedcache.files.backend import on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.finetune import batches, train
 from embedcache.finetune.augment import augmentation
-from embedcache.finetune.jobs import ENCODER, FoldJob, Part, finished
+from embedcache.finetune.determinism import relax_determinism_if_needed
+from embedcache.finetune.fold_files import ENCODER, FoldFiles
+from embedcache.finetune.jobs import FoldJob, Part
 from embedcache.finetune.model import (
     Classifier,
     Normalise,
@@ -38,6 +39,7 @@ from embedcache.finetune.model import (
     set_drop_path,
     set_gradient_checkpointing,
 )
+from embedcache.finetune.processes import on_devices
 from embedcache.finetune.recipe import Recipe, parse_changes, read_recipe, recipe_text
 from embedcache.finetune.regimes import (
     Regime,
@@ -69,7 +71,7 @@ def _registered():
 
 
 def identified(name: str) -> registry.Identified:
-    found = registry.identify(name, digests=DigestCache())
+    found = registry.identify_by_name(name, digests=DigestCache())
     digest = registry.load(found, device="cpu").identity["weights"]
     return replace(found, weights_digest=digest)
 
@@ -257,7 +259,7 @@ def test_drop_path_rises_from_the_first_block_to_the_last(name, blocks):
 
 
 def test_an_encoder_without_a_network_cannot_be_trained():
-    found = registry.identify("pixels", digests=DigestCache())
+    found = registry.identify_by_name("pixels", digests=DigestCache())
     with pytest.raises(EncoderError, match="'pixels' is no network of torch"):
         load_network(found)
 
@@ -465,13 +467,13 @@ def test_a_network_that_cannot_be_repeated_to_the_bit_is_trained_all_the_same(ca
         raise RuntimeError("x_backward does not have a deterministic implementation. Turn it off")
 
     try:
-        settle_for_less(passes)
+        relax_determinism_if_needed(passes)
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert "x_backward does not have a deterministic implementation" in caplog.text
     finally:
         torch.use_deterministic_algorithms(mode=False)
     with pytest.raises(ZeroDivisionError):
-        settle_for_less(lambda: 1 / 0)
+        relax_determinism_if_needed(lambda: 1 / 0)
 
 
 def test_augmentation_keeps_shape_type_and_top():
@@ -503,7 +505,7 @@ def job(stored, name: str, regime: str, folder: Path, **changes: object) -> Fold
     return FoldJob(
         fold=0,
         seed=0,
-        found=found,
+        encoder=found,
         regime=Regime(regime),
         recipe=recipe(**{"precision": "fp32", "batch_size": 16, **changes}),
         n_classes=3,
@@ -551,7 +553,7 @@ def test_a_tiny_set_is_learnt_by_heart(stored, tmp_path, name, regime):
 def test_the_head_starts_at_the_probe(stored, tmp_path, name):
     one = job(stored, name, "lp-ft", tmp_path, epochs=1, lr=1e-12, **PLAIN)
     images = images_of(stored[0])
-    X = registry.load(one.found, device="cpu").embed([file.path for file in images.files])
+    X = registry.load(one.encoder, device="cpu").embed([file.path for file in images.files])
     expected = one.probe.probability(X)[0]
     assert np.abs(trained(one).probability[0] - expected).max() < 1e-3
 
@@ -636,14 +638,14 @@ def test_a_process_that_cannot_begin_is_not_waited_for(tmp_path):
 
 STUCK = """
 import time
-from embedcache.finetune import devices
+from embedcache.finetune import processes
 
 def fail(fabric):
     raise ValueError("as if the GPU were gone")
 
 if __name__ == "__main__":
-    devices._FAREWELL_S = 0.5
-    with devices.on_devices(fail, (), device="cpu", n_devices=2, precision="fp32"):
+    processes._FAREWELL_S = 0.5
+    with processes.on_devices(fail, (), device="cpu", n_devices=2, precision="fp32"):
         time.sleep(600)  # as in a collective of NCCL, which no exception ends
 """
 
@@ -671,7 +673,7 @@ def test_the_encoder_that_is_kept_is_the_one_that_predicted(stored, tmp_path, mo
 
     def noted(self):
         result = finish(self)
-        head.update(self._kept.head.state_dict())
+        head.update(self.evaluated.head.state_dict())
         return result
 
     monkeypatch.setattr(train._Training, "finish", noted)
@@ -679,7 +681,7 @@ def test_the_encoder_that_is_kept_is_the_one_that_predicted(stored, tmp_path, mo
     assert one.recipe.ema > 0
     result = trained(one)
     assert result.best_epoch == 2  # neither the last weights nor those that were averaged last
-    network, spec = load_network(one.found), one.found.spec
+    network, spec = load_network(one.encoder), one.encoder.spec
     network.load_state_dict(load_file(tmp_path / ENCODER))
     model = Classifier(network, spec.preprocess, spec.dim, one.n_classes).eval()
     model.head.load_state_dict(head)
@@ -725,11 +727,11 @@ def test_a_training_that_was_stopped_anywhere_ends_as_one_that_was_not(stored, t
 def test_a_finished_fold_is_read_back_as_it_was(stored, tmp_path):
     one = job(stored, "tiny-vit", "head-only", tmp_path, epochs=2)
     result = trained(one)
-    again = finished(tmp_path)
+    again = FoldFiles(tmp_path).read_result()
     assert np.array_equal(again.probability[0], result.probability[0])
     assert again.epochs == result.epochs
     assert again.cost == result.cost
-    assert finished(tmp_path / "elsewhere") is None
+    assert FoldFiles(tmp_path / "elsewhere").read_result() is None
 
 
 def test_the_generator_of_the_caller_is_left_alone(stored, tmp_path):

@@ -234,7 +234,7 @@ def test_a_kept_file_is_what_its_name_extracts_with(tuned, tmp_path):
     project.extract(f"run:{run_id}:2")
     document = json.loads((project.workspace.weights / run_id / "encoders.json").read_text())
     name = document["encoders"][2]["file"]
-    found = registry.identify("tiny-vit", digests=embedcache.files.digests.DigestCache())
+    found = registry.identify_by_name("tiny-vit", digests=embedcache.files.digests.DigestCache())
     module = registry.load(found, device="cpu").module
     from safetensors.torch import load_file
 
@@ -396,7 +396,7 @@ def test_errors_name_what_is_wrong_before_anything_is_decoded(tuned, monkeypatch
     fails(RunError, "did you mean 'epochs'", changes={"epoch": 3})
     fails(RunError, "the weights here are not those of 'tiny-vit@0000'", model="tiny-vit@0000")
     question, options = Question(task="regression"), FinetuneOptions(read_recipe())
-    with pytest.raises(RunError, match="fine-tuning is for classes"):
+    with pytest.raises(RunError, match="fine-tuning is for one class an image, not regression"):
         finetune(Session(project.workspace), ["tiny-vit"], question, options)
 
 

@@ -403,7 +403,7 @@ def test_a_torn_record_of_a_killed_writer_is_no_record(store):
     torn.put(b"PAR1")
     with pytest.raises(StoreCorruptError, match="does not match the checksum"):
         again(store)
-    layout.intent_file(store.folder, "20991231T000000000000-abcdefabcdef").replace(b"")
+    layout.intent_path(store.folder, "20991231T000000000000-abcdefabcdef").replace(b"")
     assert len(again(store)) == 8
 
 

@@ -1,0 +1,56 @@
+"""Sums in one order on a GPU, so that a training that was interrupted ends the same to the bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Have a GPU add in one order inside, so that a training that went on ends the same.
+
+    See `relax_determinism_if_needed` for networks that cannot. As in extraction, fp32 is fp32: TF32
+    is off.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before, matmul = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+    torch.use_deterministic_algorithms(mode=True)  # attention heeds it only where it is strict
+    torch.set_float32_matmul_precision("highest")
+    flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
+    try:
+        with torch.backends.cudnn.flags(**flags):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.use_deterministic_algorithms(mode=before)
+
+
+def relax_determinism_if_needed(passes: Callable[[], object]) -> None:
+    """Try a network once, and allow sums in any order where an operation has no fixed one.
+
+    A training of such a network that was interrupted may end a little differently; a warning says
+    so.
+
+    Parameters
+    ----------
+    passes
+        Function that runs the network forward and back.
+    """
+    try:
+        passes()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        _log.warning("not repeatable to the bit on this device: %s", str(error).split(". ")[0])
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
