@@ -20,7 +20,7 @@ from embedcache.data.image_files import ImageFile
 from embedcache.data.images import decode_image
 from embedcache.encoders import registry
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.encoders.spec import EncoderSpec, identity
+from embedcache.encoders.spec import EncoderSpec, identity_of
 from embedcache.encoders.torch_encoder import TorchEncoder
 from embedcache.errors import DeviceError
 from embedcache.extract.flow import run_pass
@@ -89,15 +89,15 @@ class Check:
 
 def random_network(name: str) -> tuple[EncoderSpec, nn.Module]:
     encoder = registry.load(
-        registry.identify(f"random:{name}", digests=DigestCache()), device="cpu"
+        registry.identify_by_name(f"random:{name}", digests=DigestCache()), device="cpu"
     )
     assert isinstance(encoder, TorchEncoder)
     return encoder.spec, encoder.module
 
 
 def encoder_on(spec: EncoderSpec, module: nn.Module, precision: str, device: str) -> TorchEncoder:
-    known = identity(spec, "drawn", precision)
-    return TorchEncoder(spec, known, copy.deepcopy(module), device=device)
+    drawn = identity_of(spec, "drawn", precision)
+    return TorchEncoder(spec, drawn, copy.deepcopy(module), device=device)
 
 
 def noise(spec: EncoderSpec, n: int) -> np.ndarray:
