@@ -31,12 +31,14 @@ from embedcache.catalog.index import check_catalog, connect_memory
 from embedcache.catalog.sources import SourceItem
 from embedcache.data.manifest import write_manifest
 from embedcache.data.predictions import Predictions
+from embedcache.data.question import Question
 from embedcache.project import Project
-from embedcache.runs.files import write_run
-from embedcache.runs.record import Run
-from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs import state
-from embedcache.verbs.catalog import catalog_source, renew_catalog
+from embedcache.runs.files import RunFiles
+from embedcache.runs.methods import ProbeMethod
+from embedcache.runs.record import RunRecord
+from embedcache.runs.request import RunData, RunRequest
+from embedcache.verbs.catalog import catalog_source
+from embedcache.verbs.session import Session
 
 COMMAND = Path(sys.executable).with_name("embedcache")
 CLASSES = ("abdomen", "brain", "cervix", "femur", "other", "thorax")
@@ -84,13 +86,14 @@ def write_project(folder: Path, n_images: int, n_encoders: int) -> Project:
     write_manifest(folder / "data_manifest.csv", rows)
     project = embedcache.open(folder)
     project.workspace.create_store()
-    state.save_snapshot(project.workspace, state.load_images(project.workspace))
+    session = Session(project.workspace)
+    assert session.snapshot  # is stored when it is asked for
     rng = np.random.default_rng(0)
     keys = [key_of(number) for number in range(n_images)]
     for number in range(n_encoders):
         document = document_of(f"encoder-{number}")
         name = f"{document['name']}-{document['fingerprint'][:12]}"
-        store = EmbeddingStore.open_or_create(project.workspace.encoders / name, document)
+        store = session.create_store(project.workspace.encoders / name, document)
         store.append(keys, rng.normal(size=(n_images, DIM)).astype(np.float32))
     return project
 
@@ -128,19 +131,26 @@ def add_run(project: Project, number: int, n_rows: int) -> None:
         fold=images % 5,
         probability=rng.dirichlet(np.ones(len(CLASSES)), n_rows),
     )
-    run = Run(
-        run_id=f"probe-encoder-{number % 3}-{number:012d}",
+    encoder = f"encoder-{number % 3}"
+    request = RunRequest(
         kind="probe",
-        encoder=f"encoder-{number % 3}",
-        fingerprint=document_of(f"encoder-{number % 3}")["fingerprint"],
-        settings={"label": "label", "task": "classification", "train_cohort": "home"},
-        data={},
-        results={"notes": []},
-        versions={},
+        encoder=encoder,
+        fingerprint=document_of(encoder)["fingerprint"],
+        question=Question(train_cohort="home", external=()),
+        method=ProbeMethod(),
+        data=RunData(None, (), None, ""),
+        constants={"number": number},
+    )
+    record = RunRecord(
+        request=request,
+        results={},
+        notes=(),
+        n_skipped=0,
         created="2026-01-01T00:00:00+00:00",
         seconds=1.0,
+        tables={},
     )
-    write_run(project.workspace.runs, run, [answers], [])
+    RunFiles(project.workspace).write(record, answers=[answers])
 
 
 def run_command(folder: Path, *arguments: str) -> Usage:
@@ -195,7 +205,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="Where to write the project, and leave it.")
     arguments = parser.parse_args()
-    print(f"$ python benchmarks/bench_catalog.py {' '.join(sys.argv[1:])}".rstrip())
     print_machine("duckdb", "pyarrow")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -213,7 +222,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     )
     rounds = range(arguments.rounds)
     workspace = project.workspace
-    whole = [used_by(lambda: renew_catalog(workspace, force=True)) for _ in rounds]
+
+    def renewed(*, anew: bool = False) -> None:
+        Session(workspace).renew_catalog(anew=anew)
+
+    whole = [used_by(lambda: renewed(anew=True)) for _ in rounds]
     show(f"catalog of {workspace.catalog.stat().st_size / 1e6:.0f} MB written anew", whole)
     query = "FROM predictions WHERE patient_id = 'IM-00500'"
     of_patient = [run_command(folder, "sql", query) for _ in rounds]
@@ -230,14 +243,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     updates = []
     for number in rounds:
         add_run(project, arguments.runs + number, arguments.rows)
-        updates.append(used_by(lambda: renew_catalog(workspace)))
+        updates.append(used_by(renewed))
     show(f"catalog updated by one run of {arguments.rows} predictions", updates)
     print(f"  {ratio(updates, whole):.3f} of the time of writing it anew")
-    show("catalog found up to date", [used_by(lambda: renew_catalog(workspace)) for _ in rounds])
+    show("catalog found up to date", [used_by(renewed) for _ in rounds])
     manifest = workspace.manifest
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("device 4", "device 9"))
-    show("catalog updated after an edit", [used_by(lambda: renew_catalog(workspace))])
-    show("  of which looking at all images", [used_by(lambda: state.load_images(workspace))])
+    show("catalog updated after an edit", [used_by(renewed)])
+    show("  of which looking at all images", [used_by(lambda: Session(workspace).images)])
     absent = workspace.catalog.with_name("absent.duckdb")
     for what, file in (("no file", absent), ("an old file", workspace.catalog)):
         in_memory = used_by(lambda file=file: connect_memory(file, items_of(project)).close())

@@ -11,7 +11,6 @@ resamples, controls, and all pairs compared.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import resource
 import subprocess
@@ -28,6 +27,7 @@ from embedcache.data.manifest import write_manifest
 from embedcache.files.backend import on_disk
 from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.testing import FakeEncoder
 
 DIMS = (768, 768, 768, 768, 1280, 768, 2048)
 
@@ -83,23 +83,17 @@ def write_cohorts(folder: Path, n: int, n_external: int, dims: list[int]) -> Non
         X = embeddings(total, dim)[0]
         noise = np.random.default_rng(number).normal(size=X.shape).astype(np.float32)
         X += 0.1 * number * X.std(axis=0) * noise
-        fingerprint = hashlib.sha256(str(number).encode()).hexdigest()
+        encoder = FakeEncoder(dim, name=f"encoder{number}-{dim}", weights=str(number))
         document = {
-            "name": f"encoder{number}-{dim}",
-            "fingerprint": fingerprint,
-            "identity": {
-                "dim": dim,
-                "architecture": "none",
-                "output": "rows",
-                "precision": "fp32",
-                "weights": "none",
-                "preprocess": {},
-            },
-            "spec": {"name": f"encoder{number}-{dim}", "weights": {"licence": "none"}},
+            "name": encoder.spec.name,
+            "fingerprint": encoder.fingerprint,
+            "identity": encoder.identity,
+            "spec": encoder.spec.document(),
             "versions": {},
             "created": utc_now(),
         }
-        place = folder / ".embedcache" / "encoders" / f"encoder{number}-{dim}-{fingerprint[:12]}"
+        name = f"{encoder.spec.name}-{encoder.fingerprint[:12]}"
+        place = folder / ".embedcache" / "encoders" / name
         EmbeddingStore.open_or_create(on_disk(place), document).append(keys, X)
 
 
