@@ -189,21 +189,18 @@ class RunVerbs:
             How it is answered; see `FinetuneOptions` and docs/finetune.md.
         """
         from embedcache.finetune.recipe import read_recipe
+        from embedcache.verbs import arguments as args
         from embedcache.verbs import finetune as verb
-        from embedcache.verbs.arguments import (
-            encoder_options,
-            name_list,
-            optional_path,
-            question_of,
-        )
 
-        keys = read_recipe(optional_path(recipe), changes)
-        encoders = encoder_options(weights, encoder_file, offline=offline, preprocess=preprocess)
-        question = question_of(label, train_cohort, external, where, class_map, folds, seed)
+        keys = read_recipe(args.optional_path(recipe), changes)
+        encoders = args.encoder_options(
+            weights, encoder_file, offline=offline, preprocess=preprocess
+        )
+        question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
         options = verb.FinetuneOptions(
             keys, regime, encoders, device, n_devices, save, workers, n_resamples
         )
-        return verb.finetune(self._session(), name_list(models), question, options, callbacks)
+        return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
 
     def zeroshot(
         self,
