@@ -31,7 +31,7 @@ def encoder_tables(store: EmbeddingStore) -> dict[str, pa.Table]:
     )
     keys = store.row_keys()
     segments, rows = zip(*map(store.locate, keys), strict=True) if keys else ((), ())
-    held = {
+    stored = {
         "fingerprint": pa.array([store.fingerprint] * len(keys), pa.string()),
         "sha256": pa.array(keys, pa.string()),
         "segment": pa.array(segments, pa.string()),
@@ -44,7 +44,7 @@ def encoder_tables(store: EmbeddingStore) -> dict[str, pa.Table]:
     }
     return {
         "encoders": one_row(row),
-        "internal.stored_rows": pa.table(held),
+        "internal.stored_rows": pa.table(stored),
         "internal.stored_failures": pa.table(failed),
     }
 
@@ -129,10 +129,10 @@ def embedding_table(store: EmbeddingStore, images: pa.Table) -> pa.Table:
         Columns `image_id` and `sha256`. Images that the store does not hold are left out.
     """
     pairs = zip(images["image_id"].to_pylist(), images["sha256"].to_pylist(), strict=True)
-    held = [(image_id, key) for image_id, key in pairs if key in store]
+    stored = [(image_id, key) for image_id, key in pairs if key in store]
     names = {"encoder": store.name, "fingerprint": store.fingerprint}
-    vectors = store.read([key for _, key in held])
-    return _embedding_table([image_id for image_id, _ in held], names, vectors)
+    vectors = store.read([key for _, key in stored])
+    return _embedding_table([image_id for image_id, _ in stored], names, vectors)
 
 
 def _embedding_table(

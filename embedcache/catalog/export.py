@@ -67,9 +67,9 @@ def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = No
     Parameters
     ----------
     rows
-        What to write.
+        Embeddings with the names of their images.
     file
-        Where; its suffix says the format unless `kind` does.
+        File to write; its suffix says the format unless `kind` does.
     kind
         'parquet': one row an image, `embedding` a fixed-size list. 'npy': the matrix, and the
         names beside it, suffix '.rows.csv'. 'safetensors': tensor `embedding`, names as JSON
