@@ -55,7 +55,7 @@ class Contest:
     cohorts
         Cohorts to compare on, as the leading run predicted them.
     notes
-        Which runs were left out, and why.
+        Runs that were left out, with the reason.
     """
 
     contenders: Mapping[str, Contender]
