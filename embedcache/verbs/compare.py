@@ -162,7 +162,7 @@ class CompareReport:
     estimates
         Scores of calibration and of operating points, by name, as stored with the runs.
     notes
-        Which runs and cohorts were left out, and why.
+        Runs and cohorts that were left out, with the reason.
     """
 
     options: CompareOptions

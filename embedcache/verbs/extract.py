@@ -36,7 +36,7 @@ class ExtractOptions:
     Parameters
     ----------
     encoders
-        Where encoders come from, and how they compute.
+        Sources of encoders, and precision of their computation.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     batch_size

@@ -55,7 +55,7 @@ class FinetuneOptions:
     regime
         'finetune', 'lora', 'head-only', 'lp-ft' or 'partial:N'.
     encoders
-        Where encoders come from.
+        Sources of encoders.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     n_devices

@@ -32,7 +32,7 @@ class RunVerbs:
     Parameters
     ----------
     workspace
-        Where things are.
+        Manifest, data root and store.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -228,7 +228,7 @@ class RunVerbs:
         prompts, label, cohorts, where, seed, n_resamples, device
             What is asked, of which images; see `ZeroShotOptions`.
         weights, encoder_file, offline
-            Where the text half comes from; see `EncoderOptions`.
+            Source of the text half; see `EncoderOptions`.
         on_message, on_run
             Called with what a reader of the scores must know, and with each run as it is done.
         """

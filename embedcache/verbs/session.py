@@ -67,7 +67,7 @@ class Session:
     Parameters
     ----------
     workspace
-        Where things are.
+        Manifest, data root and store.
 
     Attributes
     ----------
@@ -182,7 +182,7 @@ class Session:
                 f"{names or 'none'}; run `embedcache extract --model {name}`"
             )
         if len(matches) > 1:
-            choices = ", ".join(f"{name}@{one['fingerprint'][:12]}" for one in matches)
+            choices = ", ".join(f"{name}@{match['fingerprint'][:12]}" for match in matches)
             raise StoreMismatchError(f"'{model}' has several fingerprints; name one of {choices}")
         [document] = matches
         return self.open_store(self.workspace.encoder_folder(name, str(document["fingerprint"])))
@@ -312,16 +312,18 @@ class Session:
                 f"{len(missing)} of {len(numbers)} images have no '{store.name}' embedding, first "
                 f"'{first}'; run `embedcache extract --model {store.name}`"
             )
-        held = [number for number in numbers if keys[number] in store]
-        columns = {name: images.column(name, held) for name in ("image_id", "patient_id", "cohort")}
+        stored = [number for number in numbers if keys[number] in store]
+        columns = {
+            name: images.column(name, stored) for name in ("image_id", "patient_id", "cohort")
+        }
         if cohort is not None:
-            columns["cohort"] = (cohort,) * len(held)
+            columns["cohort"] = (cohort,) * len(stored)
         return LabelledEmbeddings(
             encoder=store.name,
             fingerprint=store.fingerprint,
-            X=store.read([str(keys[number]) for number in held]),
-            label=tuple(labels[number] for number in held),
-            n_failed=len(numbers) - len(held),
+            X=store.read([str(keys[number]) for number in stored]),
+            label=tuple(labels[number] for number in stored),
+            n_failed=len(numbers) - len(stored),
             **columns,
         )
 
