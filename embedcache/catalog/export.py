@@ -46,6 +46,7 @@ def _npy(rows: LabelledEmbeddings, file: Path) -> list[Path]:
 def _safetensors(rows: LabelledEmbeddings, file: Path) -> list[Path]:
     from safetensors.numpy import save
 
+    # Metadata of a safetensors file are texts, so lists go in as JSON.
     names = {name: json.dumps(getattr(rows, name)) for name in _NAMES}
     return write_file(file, save({"embedding": rows.X}, metadata={**_origin(rows), **names}))
 
