@@ -77,6 +77,7 @@ class RunOutcome(Tabular):
         """Scores that a run is judged by, over images: one or two a cohort."""
         metric = HEADLINES[self.record.task]
         if self.record.kind == "curve":
+            # Named apart, lest a score of few patients is taken for one of all.
             metric = f"{metric}_by_patients"
         return [e for e in self.estimates if (e.metric, e.level) == (metric, "image")]
 
