@@ -297,6 +297,7 @@ class _Comparing:
             column = np.array([self.values.get(image, "") for image in answers.image_id])
             for value in np.unique(column):
                 part = answers.take(np.flatnonzero(column == value))
+                # A few images may lack the classes that the metric is made of.
                 if self._refusal(part) is None:
                     yield self._part(name, str(value) or "(none)", part, part, self.metric)
 

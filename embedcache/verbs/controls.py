@@ -46,6 +46,7 @@ def control_runs(
     """
     [template, *_] = runs
     assert isinstance(template.record.method, ProbeMethod)
+    # The probe of a control is always the same, so a grid for another does not fit it.
     method = check_method(
         replace(template.record.method, probe="logistic", grid=None), study.question.task
     )
@@ -97,6 +98,7 @@ def not_beaten(runs: Sequence[RunOutcome], controls: Sequence[RunOutcome]) -> It
             if run not in trained or control in trained:
                 continue
             value, low = _lead(run, control)
+            # Not `low <= 0`: an interval that is not a number clears nothing either.
             if not low > 0:
                 yield (
                     f"'{name}' does not clear the control '{control_name}': {value:+.3f}, and the "

@@ -264,6 +264,7 @@ class _Finetuning:
         if self.options.save and not has_encoders(self.session.workspace, run_id):
             with self.session.runs.lock(run_id, on_wait):
                 self._train_again(outcome)
+        # The run is stored: nothing is left to go on from.
         if self.training.exists():
             remove_folder(self.training)
         return outcome

@@ -178,9 +178,11 @@ def check(session: Session) -> CheckReport:
     """
     manifest, files = session.manifest, session.image_files
     file_digests = hash_images(files, session.digests, max(2, usable_cores()))
+    # To check a folder must not make a store in it.
     if session.workspace.has_store():
         session.digests.save()
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
+        # Threads do: Pillow decodes without the interpreter lock.
         reasons = list(pool.map(_reason, files))
     columns = manifest.columns
     cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))

@@ -26,6 +26,7 @@ def quiet(_: object) -> None:
     """Do nothing: nobody listens."""
 
 
+# Methods import what they need: `import embedcache` loads neither torch nor scikit-learn.
 class RunVerbs:
     """The half of `Project` that is about runs.
 

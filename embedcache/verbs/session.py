@@ -96,6 +96,7 @@ class Session:
         ManifestError
             There is no manifest, or it cannot be used.
         """
+        # Taken before the file is read, so that an edit in between is noticed later.
         _ = self.manifest_stamp
         return read_manifest(self.workspace.manifest)
 
@@ -124,6 +125,7 @@ class Session:
 
     def forget_images(self) -> None:
         """Take the digests of the images anew when they are asked for next: a pass read files."""
+        # Where a cached property keeps its value.
         self.__dict__.pop("images", None)
 
     @cached_property
@@ -251,6 +253,7 @@ class Session:
                 table = FoldTable(folds_id, table, question.seed, patients)
         elif not isinstance(table, FoldTable):
             table = read_folds(table)
+        # Those of a file too: a record names its folds, and `verify` looks for them.
         store_fold_table(self.workspace, table.folds_id, table.patients)
         # In other tasks the strata are no classes, and notes on them would say nothing.
         is_classes = question.task == "classification"
@@ -304,7 +307,7 @@ class Session:
         """
         images = self.images
         keys = images.keys
-        settled = {None, *store.row_keys(), *store.failures}
+        settled = {None, *store.row_keys(), *store.failures}  # None: a file that nobody has seen
         missing = [n for n in numbers if keys[n] not in settled and n not in images.absent]
         if missing:
             first = images.table["image_id"][missing[0]].as_py()

@@ -193,6 +193,7 @@ def _encode_again(
 ) -> PassReport:
     store, images = session.open_store(folder), session.images
     wanted = lost_keys - set(store.row_keys()) - set(store.failures)
+    # A remembered manifest has no files: then nothing is encoded.
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
     encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
     return encode_images(

@@ -167,6 +167,7 @@ def _outcome(
     ]
     question = Question(
         label=options.label,
+        # Nothing is trained, so all cohorts are external ones.
         external=tuple(cohorts.numbers),
         where=options.where,
         seed=options.seed,
@@ -185,6 +186,7 @@ def _outcome(
     )
 
     def compute() -> Computed:
+        # Here, not before: a stored run needs no text half.
         directions = _class_directions(session, store, cohorts.classes, options)
         return Computed([_predict(part, cohorts.names, directions) for part in rows])
 
