@@ -37,7 +37,7 @@ class Project(RunVerbs):
     Parameters
     ----------
     workspace
-        Where things are; `embedcache.open` finds it from a path.
+        Manifest, data root and store; `embedcache.open` finds them from a path.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class Project(RunVerbs):
         models
             Names of encoders; 'all' for every registered one whose weights are here.
         weights, preprocess, precision, encoder_file, offline
-            Where encoders come from, and how they compute; see `EncoderOptions`.
+            Sources of encoders, and precision of their computation; see `EncoderOptions`.
         device, batch_size, workers, fail_fast, retry_failed, shard
             How the pass goes; see `ExtractOptions`.
         on_progress, on_message

@@ -77,8 +77,9 @@ class RunOutcome(Tabular):
         """Scores that a run is judged by, over images: one or two a cohort."""
         metric = HEADLINES[self.record.task]
         if self.record.kind == "curve":
+            # Named apart, lest a score of few patients is taken for one of all.
             metric = f"{metric}_by_patients"
-        return [one for one in self.estimates if (one.metric, one.level) == (metric, "image")]
+        return [e for e in self.estimates if (e.metric, e.level) == (metric, "image")]
 
     def score(
         self,
@@ -117,8 +118,8 @@ class RunOutcome(Tabular):
             key = (estimate.metric, estimate.label, estimate.level, estimate.scoring)
             if is_cohort and key == wanted:
                 return estimate
-        cohorts = ", ".join(dict.fromkeys(one.cohort for one in self.estimates))
-        metrics = ", ".join(dict.fromkeys(one.metric for one in self.estimates))
+        cohorts = ", ".join(dict.fromkeys(e.cohort for e in self.estimates))
+        metrics = ", ".join(dict.fromkeys(e.metric for e in self.estimates))
         raise RunError(
             f"run '{self.run_id}' has no {metric} of cohort '{cohort or 'that trains'}'"
             f"{f', label {label!r}' if label else ''} ({level}, {scoring}); it has {metrics} of "

@@ -183,7 +183,7 @@ class CompareReport(Tabular):
     estimates
         Scores of calibration and of operating points, by name, as stored with the runs.
     notes
-        Which runs and cohorts were left out, and why.
+        Runs and cohorts that were left out, with the reason.
     """
 
     options: CompareOptions
@@ -347,6 +347,7 @@ class _Comparing:
             column = np.array([self.values.get(image, "") for image in answers.image_id])
             for value in np.unique(column):
                 part = answers.take(np.flatnonzero(column == value))
+                # A few images may lack the classes that the metric is made of.
                 if self._refusal(part) is None:
                     yield self._part(name, str(value) or "(none)", part, part, self.metric)
 

@@ -39,7 +39,7 @@ class ExtractOptions:
     Parameters
     ----------
     encoders
-        Where encoders come from, and how they compute.
+        Sources of encoders, and precision of their computation.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     batch_size
@@ -152,6 +152,7 @@ def _plan_one(session: Session, encoder: Identified, keys: Sequence[str | None])
         n_hits=n_hits,
         n_misses=len(keys) - n_hits - n_failed,
         n_failed=n_failed,
+        # By digest, unlike the counts: images of equal bytes share a row.
         size_bytes=len(wanted) * encoder.spec.dim * 4,
         estimate_s=None if rate is None else rate * len(wanted),
     )
@@ -217,6 +218,7 @@ def encode_images(
         )
         session.forget_images()
         if options.shard is None:
+            # With shards, others may still append; the next pass without them does this.
             for job in jobs:
                 put_in_order(job.store, session.images, {"manifest": session.snapshot})
                 sweep(job.store.folder)

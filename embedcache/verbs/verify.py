@@ -115,7 +115,7 @@ def verify(session: Session) -> VerifyReport:
     findings = [
         *_check_format(session),
         *(_finding(kind, item, damage, names) for kind, item, damage in damages),
-        *(Finding(one.path, one.problem, "references") for one in check_references(kinds)),
+        *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
     ]
     stores = session.workspace.encoder_folders()
     n_rows = sum(map(session.count_rows, stores))
@@ -166,7 +166,7 @@ def repair(
     lost_keys: dict[Location, frozenset[str]] = {}
     notes: list[str] = []
     for kind in artefact_kinds(session):
-        items = dict.fromkeys(one.item for one in report.findings if one.kind == kind.name)
+        items = dict.fromkeys(f.item for f in report.findings if f.kind == kind.name)
         for item in filter(None, items):
             mended = kind.mend(item)
             on_message(mended.message)
@@ -188,7 +188,7 @@ def repair(
             notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
             is_whole = False
     session.renew_catalog()
-    is_whole = is_whole and not any(one.n_failed for one in passes)
+    is_whole = is_whole and not any(encoded.n_failed for encoded in passes)
     return replace(
         report, repaired=True, passes=tuple(passes), notes=tuple(notes), is_whole=is_whole
     )
@@ -220,6 +220,7 @@ def _encode_again(
 ) -> PassReport:
     store, images = session.open_store(folder), session.images
     wanted = lost_keys - set(store.row_keys()) - set(store.failures)
+    # A remembered manifest has no files: then nothing is encoded.
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
     encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
     return encode_images(
