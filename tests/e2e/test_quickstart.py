@@ -84,7 +84,7 @@ def test_the_paths_it_names_are_there(started):
         assert (folder / name).exists()
     runs = [line.removeprefix("run: ") for line in out.splitlines() if line.startswith("run: ")]
     assert len(runs) == 2
-    assert all((folder / run / "predictions.parquet").is_file() for run in runs)
+    assert all(list((folder / run).glob("predictions.*.parquet")) for run in runs)
     assert (folder / ".embedcache" / "catalog.duckdb").is_file()
 
 
