@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def embedcache_command(folder: Path, *arguments: str) -> tuple[str, str]:
-    """Run the command in a process of its own; return its output and what it said on stderr."""
+    """Run the command in a process of its own; return its output and what it printed on stderr."""
     code = "from embedcache_cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
