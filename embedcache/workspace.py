@@ -13,7 +13,6 @@ import platformdirs
 
 from embedcache.errors import ManifestError, StoreMismatchError
 from embedcache.files.backend import Location, on_disk
-from embedcache.files.digests import Stamp, stamp_of
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import make_folder, utc_now, write_error
 
@@ -119,13 +118,6 @@ class Workspace:
     def has_store(self) -> bool:
         """Tell whether anything is stored."""
         return bool(self.store.list())
-
-    def manifest_stamp(self) -> Stamp | None:
-        """Return size, inode and time stamps of the manifest; None where there is none."""
-        try:
-            return stamp_of(self.manifest.stat())
-        except OSError:
-            return None
 
     def create_store(self) -> None:
         """Prepare the store for a write of this release; called before anything is written.

@@ -16,6 +16,7 @@ from embedcache.catalog.index import update
 from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import SourceItem
 from embedcache.files.backend import Location
+from embedcache.files.digests import file_stamp
 from embedcache.workspace import COMMITS, Workspace
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _manifest_item(workspace: Workspace, session: Session | None, lazy: _LazySes
         return {"images": lazy.session.images.table.replace_schema_metadata(None)}
 
     # Of before the manifest was read: an edit meanwhile is noticed.
-    stamp = workspace.manifest_stamp() if session is None else session.manifest_stamp
+    stamp = file_stamp(workspace.manifest) if session is None else session.manifest_stamp
     # A pass over the images may find other digests, which the manifest that it remembers has.
     snapshots = _table_names(workspace.manifests)
     name = json.dumps([str(workspace.manifest.resolve()), str(workspace.data_root.resolve())])

@@ -21,7 +21,7 @@ from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.backend import Location
-from embedcache.files.digests import DigestCache, Stamp
+from embedcache.files.digests import DigestCache, Stamp, file_stamp
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
@@ -101,7 +101,7 @@ class Session:
     @cached_property
     def manifest_stamp(self) -> Stamp | None:
         """Size, inode and time stamps of the manifest before it was read; None without one."""
-        return self.workspace.manifest_stamp()
+        return file_stamp(self.workspace.manifest)
 
     @cached_property
     def image_files(self) -> tuple[ImageFile, ...]:
