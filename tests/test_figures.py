@@ -11,9 +11,7 @@ from conftest import ROOT
 
 OUTPUTS = sorted((ROOT / "benchmarks" / "results").glob("*.txt"))
 CHECKS = {"bench_cuda"}  # which are run where somebody doubts a machine; no page quotes them
-SCRIPTS = [
-    file for file in sorted((ROOT / "benchmarks").glob("*_*.py")) if file.stem not in CHECKS
-]
+SCRIPTS = [file for file in sorted((ROOT / "benchmarks").glob("*_*.py")) if file.stem not in CHECKS]
 FIGURE = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
 
 
