@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from embedcache.scoring.estimates import Estimate as Estimate
     from embedcache.verbs.compare import CompareReport as CompareReport
     from embedcache.verbs.extract import Plan as Plan
+    from embedcache.verbs.extract import Plans as Plans
     from embedcache.verbs.finetune import Callbacks as Callbacks
     from embedcache.verbs.gc import GcReport as GcReport
     from embedcache.verbs.manifest import CheckReport as CheckReport
@@ -57,6 +58,7 @@ __all__ = [
     "Measurements",
     "PassReport",
     "Plan",
+    "Plans",
     "Predictions",
     "ProbeReport",
     "Project",
@@ -88,6 +90,7 @@ _HOMES = {
     "Measurements": "embedcache.data.predictions",
     "PassReport": "embedcache.extract.report",
     "Plan": "embedcache.verbs.extract",
+    "Plans": "embedcache.verbs.extract",
     "Predictions": "embedcache.data.predictions",
     "ProbeReport": "embedcache.verbs.probe",
     "Project": "embedcache.project",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embedcache.extract.report import PassReport, Progress
     from embedcache.files.backend import Location
     from embedcache.verbs.arguments import Names, PathLike
-    from embedcache.verbs.extract import Plan
+    from embedcache.verbs.extract import Plans
     from embedcache.verbs.gc import GcReport
     from embedcache.verbs.manifest import CheckReport
     from embedcache.verbs.status import Status
@@ -37,7 +37,7 @@ class Project(RunVerbs):
     Parameters
     ----------
     workspace
-        Where things are; `embedcache.open` finds it from a path.
+        Manifest, data root and store; `embedcache.open` finds them from a path.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class Project(RunVerbs):
         encoder_file: PathLike | None = None,
         offline: bool = False,
         shard: tuple[int, int] | None = None,
-    ) -> list[Plan]:
+    ) -> Plans:
         """Return what `extract` would do with the same arguments; encodes and stores nothing."""
         from embedcache.verbs.arguments import encoder_options, name_list
         from embedcache.verbs.extract import ExtractOptions, plan
@@ -108,7 +108,7 @@ class Project(RunVerbs):
         models
             Names of encoders; 'all' for every registered one whose weights are here.
         weights, preprocess, precision, encoder_file, offline
-            Where encoders come from, and how they compute; see `EncoderOptions`.
+            Sources of encoders, and precision of their computation; see `EncoderOptions`.
         device, batch_size, workers, fail_fast, retry_failed, shard
             How the pass goes; see `ExtractOptions`.
         on_progress, on_message

@@ -84,7 +84,7 @@ def extract(
 def _show_plan(plans: Sequence[Plan], *, as_json: bool) -> int:
     """Print what an extraction would do."""
     if as_json:
-        print_json(plans)
+        print_json(list(plans))
     else:
         header = ("encoder", "fingerprint", "images", "hits", "misses", "failed", "bytes", "time")
         rows = [

@@ -12,8 +12,10 @@ import duckdb
 CATALOG: Final = "catalog"
 SCHEMA_VERSION: Final = 2
 _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
+    # A query must not make DuckDB fetch or load code.
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
+    # Or a table's name in a query could mean a variable of the Python code around it.
     "python_enable_replacements": "false",
     # Without it DuckDB makes a folder `.tmp` where the command is run.
     "temp_directory": "",
@@ -55,6 +57,7 @@ def writing(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection to a catalog file that nobody else has open; at the end it holds all."""
     with contextlib.closing(connect_file(path, read_only=False)) as connection:
         yield connection
+        # DuckDB does not detach the database that is the current one.
         connection.execute("USE memory")
         connection.execute(f"CHECKPOINT {CATALOG}")
         connection.execute(f"DETACH {CATALOG}")
@@ -89,4 +92,5 @@ def is_damage(error: duckdb.Error) -> bool:
 def lock(connection: duckdb.DuckDBPyConnection) -> None:
     """Take from a connection, for good, every way to files, extensions and settings."""
     connection.execute("SET enable_external_access = false")
+    # Last: from here on no setting can be changed, this one neither.
     connection.execute("SET lock_configuration = true")

@@ -31,7 +31,7 @@ def encoder_tables(store: EmbeddingStore) -> dict[str, pa.Table]:
     )
     keys = store.row_keys()
     segments, rows = zip(*map(store.locate, keys), strict=True) if keys else ((), ())
-    held = {
+    stored = {
         "fingerprint": pa.array([store.fingerprint] * len(keys), pa.string()),
         "sha256": pa.array(keys, pa.string()),
         "segment": pa.array(segments, pa.string()),
@@ -44,7 +44,7 @@ def encoder_tables(store: EmbeddingStore) -> dict[str, pa.Table]:
     }
     return {
         "encoders": one_row(row),
-        "internal.stored_rows": pa.table(held),
+        "internal.stored_rows": pa.table(stored),
         "internal.stored_failures": pa.table(failed),
     }
 
@@ -64,6 +64,7 @@ def _identity(store: EmbeddingStore) -> dict[str, str]:
 def _stage_seconds(store: EmbeddingStore) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for record in store.records:
+        # A record of a repair has no times.
         for stage, spent in record.context.get("seconds", {}).items():
             seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
     return seconds
@@ -111,6 +112,7 @@ def stores_by_view(stores: Sequence[EmbeddingStore]) -> dict[str, list[Embedding
     """
     views: dict[str, list[EmbeddingStore]] = {COMMON_VIEW: list(stores)}
     for store in stores:
+        # SQL does not tell cases apart: names that differ in case only are one view.
         views.setdefault(view_name(store.name).lower(), []).append(store)
     for name, members in list(views.items()):
         if name != COMMON_VIEW and len(members) > 1:
@@ -129,10 +131,10 @@ def embedding_table(store: EmbeddingStore, images: pa.Table) -> pa.Table:
         Columns `image_id` and `sha256`. Images that the store does not hold are left out.
     """
     pairs = zip(images["image_id"].to_pylist(), images["sha256"].to_pylist(), strict=True)
-    held = [(image_id, key) for image_id, key in pairs if key in store]
+    stored = [(image_id, key) for image_id, key in pairs if key in store]
     names = {"encoder": store.name, "fingerprint": store.fingerprint}
-    vectors = store.read([key for _, key in held])
-    return _embedding_table([image_id for image_id, _ in held], names, vectors)
+    vectors = store.read([key for _, key in stored])
+    return _embedding_table([image_id for image_id, _ in stored], names, vectors)
 
 
 def _embedding_table(
@@ -153,6 +155,7 @@ def _union(tables: Sequence[pa.Table]) -> pa.Table:
     if not tables:
         no_rows = np.empty((0, 1), np.float32)
         tables = [_embedding_table([], {"encoder": "", "fingerprint": ""}, no_rows)]
+    # Without rows the length of an array would be a false promise, so it is a list then too.
     if len({table.schema.field("vector").type for table in tables}) != 1 or not len(tables[0]):
         tables = [_with_lists(table) for table in tables]
     return pa.concat_tables(tables)

@@ -46,6 +46,7 @@ def _npy(rows: LabelledEmbeddings, file: Path) -> list[Path]:
 def _safetensors(rows: LabelledEmbeddings, file: Path) -> list[Path]:
     from safetensors.numpy import save
 
+    # Metadata of a safetensors file are texts, so lists go in as JSON.
     names = {name: json.dumps(getattr(rows, name)) for name in _NAMES}
     return write_file(file, save({"embedding": rows.X}, metadata={**_origin(rows), **names}))
 
@@ -67,9 +68,9 @@ def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = No
     Parameters
     ----------
     rows
-        What to write.
+        Embeddings with the names of their images.
     file
-        Where; its suffix says the format unless `kind` does.
+        File to write; its suffix says the format unless `kind` does.
     kind
         'parquet': one row an image, `embedding` a fixed-size list. 'npy': the matrix, and the
         names beside it, suffix '.rows.csv'. 'safetensors': tensor `embedding`, names as JSON

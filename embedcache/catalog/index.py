@@ -62,7 +62,7 @@ def open_fresh(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyConnec
         if is_current(connection) and _is_made_of(connection, items):
             return connection
     except duckdb.Error:
-        pass
+        pass  # damaged, which is as good as none: all that it holds is derived
     connection.close()
     return None
 
@@ -107,6 +107,7 @@ def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bo
     try:
         with _beside(path) as aside:
             if anew or not _update_copy(path, aside, items):
+                # What a failed update has left would be opened as a database.
                 aside.unlink(missing_ok=True)
                 with writing(aside) as connection:
                     _create(connection)
@@ -115,6 +116,7 @@ def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bo
     except EmbedcacheError:  # of an item; some of them are OSErrors too
         raise
     except (OSError, duckdb.IOException) as error:
+        # DuckDB has an error of its own for a disk that is full.
         reason = error if isinstance(error, OSError) else OSError(str(error))
         raise write_error(path, reason) from error
     return True
@@ -207,8 +209,10 @@ def _put(aside: Path, path: Path) -> None:
     try:
         if aside != beside:
             shutil.copyfile(aside, beside)
+        # Whoever was allowed to read the old file may read the new one.
         if path.exists():
             shutil.copymode(path, beside)
+        # Or a power cut could leave the new name without its content.
         fsync(beside)
         beside.replace(path)
     finally:
@@ -235,6 +239,7 @@ def _copied_to_memory(path: Path) -> duckdb.DuckDBPyConnection | None:
     try:
         connection = connect_file(path, read_only=True)
         if is_current(connection):
+            # A copy, for the file is opened to be read only.
             connection.execute("USE memory")
             connection.execute(f"COPY FROM DATABASE {CATALOG} TO memory")
             connection.execute(f"DETACH {CATALOG}")
@@ -268,6 +273,7 @@ def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -
     changed = _changed_names(stored, items)
     connection.begin()
     digests = _digests(connection)
+    # All drops before the first addition: a new item may bring rows that an old one had.
     for old in stored:
         if (old.kind, old.name) in changed:
             _drop(connection, old, digests)
@@ -296,6 +302,7 @@ def _drop(
     connection: duckdb.DuckDBPyConnection, item: _StoredItem, digests: dict[str, int]
 ) -> None:
     for table in TABLES[item.kind]:
+        # The one manifest has no key; `_insert` replaces its table as a whole.
         if item.kind in ROW_KEYS:
             digests[table] -= _digest(connection, table, item.kind, item.row_key)
             column = ROW_KEYS[item.kind]
@@ -314,6 +321,7 @@ def _add(connection: duckdb.DuckDBPyConnection, item: SourceItem, digests: dict[
     for name in TABLES[item.kind]:
         if name not in tables:
             continue
+        # Rows of this key may be there already, from a copy of the item.
         before = _digest(connection, name, item.kind, row_key)
         _insert(connection, name, tables[name])
         digests[name] += _digest(connection, name, item.kind, row_key) - before

@@ -49,6 +49,7 @@ def write_file(file: Path, data: bytes) -> list[Path]:
     StoreWriteError
         The file system refused.
     """
+    # A rename into place would put a file where a pipe, a device or a link was.
     if not file.exists() or (file.is_file() and not file.is_symlink()):
         replace(file, data)
         return [file]
@@ -72,6 +73,7 @@ def text_bytes(result: QueryRows, kind: str) -> bytes:
     if kind == "json":
         objects = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
         return json.dumps(objects, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
+    # The csv writer ends the lines itself; the stream must leave them as they are.
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(result.columns)
@@ -106,6 +108,7 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
+        # Arrow gives tuples for nothing but the pairs of a map.
         is_map = bool(value) and all(isinstance(pair, tuple) for pair in value)
         return plain_value(dict(value)) if is_map else [plain_value(inner) for inner in value]
     return value

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+# Words that may name a view; one inside a text constant costs time and does no harm.
 _EMBEDDINGS: Final = re.compile(r"\bembeddings(?:_\w+)?\b", re.IGNORECASE)
 _READING: Final = {
     duckdb.StatementType.SELECT,
@@ -114,6 +115,7 @@ def _answer(
 
         register_embeddings(connection, source.open_stores(), names)
     connections.lock(connection)
+    # Nothing before this line has run any text of the user's.
     return fetch(connection.sql(query))
 
 
@@ -174,6 +176,7 @@ def check_reading(query: str) -> None:
     CatalogError
     """
     try:
+        # Split by DuckDB's own parser: a semicolon may stand inside a text.
         statements = duckdb.extract_statements(query)
     except duckdb.Error as error:
         raise CatalogError(_one_line(error)) from None

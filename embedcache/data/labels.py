@@ -45,5 +45,5 @@ def _separate(cell: str, sep: str) -> frozenset[str]:
 
 def label_matrix(labels: Sequence[Collection[str]], names: Sequence[str]) -> NDArray[np.bool_]:
     """Return which of the names each image has, shape (n, len(names))."""
-    rows = [[name in own for name in names] for own in labels]
+    rows = [[name in of_image for name in names] for of_image in labels]
     return np.array(rows, np.bool_).reshape(len(labels), len(names))

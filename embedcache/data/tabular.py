@@ -6,12 +6,14 @@ import html
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from embedcache.errors import MissingExtraError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Tabular(ABC):
@@ -52,6 +54,26 @@ class Tabular(ABC):
             polars is not installed.
         """
         return check_installed("polars").from_arrow(self.table())
+
+
+class TabularSequence(Tabular, Sequence[Item_co]):
+    """A result that is the sequence of its items, and prints as a table of them."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _items(self) -> tuple[Item_co, ...]:
+        """Return the items, in their order."""
+
+    def __len__(self) -> int:
+        return len(self._items())
+
+    @overload
+    def __getitem__(self, number: int) -> Item_co: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Item_co]: ...
+    def __getitem__(self, number: int | slice) -> Item_co | Sequence[Item_co]:
+        return self._items()[number]
 
 
 def check_installed(name: str) -> Any:

@@ -177,6 +177,7 @@ def load_strictly(
     """
     state, unused, absent = module.state_dict(), set(unused), set(absent)
     counters = {name for name in state if name.endswith(".num_batches_tracked")}
+    # What may be missing from the file keeps the value that the module has.
     unchanged = {name: state[name] for name in (counters | absent) - (counters & tensors.keys())}
     wanted = (state.keys() - unchanged.keys()) | unused
     problems = _problems(state, tensors, wanted)

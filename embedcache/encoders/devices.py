@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SHARE: Final = 0.8
 _NAMES: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+# NVIDIA's on Linux and on Windows, and AMD's, which torch calls CUDA too.
 _DRIVERS: Final = ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so")
 
 
@@ -96,11 +97,13 @@ def _free_ram() -> int:
             facts = dict(line.split(":") for line in lines)
         return int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
+        # No /proc, as on a Mac: half of all memory is a careful guess.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _loads(library: str) -> bool:
     try:
+        # Milliseconds, where importing torch takes seconds.
         ctypes.CDLL(library)
     except OSError:
         return False

@@ -230,6 +230,7 @@ class KeptWeights(ArtefactKind):
         freed = 0
         for folder in self.folder.folders():
             entries = folder.list()
+            # A file of another name was put there by somebody, so the folder stays.
             is_leftover = entries and all(_WEIGHTS_FILE.fullmatch(e.name) for e in entries)
             if is_leftover and min(map(age_s, entries)) > grace_s:
                 freed += size_of(folder)

@@ -193,6 +193,7 @@ def _model(spec: EncoderSpec, file: Path | None) -> Any:
         return _fetalclip(file)
     architecture, _, tag = spec.architecture.removeprefix("open_clip:").partition("/")
     facts = open_clip.get_pretrained_cfg(architecture, tag)
+    # OpenAI's weights want an approximate GELU, which the architecture's name leaves open.
     with _hushed():  # it warns that the weights are random, which they are for a moment only
         model = open_clip.create_model(
             architecture, force_quick_gelu=bool(facts.get("quick_gelu")), pretrained_text=False

@@ -129,6 +129,7 @@ class Preprocess:
         if self.normalise == "none":
             return np.stack(planes, out=out)
         for channel, plane in enumerate(planes):
+            # In this order: one factor and one offset would round to other bits.
             np.divide(plane, np.float32(255), out=out[channel])
             out[channel] -= np.float32(self.mean[channel])
             out[channel] /= np.float32(self.std[channel])
@@ -192,6 +193,7 @@ def resize_bilinear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray
     spread = (slice(None), *[None] * (pixels.ndim - 2))
     wide = pixels.astype(np.int32)
     wide = wide[:, left] * w_left[spread] + wide[:, right] * w_right[spread]
+    # OpenCV's own shifts: 4, 16 and 2 undo the 11 bits of weight along each of two axes.
     wide >>= 4
     tall = (slice(None), *[None] * (pixels.ndim - 1))
     out = (wide[upper] * w_upper[tall] >> 16) + (wide[lower] * w_lower[tall] >> 16)
@@ -206,6 +208,7 @@ def _taps(
     Beyond the border OpenCV drops the outer neighbour along a row, and keeps both weights, of the
     same pixel twice, along a column: with integers that rounds differently.
     """
+    # In float32, as there: in float64 some pixels would get other weights.
     place = ((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5).astype(np.float32)
     first = np.floor(place).astype(np.int64)
     share = place - first.astype(np.float32)
@@ -219,5 +222,6 @@ def _taps(
 def _standardised(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
     spread = grey.std()
+    # A picture of one grey value has no spread; it becomes zeros.
     flat = (grey - grey.mean()) / (spread if spread > 0 else np.float32(1)) * np.float32(255)
     return np.repeat(flat[None].astype(np.float32), channels, axis=0)

@@ -230,6 +230,7 @@ def identify_by_spec(
     except EncoderWeightsError:
         if fetch or spec.weights.kind != "hub":
             raise
+        # A plan fetches nothing: the digest stays open until the file is here.
         return Identified(spec, None, None, precision)
     if file is not None:
         digest: str | None = digests.file_digest(file)

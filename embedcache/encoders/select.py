@@ -106,6 +106,7 @@ def identify_models(
         for name in names
         for encoder in _identify_model(workspace, name, options, digests, documents, fetch=fetch)
     ]
+    # Backwards, so that of two names for one encoder the first is used.
     unique = {encoder.presumed_fingerprint: encoder for encoder in reversed(identified)}
     return list(unique.values())[::-1]
 

@@ -16,10 +16,11 @@ from PIL import Image
 from embedcache.data.images import decode_image, grey_or_rgb
 from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.errors import EncoderOutputError
+from embedcache.errors import EncoderOutputError, ImageReadError
 from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
+Picture = Image.Image | Path | str  # itself, or the path of an image file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +192,7 @@ class Encoder(ABC):
             rows = rows.copy()
         return lambda: rows
 
-    def embed(self, images: Sequence[Image.Image | Path | str]) -> FloatArray:
+    def embed(self, images: Picture | Sequence[Picture]) -> FloatArray:
         """Return the embeddings of pictures or of image files, shape (n, spec.dim), in order.
 
         For a few pictures at hand; `embedcache.open(...).extract` stores embeddings, and is faster.
@@ -199,16 +200,18 @@ class Encoder(ABC):
         Parameters
         ----------
         images
-            Pictures of any mode, or paths of image files.
+            Pictures of any mode, or paths of image files; one alone is a sequence of one.
 
         Raises
         ------
         ImageReadError
-            A file is no image, or damaged.
+            A file is missing, no image, or damaged.
         """
+        pictures = [images] if isinstance(images, Picture) else images
         rows = [np.empty((0, self.spec.dim), np.float32)]
-        for first in range(0, len(images), self.batch_size):
-            arrays = [self.preprocess(_picture(i)) for i in images[first : first + self.batch_size]]
+        for first in range(0, len(pictures), self.batch_size):
+            batch = pictures[first : first + self.batch_size]
+            arrays = [self.preprocess(_opened(picture)) for picture in batch]
             rows.append(self.encode(np.stack(arrays)))
         return np.concatenate(rows)
 
@@ -225,8 +228,13 @@ class TextEncoder(Protocol):
         """Return one row a text, shape (n, dim), float32, not normalised."""
 
 
-def _picture(image: Image.Image | Path | str) -> Image.Image:
-    return image if isinstance(image, Image.Image) else decode_image(Path(image).read_bytes())
+def _opened(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        return decode_image(Path(picture).read_bytes())
+    except OSError as error:  # `ImageReadError` is one, without the name of the file
+        raise ImageReadError(f"{picture}: {error.strerror or error}") from None
 
 
 def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray:

@@ -42,6 +42,7 @@ def describe(name: str) -> EncoderSpec:
     if tag and name not in timm.list_pretrained(f"{architecture}.*"):
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise UnknownEncoderError(f"timm has no weights '{name}'; pretrained tags: {tags}")
+    # Shapes without numbers: describing a large network costs neither memory nor time.
     with torch.device("meta"):
         network = _network(name)
         settings = resolve_model_data_config(network)
@@ -51,6 +52,7 @@ def describe(name: str) -> EncoderSpec:
         name=f"timm:{name}",
         architecture="timm:" + ".".join(filter(None, (architecture, config.get("tag")))),
         output="pooled",
+        # Some networks put a layer between pooling and classifier; its output is returned.
         dim=int(getattr(network, "head_hidden_size", network.num_features)),
         preprocess=_preprocess(name, settings),
         weights=WeightsSource(
@@ -118,6 +120,7 @@ def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
     if file is None:
         network = _network(architecture, **settings)
     else:
+        # `custom_load` would have the network read a file by itself, of its authors' format.
         overlay = {"state_dict": read_state_dict(file), "custom_load": False}
         try:
             network = timm.create_model(

@@ -131,6 +131,7 @@ class _Staging:
             self._buffers.append(torch.empty_like(batch, pin_memory=True))
             self._copied.append(torch.cuda.Event())
         turn = self._turn = (self._turn + 1) % len(self._buffers)
+        # What this buffer held before may still be on its way.
         self._copied[turn].synchronize()
         if self._buffers[turn].numel() < batch.numel():
             self._buffers[turn] = torch.empty_like(batch, pin_memory=True)
@@ -241,6 +242,7 @@ def load_torch(
 @contextlib.contextmanager
 def random_weights(seed: int) -> Iterator[None]:
     """Draw whatever is initialised inside from `seed`, and leave torch's generator as it was."""
+    # No devices: networks are built on the CPU, and only its generator is used.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -249,6 +251,7 @@ def random_weights(seed: int) -> Iterator[None]:
 def tensors_digest(module: nn.Module) -> str:
     """Return the SHA-256 of a module's parameters and buffers, names and values."""
     digest = hashlib.sha256()
+    # By name: the order in which a network lists its tensors decides no value.
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -61,6 +61,7 @@ def find_weights(
         if not given.is_file():
             raise EncoderWeightsError(f"{given}: no such weights file for '{spec.name}'")
         return given
+    # A file that the user has registered goes before the published one.
     if kind == "user" or _record(spec).exists():
         return registered_file(spec)
     if kind == "package":

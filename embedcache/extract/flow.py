@@ -108,14 +108,7 @@ def run_pass(
         flow.run(fail_fast=fail_fast, on_progress=on_progress)
     finally:
         digests.save()
-    return PassReport(
-        tallies=tuple(flow.tally(lane) for lane in flow.lanes),
-        wall_s=time.perf_counter() - start,
-        loaded_s=sum(job.load_s for job in jobs),
-        waited_s=flow.waited_s,
-        seconds=flow.seconds(),
-        workers=workers,
-    )
+    return flow.report(start)
 
 
 class _Flow:
@@ -266,7 +259,18 @@ class _Flow:
         for lane_number, array in zip(prepared.lanes, prepared.arrays, strict=False):
             self.lanes[lane_number].add(prepared.key, array)
 
-    def tally(self, lane: Lane) -> Tally:
+    def report(self, start: float) -> PassReport:
+        """Return what a pass did that began at `start`, by the clock `time.perf_counter`."""
+        return PassReport(
+            tallies=tuple(self._tally(lane) for lane in self.lanes),
+            wall_s=time.perf_counter() - start,
+            loaded_s=sum(lane.job.load_s for lane in self.lanes),
+            waited_s=self.waited_s,
+            seconds=self.seconds(),
+            workers=self.workers,
+        )
+
+    def _tally(self, lane: Lane) -> Tally:
         """Count the images by outcome; each is counted once and none is left out."""
         job, failures = lane.job, []
         n_cached = n_written = 0

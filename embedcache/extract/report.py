@@ -6,8 +6,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final, Literal
+
+import pyarrow as pa
+
+from embedcache.data.tabular import Tabular
 
 Stage = Literal["read", "decode", "preprocess", "encode", "write"]
 STAGES: Final[tuple[Stage, ...]] = ("read", "decode", "preprocess", "encode", "write")
@@ -65,8 +69,20 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class PassReport:
+_COUNTS: Final = pa.schema(
+    [
+        ("encoder", pa.string()),
+        ("fingerprint", pa.string()),
+        ("n_images", pa.int64()),
+        ("n_cached", pa.int64()),
+        ("n_written", pa.int64()),
+        ("n_failed", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PassReport(Tabular):
     """Counts and times of a pass.
 
     Parameters
@@ -96,6 +112,10 @@ class PassReport:
     def n_failed(self) -> int:
         """Number of images that failed, over all encoders."""
         return sum(tally.n_failed for tally in self.tallies)
+
+    def table(self) -> pa.Table:
+        """Return the counts, one row an encoder."""
+        return pa.Table.from_pylist([asdict(tally) for tally in self.tallies], schema=_COUNTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""Predictions of trained folds, as the answers of a run."""
+"""What trained folds gave, as the answers and the results of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,16 @@ def fold_answers_of(material: Material, results: Sequence[FoldResult]) -> list[P
         probability = np.concatenate([result.probability[number] for result in results])
         answers.append(_predictions(material, rows, fold, probability, "external"))
     return answers
+
+
+def results_of(results: Sequence[FoldResult]) -> dict[str, Any]:
+    """Return what a run's record says of its folds."""
+    return {
+        "best_epoch": [result.best_epoch for result in results],
+        "validation_macro_f1": [r.epochs[r.best_epoch - 1].macro_f1 for r in results],
+        "epochs": [[asdict(epoch) for epoch in result.epochs] for result in results],
+        "cost": [result.cost for result in results],
+    }
 
 
 def _predictions(

@@ -20,6 +20,7 @@ class Gamma(v2.Transform):  # type: ignore[misc] # torchvision has no types
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the power."""
         del flat_inputs
+        # From torch's generator, which `Pictures` seeds anew for each picture.
         return {"gamma": float(torch.empty(()).uniform_(1 - self.most, 1 + self.most))}
 
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:

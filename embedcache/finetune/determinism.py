@@ -27,6 +27,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
     )
     torch.use_deterministic_algorithms(mode=True)  # attention heeds it only where it is strict
     torch.set_float32_matmul_precision("highest")
+    # A benchmark picks what is fastest now, and another run may pick otherwise.
     flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
     try:
         with torch.backends.cudnn.flags(**flags):

@@ -36,6 +36,7 @@ def epoch_events(folder: Path | None) -> Iterator[Callable[[Epoch], None]]:
         values = asdict(epoch)
         for name in _SCALARS:
             writer.add_scalar(name, values[name], epoch.epoch)
+        # At once: whoever watches sees it, and a kill does not lose it.
         writer.flush()
 
     with SummaryWriter(str(folder)) as writer:

@@ -129,6 +129,7 @@ def open_fabric(device: str, precision: Precision, rank: int, n_devices: int, po
     if precision != "fp32":
         plugin = MixedPrecision(_MIXED[precision], first.type)  # type: ignore[arg-type] # a Literal
     if n_devices == 1:
+        # To Fabric a list names devices, and a number counts them.
         devices: Any = [first.index] if ":" in str(first) else 1
         fabric = Fabric(accelerator=first.type, devices=devices, plugins=[plugin])
     else:

@@ -84,6 +84,7 @@ class FoldFiles:
 
     def write_result(self, result: FoldResult, encoder: nn.Module) -> None:
         """Write predictions and encoder; then the state and the best weights can go."""
+        # The encoder first: a fold counts as trained once its result is there.
         tensors = {name: t.contiguous().cpu() for name, t in encoder.state_dict().items()}
         replace_by(self.encoder, lambda stream: stream.write(save(tensors)))
         document = {

@@ -41,6 +41,7 @@ class FoldPictures:
 
     def first_of(self, part: Part) -> int:
         """Return the number of a part's first picture."""
+        # By identity: parts hold arrays, which `==` compares element by element.
         before = itertools.takewhile(lambda other: other is not part, self._parts)
         return sum(map(len, before))
 

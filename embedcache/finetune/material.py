@@ -116,6 +116,7 @@ def gather(
     """
     keys = cohorts.images.keys
     readable = {
+        # An image whose file cannot be read has no picture; `n_skipped` counts it.
         name: [number for number in numbers if keys[number] in pictures]
         for name, numbers in cohorts.parts.items()
     }

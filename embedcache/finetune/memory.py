@@ -33,6 +33,7 @@ def reuse_freed_memory(device: torch.device) -> Iterator[None]:
         yield
         return
     libc = ctypes.CDLL(None)
+    # Large blocks come from the heap too, and its end is never given back (-1).
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
     try:

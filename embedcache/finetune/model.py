@@ -103,6 +103,7 @@ class Head(nn.Module):
     def _fill(self, **values: Floats) -> None:
         state = self.state_dict()
         for name, array in values.items():
+            # A state dictionary shares its memory with the module.
             state[name].copy_(torch.from_numpy(array))
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,7 @@ def _standardise_head(
     Where batch normalisation is trained, that is with the statistics of batches.
     """
     n = len(job.train)
+    # Spread over all of them: neighbours are often one patient's.
     numbers = np.linspace(0, n - 1, min(n, _MOST_FOR_HEAD)).astype(np.int64)
     classifier.train()
     with torch.no_grad(), fabric.autocast():

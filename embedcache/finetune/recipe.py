@@ -14,7 +14,9 @@ from embedcache.encoders.choices import PrecisionChoice
 from embedcache.errors import RunError
 
 ClassWeights = Literal["balanced", "none"]
+RecipeValue = str | int | float | bool
 
+# By name, for annotations are texts at run time; see `from __future__` above.
 _KINDS: Final[dict[str, type]] = {"int": int, "float": float, "bool": bool, "str": str}
 _AT_LEAST: Final = {
     "validation": 0.01,
@@ -86,7 +88,9 @@ def recipe_text() -> str:
     return files("embedcache.finetune").joinpath("recipe.toml").read_text(encoding="utf-8")
 
 
-def read_recipe(file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    file: Path | None = None, changes: Mapping[str, RecipeValue] | None = None
+) -> Recipe:
     """Return the defaults, changed by a TOML file and by single keys.
 
     Parameters
@@ -121,6 +125,7 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
         if not sign:
             raise RunError(f"--set {pair}: expected KEY=VALUE, e.g. lr=1e-4")
         try:
+            # As TOML, so that a value means the same here and in a file.
             changes[key.strip()] = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
             changes[key.strip()] = value.strip()
@@ -150,6 +155,7 @@ def _checked(keys: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any, kind: type, source: str) -> Any:
+    # In Python True is an integer; in a recipe it is no number.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     low, high = _AT_LEAST.get(key, 0), _AT_MOST.get(key, _MOST)

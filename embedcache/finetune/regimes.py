@@ -101,6 +101,7 @@ def choose_parameters(
     layer = _counted_layers(encoder, regime, name)
     first = 1 + max(layer.values(), default=0) - (regime.n_layers or 0)
     for path, parameter in encoder.named_parameters():
+        # Where layers are not counted `layer` is empty, and all of them are among the last.
         is_moved = regime.name != HEAD_ONLY and layer.get(path, first) >= first
         parameter.requires_grad = is_moved and path in reached
 

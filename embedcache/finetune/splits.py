@@ -60,6 +60,8 @@ def split_fold(
     patients, names = np.array(patient_id), np.array(label)[others]
     who = patients[others].tolist()
     most = Counter(names.tolist()).most_common(1)[0][1] if len(names) else 0
+    # The validation part is one fold of so many; each needs a patient, and scikit-learn refuses
+    # more folds than the commonest class has images.
     n_parts = min(max(2, round(1 / validation)), len(set(who)), most)
     if n_parts < 2:
         raise RunError(

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,10 +99,8 @@ def fit_sweep(
 
     Parameters
     ----------
-    X
-        Features, finite, shape (n, d).
-    y
-        Class of each row, 0 to n_classes - 1, shape (n,).
+    X, y
+        Features, finite, shape (n, d), and class of each row, 0 to n_classes - 1, shape (n,).
     n_classes
         Number of classes, whether or not a training set holds all of them.
     problems
@@ -111,50 +109,63 @@ def fit_sweep(
         Relative gap to the optimum at which a probe is done. Where not even float64 reaches it,
         `LogisticPath.gap` is larger.
     sample_weight
-        Weight of each row, not negative, shape (n,); a row of weight 2 counts as two rows, a row
-        of 0 as none.
+        Weight of each row, at least 0, shape (n,); a row of weight 2 counts as two, of 0 as none.
     class_weight
         Weight of each class by its number; 'balanced' for n / (k n_c), by training set.
     standardize
-        Whether features are divided by their deviation. False gives scikit-learn's objective on the
-        features as they are: centring them, as we do all the same, moves the intercept only.
+        Whether features are divided by their deviation; if not, the objective is scikit-learn's on
+        the features as they are: they are centred all the same, which moves the intercept only.
     n_threads
-        Number of threads; None for one a processor that this process may use. No answer depends on
-        it.
+        Number of threads, on which no answer depends; None for one a processor that may be used.
 
     Returns
     -------
     For each problem its probes, in the order of its C.
     """
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    training = _training_rows(problems, weight)
+    paths: dict[int, LogisticPath] = {}
+    with ThreadPoolExecutor(n_threads or usable_cores()) as pool, threadpool_limits(1, "blas"):
+        for classes, numbers in _groups(training, X.shape[1], y):
+            rows = [training[number] for number in numbers]
+            values = [np.asarray(problems[number][1], np.float64) for number in numbers]
+            sets = training_sets(X, y, weight, rows, class_weight, standardize=standardize)
+            for number, path in zip(numbers, _fit(sets, values, tol, pool), strict=True):
+                paths[number] = _among_all(path, classes, n_classes)
+    return [paths[number] for number in range(len(problems))]
+
+
+def _training_rows(
+    problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]], weight: Floats
+) -> list[NDArray[np.intp]]:
+    """Return the rows of each problem whose weight is not 0."""
     training = [rows[weight[rows] > 0] for rows, _ in problems]
     if not all(len(C) and np.all(np.diff(C) > 0) for _, C in problems):
         raise ValueError("the values of C of a problem are none, or do not ascend")
     if not all(map(len, training)):
         raise RunError("no training images to fit on; lower --folds or widen --where")
-    groups: dict[Any, list[int]] = {}
+    return training
+
+
+def _groups(
+    training: Sequence[NDArray[np.intp]], n_features: int, y: NDArray[np.int64]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the classes and the numbers of training sets that can be solved together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     for number, rows in enumerate(training):
         # With fewer rows than features the search is made in the rows' own space, set by set.
-        alone = number if len(rows) <= X.shape[1] else -1
+        alone = number if len(rows) <= n_features else -1
         groups.setdefault((alone, *np.unique(y[rows]).tolist()), []).append(number)
-    paths: dict[int, LogisticPath] = {}
-    with ThreadPoolExecutor(n_threads or usable_cores()) as pool, threadpool_limits(1, "blas"):
-        for (_, *classes), numbers in groups.items():
-            sets = training_sets(
-                X,
-                y,
-                weight,
-                [training[i] for i in numbers],
-                class_weight,
-                standardize=standardize,
-            )
-            values = [np.asarray(problems[i][1], np.float64) for i in numbers]
-            fitted = (
-                _constant(sets, values) if len(classes) == 1 else _solve(sets, values, tol, pool)
-            )
-            for number, path in zip(numbers, fitted, strict=True):
-                paths[number] = _among_all(path, classes, n_classes)
-    return [paths[number] for number in range(len(problems))]
+    for (_, *classes), numbers in groups.items():
+        yield classes, numbers
+
+
+def _fit(
+    sets: TrainingSets, values: Sequence[Floats], tol: float, pool: ThreadPoolExecutor
+) -> Iterator[LogisticPath]:
+    """Yield the probes of each set; sets of a single class have nothing to be solved."""
+    is_constant = sets.prior.shape[1] == 1
+    return _constant(sets, values) if is_constant else _solve(sets, values, tol, pool)
 
 
 def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> LogisticPath:

@@ -86,18 +86,11 @@ def training_sets(
     standardize
         Whether features are divided by their deviation, or just centred.
     """
-    holds = np.zeros((len(y), len(sets)), np.bool_)
-    for number, rows in enumerate(sets):
-        holds[rows, number] = True
-    trained = np.flatnonzero(holds.any(axis=1))
-    patterns, cell = np.unique(np.packbits(holds[trained], axis=1), axis=0, return_inverse=True)
-    member = np.unpackbits(patterns, axis=1, count=len(sets)).astype(np.bool_).T
+    trained, cell, member = _cells(len(y), sets)
     classes, code = np.unique(y[trained], return_inverse=True)
     order = np.lexsort((code, cell))
     rows, code, cell = trained[order], code[order], cell[order]
-    moments = _Moments.of(X, rows, weight[rows], cell)
-    scalers = [moments.over(cells[moments.cell]) for cells in member]
-    middle = moments.over(np.ones(len(moments.cell), np.bool_))
+    scalers, middle = _scalers(_Moments.of(X, rows, weight[rows], cell), member)
     if not standardize:
         *scalers, middle = (replace(s, scale=np.sign(s.scale)) for s in (*scalers, middle))
     shift = np.stack([(s.mean - middle.mean) * middle.inverse for s in scalers])
@@ -121,6 +114,28 @@ def training_sets(
         shift=shift,
         stretch=stretch,
     )
+
+
+def _cells(
+    n_rows: int, sets: Sequence[NDArray[np.intp]]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """Return the rows of any set, the cell of each of them, and which cells a set holds.
+
+    A cell is the rows that the same sets hold: what is summed over cells is read once for all sets.
+    """
+    holds = np.zeros((n_rows, len(sets)), np.bool_)
+    for number, rows in enumerate(sets):
+        holds[rows, number] = True
+    trained = np.flatnonzero(holds.any(axis=1))
+    patterns, cell = np.unique(np.packbits(holds[trained], axis=1), axis=0, return_inverse=True)
+    member = np.unpackbits(patterns, axis=1, count=len(sets)).astype(np.bool_).T
+    return trained, cell, member
+
+
+def _scalers(moments: _Moments, member: NDArray[np.bool_]) -> tuple[list[Scaler], Scaler]:
+    """Return the scaler of each set's rows, and that of the rows of all sets."""
+    scalers = [moments.over(cells[moments.cell]) for cells in member]
+    return scalers, moments.over(np.ones(len(moments.cell), np.bool_))
 
 
 def _factors(mass: Floats, classes: NDArray[np.int64], class_weight: ClassWeight) -> Floats:

@@ -7,7 +7,7 @@ see the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,28 +95,75 @@ def learning_curve(
         raise RunError("a learning curve needs one draw and one patient at least")
     check_cohorts(train, ())
     method = check_method(ProbeMethod(), task)
-    names, patient = np.unique(train.patient_id, return_inverse=True)
-    fold, fold_of = folds.of(train.patient_id), folds.of(names.tolist())
+    fold = folds.of(train.patient_id)
     numbers = np.unique(fold).tolist()
     check_folds(len(numbers), PROTOCOLS[method.protocol], PROBES[method.probe].setting)
-    available = [int((fold_of != outer).sum()) for outer in numbers]
-    steps = _sizes(sizes, min(available))
-    orders = [
-        np.random.default_rng([seed, draw]).permutation(len(names)) for draw in range(n_draws)
-    ]
+    patients = _Patients.drawn(train.patient_id, folds, n_draws, seed)
+    steps = _sizes(sizes, min(map(patients.n_available, numbers)))
     learner = _Learner(TASKS[task](train, method), grid_of(method), fold)
-    points, n_done = [], 0
+    return list(_points(learner, patients, numbers, steps, on_step))
+
+
+@dataclass(frozen=True, slots=True)
+class _Patients:
+    """The patients of a cohort, p of them, in several random orders.
+
+    Parameters
+    ----------
+    of_image
+        Number of each image's patient, shape (n,).
+    fold
+        Fold of each patient, shape (p,).
+    orders
+        Numbers of all patients, shape (p,), as each draw orders them.
+    """
+
+    of_image: NDArray[np.intp]
+    fold: NDArray[np.int64]
+    orders: list[NDArray[np.int64]]
+
+    @classmethod
+    def drawn(
+        cls, patient_id: Sequence[str], folds: FoldTable, n_draws: int, seed: int
+    ) -> _Patients:
+        """Return the patients of images in `n_draws` orders."""
+        names, of_image = np.unique(patient_id, return_inverse=True)
+        # A stream for each draw: more draws leave the orders of the first ones as they were.
+        orders = [
+            np.random.default_rng([seed, draw]).permutation(len(names)) for draw in range(n_draws)
+        ]
+        return cls(of_image, folds.of(names.tolist()), orders)
+
+    def n_available(self, outer: int) -> int:
+        """Return how many patients can train where an outer fold is tested."""
+        return int((self.fold != outer).sum())
+
+    def training_rows(self, draw: int, outer: int, size: int | None) -> NDArray[np.intp]:
+        """Return the images of the first `size` patients, or of all, that are not tested."""
+        order = self.orders[draw]
+        trained = order[self.fold[order] != outer][:size]
+        return np.flatnonzero(np.isin(self.of_image, trained))
+
+
+def _points(
+    learner: _Learner,
+    patients: _Patients,
+    numbers: Sequence[int],
+    steps: Sequence[int],
+    on_step: Callable[[int, int], None],
+) -> Iterator[CurvePoint]:
+    """Yield the point of each size, and last that of all patients, who have one order only."""
+    n_done = 0
     for size in [*steps, None]:
-        drawn = orders if size else orders[:1]
+        n_draws = len(patients.orders) if size else 1
         for outer in numbers:
-            for draw, order in enumerate(drawn):
-                trained = order[fold_of[order] != outer][:size]
-                rows = np.flatnonzero(np.isin(patient, trained))
+            for draw in range(n_draws):
+                rows = patients.training_rows(draw, outer, size)
                 learner.learn(outer, draw, rows, has_all=size is None)
             n_done += 1
             on_step(n_done, (len(steps) + 1) * len(numbers))
-        points.append(learner.point(size or int(np.median(available)), len(drawn)))
-    return points
+        available = [patients.n_available(outer) for outer in numbers]
+        yield learner.point(size or int(np.median(available)), n_draws)
 
 
 def _sizes(sizes: Sequence[int] | None, most: int) -> list[int]:

@@ -33,7 +33,7 @@ from embedcache.protocol.choice import (
 from embedcache.protocol.protocols import PROTOCOLS, check_folds, check_method, grid_of
 from embedcache.protocol.task import Task
 from embedcache.protocol.tasks import FIT_TOL, TASKS
-from embedcache.runs.methods import ProbeMethod
+from embedcache.runs.methods import ExternalBy, ProbeMethod
 
 # Folds whose settings differ by more than this factor, four steps of the grid of C, get a note.
 _UNSTABLE: Final = 101.0
@@ -93,7 +93,6 @@ def fit_probe(
         that the task or the training cohort lacks.
     """
     method = check_method(method, task)
-    protocol, setting = PROTOCOLS[method.protocol], PROBES[method.probe].setting
     check_cohorts(train, external)
     train_task = TASKS[task](train, method)
     for cohort in external:
@@ -101,36 +100,47 @@ def fit_probe(
     number = folds.of(train.patient_id)
     # A table may have folds without any of these images.
     numbers, fold = np.unique(number, return_inverse=True)
-    check_folds(len(numbers), protocol, setting)
+    check_folds(len(numbers), PROTOCOLS[method.protocol], PROBES[method.probe].setting)
+    probes = _fit(train_task, fold, method)
+    in_domain, temperature = _in_domain(train_task, probes, number, fold)
+    outside = [
+        _external(train_task, cohort, probes, numbers, temperature, method.external_by)
+        for cohort in external
+    ]
+    choices = _choices(train_task, probes, temperature, method)
+    choices["notes"] = [*fold_gaps(folds.n_folds, len(numbers)), *choices["notes"]]
+    answers, fold_answers = [pair[0] for pair in outside], [pair[1] for pair in outside]
+    return ProbeResult((in_domain, *answers), tuple(fold_answers), choices)
 
-    chosen, final = _choose(train_task, fold, method)
+
+@dataclass(frozen=True, slots=True)
+class _Probes:
+    """What was chosen, and the probes that were fitted with it.
+
+    Parameters
+    ----------
+    chosen
+        Choice of each of the K outer folds.
+    final
+        Setting of the probe of all training patients.
+    paths
+        Probe of each outer fold, with its one setting.
+    last
+        Probe of all training patients.
+    """
+
+    chosen: list[Chosen]
+    final: float
+    paths: list[Any]
+    last: Any
+
+
+def _fit(task: Task, fold: NDArray[np.int64], method: ProbeMethod) -> _Probes:
+    """Choose each fold's setting, then fit all probes of the answers together."""
+    chosen, final = _choose(task, fold, method)
     parts = [(np.flatnonzero(fold != place), [c.value]) for place, c in enumerate(chosen)]
-    *paths, last = train_task.fit_to_predict([*parts, (np.arange(len(train)), [final])])
-    inside = _out_of_fold(train_task, paths, fold)
-    temperature = _temperatures(chosen, fold)
-    outside = None if temperature is None else train_task.temperature(np.arange(len(train)), inside)
-    in_domain = train_task.answers(train, inside, role="in-domain", fold=number)
-    answers, fold_answers = [_with_temperature(in_domain, temperature)], []
-    is_by_folds = method.external_by == "folds"
-    for cohort in external:
-        of_folds = np.stack([train_task.predict(path, cohort.X)[0] for path in paths])
-        predicted = of_folds.mean(axis=0) if is_by_folds else train_task.predict(last, cohort.X)[0]
-        answers.append(_external(train_task, cohort, predicted, outside))
-        fold_answers.append(_by_folds(train_task, cohort, of_folds, numbers, chosen))
-    gaps = [gap for path in (*paths, last) for gap in _certificates(path)]
-    choices = {
-        setting: [c.value for c in chosen],
-        f"final_{setting}": final,
-        "inner_score": [c.score for c in chosen],
-        **(_fitted_temperatures(chosen, outside) if train_task.is_calibrated else {}),
-        "gap": gaps,
-        "notes": [
-            *fold_gaps(folds.n_folds, len(numbers)),
-            *_notes([c.value for c in chosen], method),
-            *_gap_notes(gaps),
-        ],
-    }
-    return ProbeResult(tuple(answers), tuple(fold_answers), choices)
+    *paths, last = task.fit_to_predict([*parts, (np.arange(len(fold)), [final])])
+    return _Probes(chosen, final, paths, last)
 
 
 def _choose(task: Task, fold: NDArray[np.int64], method: ProbeMethod) -> tuple[list[Chosen], float]:
@@ -161,17 +171,24 @@ def _out_of_fold(task: Task, paths: Sequence[Any], fold: NDArray[np.int64]) -> F
     return inside
 
 
+def _in_domain(
+    task: Task, probes: _Probes, number: NDArray[np.int64], fold: NDArray[np.int64]
+) -> tuple[Answers, float | None]:
+    """Return out-of-fold answers, and the temperature for external cohorts that is fitted on them.
+
+    `number` is the fold of each image in the table, `fold` its place among the folds that occur.
+    """
+    predicted = _out_of_fold(task, probes.paths, fold)
+    temperature = _temperatures(probes.chosen, fold)
+    answers = task.answers(task.train, predicted, role="in-domain", fold=number)
+    outside = None if temperature is None else task.temperature(np.arange(len(fold)), predicted)
+    return _with_temperature(answers, temperature), outside
+
+
 def _temperatures(chosen: Sequence[Chosen], fold: NDArray[np.int64]) -> Floats | None:
     """Return the temperature of each image's fold, shape (n,); None where one has none."""
     fitted = [c.temperature for c in chosen]
     return None if None in fitted else np.array(fitted, np.float64)[fold]
-
-
-def _fitted_temperatures(chosen: Sequence[Chosen], outside: float | None) -> dict[str, Any]:
-    return {
-        "temperature": [c.temperature for c in chosen],
-        "external_temperature": outside,
-    }
 
 
 def _with_temperature(answers: Answers, temperature: Floats | None) -> Answers:
@@ -183,14 +200,23 @@ def _with_temperature(answers: Answers, temperature: Floats | None) -> Answers:
 
 
 def _external(
-    task: Task, cohort: LabelledEmbeddings, predicted: Floats, temperature: float | None
-) -> Answers:
-    """Return the answers to an external cohort, given predictions of shape (n, width)."""
+    task: Task,
+    cohort: LabelledEmbeddings,
+    probes: _Probes,
+    numbers: NDArray[np.int64],
+    temperature: float | None,
+    external_by: ExternalBy,
+) -> tuple[Answers, Answers]:
+    """Return the answers to an external cohort, and those of every fold's probe."""
+    of_folds = np.stack([task.predict(path, cohort.X)[0] for path in probes.paths])
+    predicted = (
+        of_folds.mean(axis=0) if external_by == "folds" else task.predict(probes.last, cohort.X)[0]
+    )
     fold = np.full(len(cohort), _EXTERNAL_FOLD)
     answers = task.answers(cohort, predicted, role="external", fold=fold)
-    return _with_temperature(
-        answers, None if temperature is None else np.full(len(cohort), temperature)
-    )
+    of_cohort = None if temperature is None else np.full(len(cohort), temperature)
+    by_folds = _by_folds(task, cohort, of_folds, numbers, probes.chosen)
+    return _with_temperature(answers, of_cohort), by_folds
 
 
 def _by_folds(
@@ -208,6 +234,26 @@ def _by_folds(
     flat = predicted.reshape(n_folds * n, width)
     answers = task.answers(repeated, flat, role="external", fold=numbers[place])
     return _with_temperature(answers, _temperatures(chosen, place))
+
+
+def _choices(
+    task: Task, probes: _Probes, temperature: float | None, method: ProbeMethod
+) -> dict[str, Any]:
+    """Return what was chosen by fold and for all training patients, as a record keeps it."""
+    setting, values = PROBES[method.probe].setting, [c.value for c in probes.chosen]
+    temperatures = {
+        "temperature": [c.temperature for c in probes.chosen],
+        "external_temperature": temperature,
+    }
+    gaps = [gap for path in (*probes.paths, probes.last) for gap in _certificates(path)]
+    return {
+        setting: values,
+        f"final_{setting}": probes.final,
+        "inner_score": [c.score for c in probes.chosen],
+        **(temperatures if task.is_calibrated else {}),
+        "gap": gaps,
+        "notes": [*_notes(values, method), *_gap_notes(gaps)],
+    }
 
 
 def _certificates(path: Any) -> Iterator[float]:

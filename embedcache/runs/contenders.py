@@ -55,7 +55,7 @@ class Contest:
     cohorts
         Cohorts to compare on, as the leading run predicted them.
     notes
-        Which runs were left out, and why.
+        Runs that were left out, with the reason.
     """
 
     contenders: Mapping[str, Contender]
@@ -93,6 +93,7 @@ def choose_runs(
         There is no such run, or one without predictions of images.
     """
     records = _candidates(runs, models, run_ids)
+    # A zero-shot run has no training cohort, so it cannot say which one the contest is about.
     leader = next((record for record in records if record.train_cohort), records[0])
     ordered = [leader, *(record for record in records if record is not leader)]
     same_task = [record for record in ordered if record.task == leader.task]
@@ -117,6 +118,7 @@ def choose_runs(
 def _contender(
     record: RunRecord, answers: Sequence[Answers], estimates: tuple[Estimate, ...]
 ) -> Contender:
+    # All runs in one order of images: they are compared row by row.
     by_name = {cohort.cohort[0]: cohort.take(np.argsort(cohort.image_id)) for cohort in answers}
     return Contender(record, by_name, estimates)
 
@@ -127,6 +129,7 @@ def _contest(contenders: Sequence[Contender], identity: Callable[[Contender], Ha
     fitting: dict[Hashable, Contender] = {}
     left_out: dict[Hashable, str] = {}
     for contender in contenders:
+        # Newest first: where the newest does not fit, an older one of the same method may.
         key = identity(contender)
         if key in fitting:
             continue
@@ -151,6 +154,7 @@ def _candidates(
         raise RunError(
             f"{runs.folder.parent} holds no runs to compare; run `embedcache probe -m all`"
         )
+    # By name among runs of one moment, so that the order is always the same.
     newest = sorted(records, key=lambda record: (record.created, record.run_id))[::-1]
     for model in models or ():
         if not any(_is_of(record, model) for record in newest):
@@ -174,6 +178,7 @@ def _named_run(runs: RunFiles, run_id: str) -> RunRecord:
 
 def _is_of(record: RunRecord, model: str) -> bool:
     name, _, prefix = model.partition("@")
+    # As everywhere, an underscore in a name is taken for a hyphen.
     is_same = record.encoder.replace("_", "-") == name.replace("_", "-")
     return model == _ALL or (is_same and record.fingerprint.startswith(prefix))
 
@@ -199,6 +204,7 @@ def _difference(leader: Contender, other: Contender) -> str:
             return f"other images of '{name}' ({n_theirs}, not {n_ours})"
         if (ours.patient_id, ours.targets) != (theirs.patient_id, theirs.targets):
             return f"other patients or labels in '{name}'"
+        # Only in equal roles has the cohort folds to compare.
         if ours.role == theirs.role and (ours.fold != theirs.fold).any():
             return f"other folds of '{name}'"
     return ""
@@ -214,6 +220,7 @@ def _named(contenders: Sequence[Contender]) -> dict[str, Contender]:
     )
     is_mixed = len({contender.record.label for contender in contenders}) > 1
     named: dict[str, Contender] = {}
+    # Several methods: the encoder's name alone would not say which is which.
     for scheme in schemes[is_mixed:]:
         named = {scheme(contender.record): contender for contender in contenders}
         if len(named) == len(contenders):

@@ -73,6 +73,7 @@ class RunFiles:
         """
         if run_id not in self._records:
             document = read_document(self.folder / run_id / RUN_DOCUMENT)
+            # The folder names the run: a copy under another name is found under that.
             self._records[run_id] = record_from_document({**document, "run_id": run_id})
         return self._records[run_id]
 
@@ -139,7 +140,7 @@ class RunFiles:
         with locked(file, on_wait):
             yield
             # While it is held: whoever waits for it finds the run, under whatever lock.
-            if run_id in self:
+            if file.local_path is not None and run_id in self:
                 file.delete()
 
     def write(
@@ -174,10 +175,12 @@ class RunFiles:
         for name, data in contents.items():
             file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))
             with contextlib.suppress(FileExistsError):
+                # A file of that name has the same checksum: it was put before.
                 (folder / file.name).put(data)
             tables[name] = file
         record = replace(record, tables=tables)
         with contextlib.suppress(FileExistsError):
+            # Where another process was faster, its record stands, with the tables that it names.
             (folder / RUN_DOCUMENT).put(seal(record.document()))
         (folder / _MARK).delete()
         self._records.pop(run_id, None)
@@ -216,6 +219,7 @@ class RunFiles:
         """Yield the names of runs whose writing was begun before a time and never ended."""
         for run_id, names in self._files().items():
             mark = names.get(_MARK)
+            # The mark is written once, at the start: its age is that of the write.
             is_over = mark is not None and mark.modified_ns < before_ns
             if is_over and RUN_DOCUMENT not in names and all(map(_is_ours, names)):
                 yield run_id
@@ -238,6 +242,7 @@ class RunFiles:
     def _files(self) -> dict[str, dict[str, Entry]]:
         """Return what lies in each folder by name; names in its sub-folders have a slash."""
         folders: dict[str, dict[str, Entry]] = {}
+        # One listing for all runs: where storage is remote, each call is a journey.
         for entry in self.folder.list(deep=True):
             run_id, slash, name = entry.name.partition("/")
             if slash:

@@ -185,6 +185,7 @@ _METHODS: Final[Mapping[str, type[Method]]] = {
 def method_from_document(document: Mapping[str, Any]) -> Method:
     """Return the method that a document describes; one of another release as it stands."""
     method = _METHODS.get(str(document.get("tag")))
+    # A later release may have dropped a setting that is needed here: kept, then, not guessed.
     is_known = method is not None and _required(method) <= document.keys()
     return method.from_document(document) if method and is_known else UnknownMethod(document)
 

@@ -76,6 +76,7 @@ def once(
     run_id = request.run_id
     if run_id in runs:
         return stored(runs, run_id)
+    # Looked up again under the lock: another process may have made it meanwhile.
     with runs.lock(run_id, on_wait):
         if run_id in runs:
             return stored(runs, run_id)

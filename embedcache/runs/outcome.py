@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import pyarrow as pa
 
 from embedcache.data.predictions import Answers
-from embedcache.data.tabular import Tabular
+from embedcache.data.tabular import Tabular, TabularSequence
 from embedcache.errors import RunError
 from embedcache.files.backend import Location
 from embedcache.runs.record import RunRecord
@@ -77,8 +77,9 @@ class RunOutcome(Tabular):
         """Scores that a run is judged by, over images: one or two a cohort."""
         metric = HEADLINES[self.record.task]
         if self.record.kind == "curve":
+            # Named apart, lest a score of few patients is taken for one of all.
             metric = f"{metric}_by_patients"
-        return [one for one in self.estimates if (one.metric, one.level) == (metric, "image")]
+        return [e for e in self.estimates if (e.metric, e.level) == (metric, "image")]
 
     def score(
         self,
@@ -117,8 +118,8 @@ class RunOutcome(Tabular):
             key = (estimate.metric, estimate.label, estimate.level, estimate.scoring)
             if is_cohort and key == wanted:
                 return estimate
-        cohorts = ", ".join(dict.fromkeys(one.cohort for one in self.estimates))
-        metrics = ", ".join(dict.fromkeys(one.metric for one in self.estimates))
+        cohorts = ", ".join(dict.fromkeys(e.cohort for e in self.estimates))
+        metrics = ", ".join(dict.fromkeys(e.metric for e in self.estimates))
         raise RunError(
             f"run '{self.run_id}' has no {metric} of cohort '{cohort or 'that trains'}'"
             f"{f', label {label!r}' if label else ''} ({level}, {scoring}); it has {metrics} of "
@@ -140,7 +141,7 @@ class RunOutcome(Tabular):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RunOutcomes(Tabular, Sequence[RunOutcome]):
+class RunOutcomes(TabularSequence[RunOutcome]):
     """The runs of a command, one an encoder.
 
     Parameters
@@ -151,18 +152,8 @@ class RunOutcomes(Tabular, Sequence[RunOutcome]):
 
     runs: tuple[RunOutcome, ...]
 
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    @overload
-    def __getitem__(self, number: int) -> RunOutcome: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[RunOutcome]: ...
-    def __getitem__(self, number: int | slice) -> RunOutcome | Sequence[RunOutcome]:
-        return self.runs[number]
-
-    def __iter__(self) -> Iterator[RunOutcome]:
-        return iter(self.runs)
+    def _items(self) -> tuple[RunOutcome, ...]:
+        return self.runs
 
     def table(self) -> pa.Table:
         """Return the scores that the runs are judged by, one row a run and cohort."""

@@ -161,6 +161,7 @@ class RunRecord:
     def curve(self) -> list[tuple[int, list[float]]]:
         """Number of training patients, and the score of each draw, for each point of a curve."""
         return [
+            # Version 1 named the scores after the one metric that its curves had.
             (int(point["n_patients"]), list(point.get("scores", point.get("macro_f1"))))
             for point in self.results.get("points", ())
         ]
@@ -168,6 +169,7 @@ class RunRecord:
     @property
     def training_costs(self) -> list[TrainingCost]:
         """Cost of each fold of a training."""
+        # The record says more of each fold than has a type here.
         names = TrainingCost.__dataclass_fields__
         return [
             TrainingCost(**{name: cost[name] for name in names})

@@ -105,6 +105,7 @@ class RunRequest:
     def run_id(self) -> str:
         """Name of the run: equal requests have the same one, so a repeated run is found again."""
         data = {key: value for key, value in self.data.document().items() if key != "manifest"}
+        # Kind and encoder are in the name itself; every entry here decides a number.
         decisive = [
             self.fingerprint,
             self.question.document(),
@@ -115,6 +116,7 @@ class RunRequest:
             dict(self.versions),
         ]
         digest = hashlib.sha256(canonical_json(decisive)).hexdigest()[:12]
+        # The name is one of a folder, and names of encoders have colons and slashes.
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.encoder)
         return f"{self.kind}-{name}-{digest}"
 

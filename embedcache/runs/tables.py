@@ -148,6 +148,7 @@ def _joined(names: Sequence[str], has: NDArray[np.bool_]) -> list[str]:
 def _map(names: Sequence[str], values: NDArray[np.float64]) -> pa.MapArray:
     n, width = values.shape
     return pa.MapArray.from_arrays(
+        # Offsets of the rows in the two flat arrays: all have the same keys.
         pa.array(range(0, n * width + 1, width), pa.int32()),
         pa.array(list(names) * n, pa.string()),
         pa.array(values.reshape(-1), pa.float64()),
@@ -157,6 +158,7 @@ def _map(names: Sequence[str], values: NDArray[np.float64]) -> pa.MapArray:
 def _temperatures(predictions: Predictions) -> pa.Array:
     if predictions.temperature is None:
         return pa.nulls(len(predictions.image_id), pa.float64())
+    # `from_pandas` turns NaN, where a fold has no temperature, into NULL.
     return pa.array(predictions.temperature, pa.float64(), from_pandas=True)
 
 
@@ -174,6 +176,7 @@ def _cohort_answers(table: pa.Table, task: TaskName) -> Answers:
     about: dict[str, Any] = {
         "role": table["role"][0].as_py(),
         **{name: tuple(table[name].to_pylist()) for name in names},
+        # NULL in SQL and -1 in memory: of no fold, as external cohorts are.
         "fold": table["fold"].fill_null(-1).to_numpy().astype(np.int64),
     }
     label = table["label"].to_pylist()
@@ -181,6 +184,7 @@ def _cohort_answers(table: pa.Table, task: TaskName) -> Answers:
         truth = np.array([float(text) for text in label])
         return Measurements(truth=truth, value=table["value"].to_numpy(), **about)
     p = table["p"].combine_chunks()
+    # Each row names all classes, in one order; see `_map`.
     width = len(p.items) // len(table)
     classes = tuple(p.keys[:width].to_pylist())
     probability = p.items.to_numpy().reshape(len(table), width)

@@ -140,17 +140,8 @@ def compare(
         raise RunError(f"{metric} is defined in no resample of the patients; pass more resamples")
     has_sums = reference.patient_sums(metric) is not None
     swaps = _swaps(n_patients, n_resamples, seed) if has_sums else None
-    leads = []
-    for first, second in itertools.combinations(range(len(names)), 2):
-        better, worse = names[first], names[second]
-        drawn = _ahead(draws[first], draws[second], sign)
-        value = _ahead(values[better], values[worse], sign)
-        p = _bootstrap_p(drawn)
-        if swaps is not None:
-            p = permutation_p(models[better], models[worse], metric, swaps)
-        leads.append((better, worse, value, *interval(drawn, n_patients), p))
-    corrected = holm([lead[-1] for lead in leads])
-    pairs = tuple(Pair(*lead, p) for lead, p in zip(leads, corrected, strict=True))
+    ordered = {name: models[name] for name in names}
+    pairs = _pairs(ordered, values, draws, metric, swaps)
     groups = alike(names, [(p.better, p.worse) for p in pairs if p.p_corrected < ALPHA])
     ranks, p_best = mean_ranks(sign * draws)
     standings = tuple(
@@ -166,6 +157,30 @@ def compare(
     )
     test = "permutation of patients" if has_sums else "bootstrap of patients"
     return Comparison(standings, pairs, test)
+
+
+def _pairs(
+    models: Mapping[str, Subject],
+    values: Mapping[str, float],
+    draws: Floats,
+    metric: str,
+    swaps: NDArray[np.float32] | None,
+) -> tuple[Pair, ...]:
+    """Return all pairs of models, which come best first, as do their resampled scores `draws`."""
+    leads = []
+    for (first, better), (second, worse) in itertools.combinations(enumerate(models), 2):
+        subject = models[better]
+        sign, n_patients = subject.sign(metric), subject.n_patients
+        drawn = _ahead(draws[first], draws[second], sign)
+        value = _ahead(values[better], values[worse], sign)
+        p = (
+            _bootstrap_p(drawn)
+            if swaps is None
+            else permutation_p(subject, models[worse], metric, swaps)
+        )
+        leads.append((better, worse, value, *interval(drawn, n_patients), p))
+    corrected = holm([lead[-1] for lead in leads])
+    return tuple(Pair(*lead, p) for lead, p in zip(leads, corrected, strict=True))
 
 
 def _score(metric: str, subject: Subject, name: str) -> float:

@@ -117,6 +117,7 @@ def mend_store(folder: Location) -> Mended:
         intact, values = segment.salvage(folder, record)
         keys += [record.keys[row] for row in intact]
         rows.append(values)
+    # What is gone or unreadable is named as replaced, so that nothing asks for it again.
     void = [name for record in damaged for name in (record.id, *record.replaces)]
     absent = [name for record in live for name in _absent_parents(record, live, files)]
     if void or errors or absent:
@@ -133,6 +134,7 @@ def mend_store(folder: Location) -> Mended:
     orphans = _segments_without_record(folder, live_records(folder), layout.record_files(folder))
     for orphan in orphans:
         orphan.delete()
+    # Nobody knows which rows a lost record named: all images have to be looked at again.
     is_record_lost = bool(errors or absent or orphans)
     return Mended(
         f"{folder.name}: {len(keys)} rows of damaged segments saved",
@@ -155,6 +157,7 @@ def _mend_document(folder: Location, live: list[Record]) -> dict[str, Any]:
                 f"{file} is lost and no record repeats it; delete the folder {folder} and extract "
                 "again"
             ) from None
+        # Every record repeats the document, for this case.
         document = dict(live[0].context["encoder"])
         file.replace(seal(document))
         return document

@@ -52,17 +52,8 @@ def publish_segment(
     record_id, dim = new_id(), int(document["identity"]["dim"])
     dtype = str(document["identity"].get("dtype", "float32"))
     sums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-
-    def summed() -> Iterator[Rows]:
-        for block in blocks:
-            sums.append(segment.row_sums(block))
-            yield block
-
-    array = layout.segment_folder(folder, record_id)
-    intent = layout.intent_path(folder, record_id)
-    try:
-        intent.replace(b"")
-        files = segment.write_segment(array, len(keys), dim, summed(), dtype=dtype)
+    with _under_way(folder, record_id) as array:
+        files = segment.write_segment(array, len(keys), dim, _summed(blocks, sums), dtype=dtype)
         record = Record(
             id=record_id,
             keys=tuple(keys),
@@ -76,15 +67,36 @@ def publish_segment(
             context={**context, "encoder": dict(document)},
         )
         layout.put_record(folder, record)
+    return record
+
+
+def _summed(blocks: Iterable[Rows], sums: list[NDArray[np.uint32]]) -> Iterator[Rows]:
+    """Yield blocks as they come, and add the checksums of their rows to `sums`.
+
+    The blocks may be more than memory holds, so they cannot be read twice.
+    """
+    for block in blocks:
+        sums.append(segment.row_sums(block))
+        yield block
+
+
+@contextlib.contextmanager
+def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
+    """Mark a commit while it is made, and yield its array, which is removed if it fails."""
+    array = layout.segment_folder(folder, record_id)
+    intent = layout.intent_path(folder, record_id)
+    try:
+        intent.replace(b"")
+        yield array
     except BaseException:  # an interruption too, lest it leaves rows that nothing names
         with contextlib.suppress(StoreError):
+            # An interruption may come when the record is written: then the rows exist, and stay.
             if find_table(folder / layout.COMMITS, record_id) is None:
                 array.delete()
         raise
     finally:
         with contextlib.suppress(StoreError):  # a mark that stays is swept one day
             intent.delete()
-    return record
 
 
 def read_records(

@@ -70,6 +70,7 @@ class EmbeddingStore:
         StoreMismatchError
             The folder holds another encoder's rows.
         """
+        # Two processes may make it at once: the first document stands, and is compared below.
         with contextlib.suppress(FileExistsError):
             if not (folder / ENCODER_DOCUMENT).exists():
                 (folder / ENCODER_DOCUMENT).put(seal(dict(document)))
@@ -245,6 +246,7 @@ class EmbeddingStore:
         replaces: Sequence[str] = (),
     ) -> None:
         """Publish one segment, and count its rows as held from now on."""
+        # Only what no record names yet: through their own parents the newest lead to all.
         seen = {parent for record in self.records for parent in record.parents}
         record = publish_segment(
             self.folder,

@@ -148,6 +148,7 @@ def put_record(folder: Location, record: Record) -> None:
     table = pa.table(
         [
             pa.array([*record.keys, *failed], pa.string()),
+            # Rows first, then failures: a failure has no row, and a row has no reason.
             pa.array([*range(n_rows), *[None] * len(failed)], pa.int32()),
             pa.array([*record.sums.tolist(), *[None] * len(failed)], pa.uint32()),
             pa.array([*[None] * n_rows, *record.failures.values()], pa.string()),

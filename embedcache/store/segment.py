@@ -12,7 +12,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from embedcache.files.durable import crc32c
 from embedcache.store.layout import SEGMENTS, FileSum, Record, segment_folder
 
 if TYPE_CHECKING:
+    from zarr import Array
     from zarr.core.buffer import Buffer
 
 # Types of rows, with what a chunk that is not there reads as through zarr: NaN, which can never
@@ -67,25 +68,11 @@ def write_segment(
     StoreWriteError
         The storage refused; what was written so far is there, and nothing names it.
     """
-    import zarr
-    from zarr.codecs import Crc32cCodec
-    from zarr.storage import MemoryStore
-
     rows = chunk_rows_for(n_rows)
-    code, fill_value = DTYPES[dtype]
     # zarr encodes into memory and each chunk goes from there to the storage, which alone knows how
     # to make it durable. Not more than a few chunks are in memory at a time.
     encoded: dict[str, Buffer] = {}
-    array = zarr.create_array(
-        store=MemoryStore(encoded),
-        shape=(n_rows, dim),
-        chunks=(rows, dim),
-        dtype=code,
-        fill_value=fill_value,
-        filters=None,
-        compressors=[Crc32cCodec()],
-        config={"write_empty_chunks": True},  # a black picture equals the fill value, and counts
-    )
+    array = _array_in_memory(encoded, (n_rows, dim), rows, dtype)
     sums: list[FileSum] = []
     with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
         waiting = deque([pool.submit(_put, folder, _METADATA, encoded.pop(_METADATA))])
@@ -97,6 +84,27 @@ def write_segment(
                 sums.append(waiting.popleft().result())
         sums += [put.result() for put in waiting]
     return tuple(sorted(sums, key=lambda file: file.path))
+
+
+def _array_in_memory(
+    encoded: dict[str, Buffer], shape: tuple[int, int], chunk_rows: int, dtype: str
+) -> Array[Any]:
+    """Return an array whose metadata and chunks, as they are written, appear in `encoded`."""
+    import zarr
+    from zarr.codecs import Crc32cCodec
+    from zarr.storage import MemoryStore
+
+    code, fill_value = DTYPES[dtype]
+    return zarr.create_array(
+        store=MemoryStore(encoded),
+        shape=shape,
+        chunks=(chunk_rows, shape[1]),
+        dtype=code,
+        fill_value=fill_value,
+        filters=None,
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},  # a black picture equals the fill value, and counts
+    )
 
 
 def _put(folder: Location, name: str, encoded: Buffer) -> FileSum:

@@ -67,7 +67,7 @@ class EncoderContract(ABC):
         kind = type(self)
         if kind._made is None:
             encoder = self.make_encoder(tmp_path)
-            batch = np.stack([encoder.preprocess(one) for one in self._pictures()])
+            batch = np.stack([encoder.preprocess(picture) for picture in self._pictures()])
             kind._made = encoder, batch, encoder.encode(batch.copy())
         return kind._made
 
@@ -113,7 +113,7 @@ class EncoderContract(ABC):
     def test_rows_come_in_order_whatever_the_batch_size(self, tmp_path: Path) -> None:
         """One picture at a time, from the last to the first, gives the same rows."""
         encoder, batch, rows = self._ready(tmp_path)
-        alone = [encoder.encode(one[None])[0] for one in batch[::-1]]
+        alone = [encoder.encode(array[None])[0] for array in batch[::-1]]
         _assert_close(np.stack(alone[::-1]), rows, "pictures encoded one by one")
 
     def test_the_batch_may_be_overwritten_as_soon_as_encode_async_returns(
@@ -160,7 +160,7 @@ class EncoderContract(ABC):
             replace(encoder.spec, output=encoder.spec.output + "-other"),
             replace(encoder.spec, architecture=encoder.spec.architecture + "-other"),
         ]
-        prints = {fingerprint_of(identity_of(one, weights, precision)) for one in others}
+        prints = {fingerprint_of(identity_of(spec, weights, precision)) for spec in others}
         assert len(prints - {encoder.fingerprint}) == len(others), "a change does not show"
 
     def test_other_weights_are_another_encoder(self, tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ def picture_of(mode: str) -> Image.Image:
     return colour.convert(mode)
 
 
-def _assert_close(found: FloatArray, expected: FloatArray, what: str) -> None:
-    assert found.shape == expected.shape, f"{what}: shape {found.shape}, not {expected.shape}"
+def _assert_close(actual: FloatArray, expected: FloatArray, what: str) -> None:
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
     largest = float(np.abs(expected).max())
-    worst = float(np.abs(found - expected).max())
+    worst = float(np.abs(actual - expected).max())
     limit = TOLERANCE * largest
     assert worst <= limit, f"{what}: rows differ by {worst:.3g}, allowed {limit:.3g}"
 

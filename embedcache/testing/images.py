@@ -26,43 +26,49 @@ def write_cohort(
     Parameters
     ----------
     folder
-        Takes `data_manifest.csv` and `images/`.
+        Folder that gets `data_manifest.csv` and `images/`.
     n_patients, n_images
-        Patients of the first cohort (others have two fewer), and images a patient and class.
+        Number of patients of the first cohort (others have two fewer), and of images of
+        each patient and class.
     classes
-        Each patient has images of two of them, in turn.
+        Names of the classes; each patient has images of two of them, in turn.
     cohorts
-        Their names; every cohort after the first lacks the last class.
+        Names of the cohorts; every cohort after the first lacks the last class.
     size
-        Height and width, in pixels.
+        Height and width of an image in pixels.
     seed
-        Of the noise.
+        Seed of the patterns and the noise.
     """
     chance = np.random.default_rng(seed)
     patterns = {name: chance.integers(40, 216, (size, size)) for name in classes}
     rows = []
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for cohort in cohorts:
-        first = cohort == cohorts[0]
-        known = classes if first else classes[:-1]
-        for number in range(n_patients if first else n_patients - 2):
-            patient = f"{cohort}-{number:03d}"
+        is_first = cohort == cohorts[0]
+        names = classes if is_first else classes[:-1]
+        for number in range(n_patients if is_first else n_patients - 2):
             tint = chance.normal(0, 12)
-            for label in (known[number % len(known)], known[(number + 1) % len(known)]):
+            for label in (names[number % len(names)], names[(number + 1) % len(names)]):
                 for frame in range(n_images):
                     pixels = patterns[label] + tint + chance.normal(0, 25, (size, size))
-                    image_id = f"{patient}_{label}_{frame}"
-                    path = folder / "images" / f"{image_id}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
-                    rows.append(
-                        {
-                            "image_id": image_id,
-                            "path": f"images/{image_id}.png",
-                            "patient_id": patient,
-                            "label": label,
-                            "cohort": cohort,
-                            "device": f"device-{number % 2}",
-                            "frame": str(frame),
-                        }
+                    row = _row(cohort, number, label, frame)
+                    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(
+                        folder / row["path"]
                     )
+                    rows.append(row)
     return write_manifest(folder / "data_manifest.csv", sorted(rows, key=lambda r: r["image_id"]))
+
+
+def _row(cohort: str, number: int, label: str, frame: int) -> dict[str, str]:
+    """Return the manifest's row of one image of the `number`-th patient of a cohort."""
+    patient = f"{cohort}-{number:03d}"
+    image_id = f"{patient}_{label}_{frame}"
+    return {
+        "image_id": image_id,
+        "path": f"images/{image_id}.png",
+        "patient_id": patient,
+        "label": label,
+        "cohort": cohort,
+        "device": f"device-{number % 2}",
+        "frame": str(frame),
+    }

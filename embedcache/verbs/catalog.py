@@ -101,6 +101,7 @@ def _encoder_item(folder: Location, lazy: _LazySession) -> SourceItem:
 
         return encoder_tables(lazy.session.open_store(folder))
 
+    # Names of records end in checksums of them, so equal names are equal rows.
     names = "\n".join(_table_names(folder / "commit"))
     stamp = hashlib.sha256(names.encode()).hexdigest()
     return SourceItem("encoder", folder.name, stamp, load)
@@ -116,6 +117,7 @@ def _folds_item(file: Location) -> SourceItem:
         folds_id = pa.array([table_stem(file.name)] * len(table), pa.string())
         return {"folds": table.append_column("folds_id", folds_id).replace_schema_metadata(None)}
 
+    # No stamp: the name ends in a checksum of the content.
     return SourceItem("folds", file.name, "", load)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions, Role
+from embedcache.data.tabular import Tabular
 from embedcache.errors import RunError
 from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
 from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import Bin, reliability
 from embedcache.scoring.choices import Level, Scoring
-from embedcache.scoring.compare import Comparison, drop, spread
+from embedcache.scoring.compare import Comparison, Pair, drop, spread
 from embedcache.scoring.compare import compare as compare_subjects
 from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.resampling import Spread
@@ -139,8 +141,27 @@ class Calibration:
     bins: tuple[Bin, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CompareReport:
+_STANDINGS: Final = pa.schema(
+    [
+        ("cohort", pa.string()),
+        ("name", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("behind_best", pa.float64()),
+        ("p_corrected", pa.float64()),
+        ("rank", pa.float64()),
+        ("p_best", pa.float64()),
+        ("n_patients", pa.int64()),
+        ("n_images", pa.int64()),
+        ("run_id", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CompareReport(Tabular):
     """Runs against each other.
 
     Parameters
@@ -162,7 +183,7 @@ class CompareReport:
     estimates
         Scores of calibration and of operating points, by name, as stored with the runs.
     notes
-        Which runs and cohorts were left out, and why.
+        Runs and cohorts that were left out, with the reason.
     """
 
     options: CompareOptions
@@ -175,6 +196,30 @@ class CompareReport:
     estimates: dict[str, tuple[Estimate, ...]]
     notes: tuple[str, ...]
 
+    def table(self) -> pa.Table:
+        """Return how the runs stand, one row a cohort and run, the best run first."""
+        rows = [
+            {
+                "cohort": cohort.cohort,
+                "metric": self.metric,
+                **asdict(standing),
+                **_behind(cohort.comparison.behind_best(standing.name)),
+                "n_patients": cohort.n_patients,
+                "n_images": cohort.n_images,
+                "run_id": self.runs[standing.name],
+            }
+            for cohort in self.cohorts
+            for standing in cohort.comparison.standings
+        ]
+        return pa.Table.from_pylist(rows, schema=_STANDINGS)
+
+
+def _behind(pair: Pair | None) -> dict[str, float]:
+    """Return how far a run is behind the best one, and p; nothing for the best itself."""
+    if pair is None:
+        return {}
+    return {"behind_best": pair.difference, "p_corrected": pair.p_corrected}
+
 
 def compare(session: Session, options: CompareOptions) -> CompareReport:
     """Compare stored runs; fits and stores nothing.
@@ -182,10 +227,15 @@ def compare(session: Session, options: CompareOptions) -> CompareReport:
     Raises
     ------
     RunError
-        There is no such run, metric or class.
+        There is no such run, metric or class, or both runs and encoders are named.
     ManifestError
         `by` is no column of the manifest.
     """
+    if options.runs and options.models:
+        raise RunError(
+            f"{len(options.runs)} runs and {len(options.models)} encoders are named; name runs, or "
+            "encoders, not both"
+        )
     contest = choose_runs(session.runs, options.models, options.runs)
     values: dict[str, str] = {}
     if options.by not in {None, "class"}:
@@ -297,6 +347,7 @@ class _Comparing:
             column = np.array([self.values.get(image, "") for image in answers.image_id])
             for value in np.unique(column):
                 part = answers.take(np.flatnonzero(column == value))
+                # A few images may lack the classes that the metric is made of.
                 if self._refusal(part) is None:
                     yield self._part(name, str(value) or "(none)", part, part, self.metric)
 

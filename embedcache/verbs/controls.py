@@ -46,6 +46,7 @@ def control_runs(
     """
     [template, *_] = runs
     assert isinstance(template.record.method, ProbeMethod)
+    # The probe of a control is always the same, so a grid for another does not fit it.
     method = check_method(
         replace(template.record.method, probe="logistic", grid=None), study.question.task
     )
@@ -65,7 +66,7 @@ def control_runs(
 
 def in_domain(run: RunOutcome) -> Estimate:
     """Return the score that a run is judged by, in the training cohort out of fold."""
-    return next(one for one in run.headlines if (one.role, one.scoring) == ("in-domain", "all"))
+    return next(e for e in run.headlines if (e.role, e.scoring) == ("in-domain", "all"))
 
 
 def trained_runs(runs: Sequence[RunOutcome]) -> list[RunOutcome]:
@@ -97,6 +98,7 @@ def not_beaten(runs: Sequence[RunOutcome], controls: Sequence[RunOutcome]) -> It
             if run not in trained or control in trained:
                 continue
             value, low = _lead(run, control)
+            # Not `low <= 0`: an interval that is not a number clears nothing either.
             if not low > 0:
                 yield (
                     f"'{name}' does not clear the control '{control_name}': {value:+.3f}, and the "
@@ -106,19 +108,19 @@ def not_beaten(runs: Sequence[RunOutcome], controls: Sequence[RunOutcome]) -> It
 
 def _lead(run: RunOutcome, control: RunOutcome) -> tuple[float, float]:
     """Return by how much a probe leads a control in-domain, and the lower end of that."""
-    own, score = in_domain(run), in_domain(control).value
+    estimate, score = in_domain(run), in_domain(control).value
     ours, theirs = _inside(run), _inside(control)
     # Shuffled labels are other labels; and an encoder may not have read all images.
     if control.encoder.startswith(SHUFFLED) or ours.image_id != theirs.image_id:
-        return own.value - score, own.low - score
+        return estimate.value - score, estimate.low - score
     request = run.record.request
     draws = {"n_resamples": request.n_resamples, "seed": request.question.seed}
-    spread = lead(subject_of(ours), subject_of(theirs), own.metric, **draws)
+    spread = lead(subject_of(ours), subject_of(theirs), estimate.metric, **draws)
     return spread.value, spread.low
 
 
 def _inside(run: RunOutcome) -> Answers:
-    return next(one for one in run.answers if one.role == "in-domain")
+    return next(answers for answers in run.answers if answers.role == "in-domain")
 
 
 def _rows(study: Study, name: str, features: NDArray[np.float32]) -> list[LabelledEmbeddings]:

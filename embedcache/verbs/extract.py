@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import pyarrow as pa
 
 from embedcache.data.image_files import ImageFile
+from embedcache.data.tabular import TabularSequence
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
@@ -36,7 +39,7 @@ class ExtractOptions:
     Parameters
     ----------
     encoders
-        Where encoders come from, and how they compute.
+        Sources of encoders, and precision of their computation.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     batch_size
@@ -86,13 +89,47 @@ class Plan:
     estimate_s: float | None
 
 
-def plan(session: Session, models: Sequence[str], options: ExtractOptions) -> list[Plan]:
+_PLANS: Final = pa.schema(
+    [
+        ("encoder", pa.string()),
+        ("fingerprint", pa.string()),
+        ("n_images", pa.int64()),
+        ("n_hits", pa.int64()),
+        ("n_misses", pa.int64()),
+        ("n_failed", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("estimate_s", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plans(TabularSequence[Plan]):
+    """What an extraction would do.
+
+    Parameters
+    ----------
+    plans
+        What it would do for each model.
+    """
+
+    plans: tuple[Plan, ...]
+
+    def _items(self) -> tuple[Plan, ...]:
+        return self.plans
+
+    def table(self) -> pa.Table:
+        """Return one row a model."""
+        return pa.Table.from_pylist([asdict(plan) for plan in self.plans], schema=_PLANS)
+
+
+def plan(session: Session, models: Sequence[str], options: ExtractOptions) -> Plans:
     """Return what `extract` would do; changes nothing."""
     encoders = identify_models(
         session.workspace, models, options.encoders, session.digests, fetch=False
     )
     keys = _shard(session.images.keys, options.shard)
-    return [_plan_one(session, encoder, keys) for encoder in encoders]
+    return Plans(tuple(_plan_one(session, encoder, keys) for encoder in encoders))
 
 
 def _plan_one(session: Session, encoder: Identified, keys: Sequence[str | None]) -> Plan:
@@ -115,6 +152,7 @@ def _plan_one(session: Session, encoder: Identified, keys: Sequence[str | None])
         n_hits=n_hits,
         n_misses=len(keys) - n_hits - n_failed,
         n_failed=n_failed,
+        # By digest, unlike the counts: images of equal bytes share a row.
         size_bytes=len(wanted) * encoder.spec.dim * 4,
         estimate_s=None if rate is None else rate * len(wanted),
     )
@@ -180,6 +218,7 @@ def encode_images(
         )
         session.forget_images()
         if options.shard is None:
+            # With shards, others may still append; the next pass without them does this.
             for job in jobs:
                 put_in_order(job.store, session.images, {"manifest": session.snapshot})
                 sweep(job.store.folder)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from embedcache.extract.report import Progress
 from embedcache.files.cores import usable_cores
 from embedcache.files.durable import canonical_json, remove_folder
 from embedcache.files.locks import marked
-from embedcache.finetune.answers import answers_of, fold_answers_of
+from embedcache.finetune.answers import answers_of, fold_answers_of, results_of
 from embedcache.finetune.material import Material, fold_jobs, gather
 from embedcache.finetune.recipe import Recipe
 from embedcache.probes.logistic import LogisticPath, fit_sweep
@@ -55,7 +55,7 @@ class FinetuneOptions:
     regime
         'finetune', 'lora', 'head-only', 'lp-ft' or 'partial:N'.
     encoders
-        Where encoders come from.
+        Sources of encoders.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
     n_devices
@@ -131,21 +131,16 @@ def finetune(
         The extra 'finetune' is not installed.
     """
     callbacks = callbacks or Callbacks()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `extract` does, before torch
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS adds in no one order
+    _set_up_libraries()
     from embedcache.finetune.fabric import check_devices, choose_precision
-    from embedcache.finetune.regimes import Regime
 
-    if question.task != "classification":
-        raise RunError(f"fine-tuning is for one class an image, not {question.task}")
-    Regime(options.regime)  # a typo costs nothing yet
-    check_device(options.device)
+    _check_request(question, options)
     study = session.study(question)
     for note in study.notes:
         callbacks.on_message(note)
     device = check_devices(options.device, options.n_devices)
-    recipe = replace(options.recipe, precision=choose_precision(options.recipe.precision, device))
-    options = replace(options, recipe=recipe)
+    precision = choose_precision(options.recipe.precision, device)
+    options = replace(options, recipe=replace(options.recipe, precision=precision))
     outcomes = []
     for encoder in _trainable_encoders(session, models, options):
         with marked(session.workspace.training):  # `gc` keeps off meanwhile
@@ -155,6 +150,22 @@ def finetune(
         callbacks.on_run(outcomes[-1])
     session.renew_catalog()
     return RunOutcomes(tuple(outcomes))
+
+
+def _set_up_libraries() -> None:
+    """Set what OpenMP and cuBLAS read once, when torch is loaded; what a user has set stays."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `extract` does
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS adds in no one order
+
+
+def _check_request(question: Question, options: FinetuneOptions) -> None:
+    """Refuse what cannot be trained while a typo costs nothing yet."""
+    from embedcache.finetune.regimes import Regime
+
+    if question.task != "classification":
+        raise RunError(f"fine-tuning is for one class an image, not {question.task}")
+    Regime(options.regime)
+    check_device(options.device)
 
 
 def _trainable_encoders(
@@ -253,6 +264,7 @@ class _Finetuning:
         if self.options.save and not has_encoders(self.session.workspace, run_id):
             with self.session.runs.lock(run_id, on_wait):
                 self._train_again(outcome)
+        # The run is stored: nothing is left to go on from.
         if self.training.exists():
             remove_folder(self.training)
         return outcome
@@ -267,7 +279,7 @@ class _Finetuning:
         return Computed(
             answers=answers_of(self.material, results),
             fold_answers=fold_answers_of(self.material, results),
-            results=_described(results),
+            results=results_of(results),
             notes=notes,
         )
 
@@ -382,13 +394,3 @@ class _Finetuning:
         ]
         run_id, spec = self.request.run_id, self.material.encoder.spec
         keep_encoders(self.session.workspace, run_id, spec, trained)
-
-
-def _described(results: Sequence[FoldResult]) -> Mapping[str, Any]:
-    """Return what a run's record says of its folds."""
-    return {
-        "best_epoch": [result.best_epoch for result in results],
-        "validation_macro_f1": [r.epochs[r.best_epoch - 1].macro_f1 for r in results],
-        "epochs": [[asdict(epoch) for epoch in result.epochs] for result in results],
-        "cost": [result.cost for result in results],
-    }

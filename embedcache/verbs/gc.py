@@ -51,6 +51,7 @@ def gc(session: Session, *, grace_s: float = GRACE_S, dry_run: bool = False) -> 
         n_rows += sum(key not in wanted for key in store.row_keys())
         if not dry_run:
             with store.lock():
+                # Asked again under the lock: a pass may have stored rows since.
                 rows = [key for key in store.row_keys() if key in wanted]
                 if len(rows) < len(store):
                     store.rewrite(rows)

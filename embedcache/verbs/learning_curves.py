@@ -73,6 +73,7 @@ def _outcome(
         question=study.question,
         method=method,
         data=run_data(study, [train]),
+        # Draws of patients take the place of a bootstrap.
         n_resamples=0,
         versions=versions_of(DECISIVE),
     )

@@ -6,13 +6,16 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+import pyarrow as pa
 
 from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import decode_image, split_frame
 from embedcache.data.manifest import Manifest, read_manifest, write_manifest
+from embedcache.data.tabular import Tabular
 from embedcache.errors import ImageReadError, ManifestError
 from embedcache.files.cores import usable_cores
 from embedcache.verbs.session import Session
@@ -135,8 +138,13 @@ NOT_READABLE: Final = ("missing", "unreadable", "changed")
 LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
+_TROUBLES: Final = pa.schema(
+    [("kind", pa.string()), ("message", pa.string()), ("n_images", pa.int64())]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CheckReport(Tabular):
     """What `manifest check` found.
 
     Parameters
@@ -167,6 +175,11 @@ class CheckReport:
         """Whether an image is missing, unreadable or changed."""
         return any(trouble.kind in NOT_READABLE for trouble in self.troubles)
 
+    def table(self) -> pa.Table:
+        """Return what is wrong, one row a kind."""
+        rows = [{**asdict(trouble), "n_images": len(trouble.images)} for trouble in self.troubles]
+        return pa.Table.from_pylist(rows, schema=_TROUBLES)
+
 
 def check(session: Session) -> CheckReport:
     """Check a manifest and every image it names: there, readable, unchanged, and no leak.
@@ -178,9 +191,11 @@ def check(session: Session) -> CheckReport:
     """
     manifest, files = session.manifest, session.image_files
     file_digests = hash_images(files, session.digests, max(2, usable_cores()))
+    # To check a folder must not make a store in it.
     if session.workspace.has_store():
         session.digests.save()
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
+        # Threads do: Pillow decodes without the interpreter lock.
         reasons = list(pool.map(_reason, files))
     columns = manifest.columns
     cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -210,17 +225,17 @@ def _reason(file: ImageFile) -> str:
 def _troubles(
     manifest: Manifest,
     files: Sequence[ImageFile],
-    found: Sequence[str],
+    digests: Sequence[str],
     reasons: Sequence[str],
 ) -> Iterable[Trouble]:
     name = manifest.column("image_id")
     keys = [
-        file.key_of(digest) if digest else "" for file, digest in zip(files, found, strict=True)
+        file.key_of(digest) if digest else "" for file, digest in zip(files, digests, strict=True)
     ]
     missing = [i for i, reason in enumerate(reasons) if reason == "missing"]
     broken = [i for i, reason in enumerate(reasons) if reason not in {"", "missing"}]
     changed = [
-        i for i, file in enumerate(files) if found[i] and file.expected not in {"", found[i]}
+        i for i, file in enumerate(files) if digests[i] and file.expected not in {"", digests[i]}
     ]
     if missing:
         yield _trouble("missing", "images are not on disk", missing, name)
@@ -241,7 +256,7 @@ def _troubles(
             yield _trouble(f"bytes-under-two-{kind}", what, double, name)
     near = _misspelt(set(label))
     if near:
-        numbers = [i for i, one in enumerate(label) if one in near]
+        numbers = [i for i, text in enumerate(label) if text in near]
         what = f"images have labels that differ in spelling only ({', '.join(sorted(near))})"
         yield _trouble("label-spelling", what, numbers, name)
 
@@ -253,10 +268,10 @@ def _trouble(kind: str, what: str, numbers: Sequence[int], name: Sequence[str]) 
 
 def _several(groups: Sequence[str], values: Sequence[str]) -> list[int]:
     """Return the rows of groups that have more than one value; an empty group is none."""
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    by_group: defaultdict[str, set[str]] = defaultdict(set)
     for group, value in zip(groups, values, strict=True):
-        found[group].add(value)
-    return [i for i, group in enumerate(groups) if group and len(found[group]) > 1]
+        by_group[group].add(value)
+    return [i for i, group in enumerate(groups) if group and len(by_group[group]) > 1]
 
 
 def _misspelt(labels: set[str]) -> set[str]:

@@ -181,7 +181,7 @@ def probe_rows(
     kind
         Kind of run: 'probe' or 'control'.
     rows
-        Embeddings of the training cohort, then of each external one.
+        Embeddings of the training cohort, then of each external one; a control may have none.
     method, options
         How the question is answered, and what else is made of it.
     """

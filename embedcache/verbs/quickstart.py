@@ -26,8 +26,8 @@ def prepare(folder: Path, *, seed: int = 0) -> Workspace:
     file = folder / MANIFEST_NAME
     rows = phantom_rows(seed)
     if file.exists():
-        held = read_manifest(file).columns["image_id"]
-        if list(held) != [row["image_id"] for row in rows]:
+        image_id = read_manifest(file).columns["image_id"]
+        if list(image_id) != [row["image_id"] for row in rows]:
             raise ManifestError(
                 f"{file} is another manifest than the quickstart's, which would replace it; pass "
                 "an empty folder as --into"

@@ -36,6 +36,7 @@ def run_row(record: RunRecord) -> RunRow:
         external_by=request.method.external_by,
         label_column=request.question.label,
         train_cohort=record.train_cohort,
+        # Every question has a number of folds, also that of a run without training.
         n_folds=request.question.n_folds if request.data.folds_id else None,
         folds_id=request.data.folds_id,
         seed=request.question.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedcache.runs.methods import CurveMethod, ExternalBy, ProbeMethod, Rule
 from embedcache.workspace import Workspace
@@ -11,6 +11,7 @@ from embedcache.workspace import Workspace
 if TYPE_CHECKING:
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.task_names import TaskName
+    from embedcache.finetune.recipe import RecipeValue
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
     from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
@@ -26,13 +27,14 @@ def quiet(_: object) -> None:
     """Do nothing: nobody listens."""
 
 
+# Methods import what they need: `import embedcache` loads neither torch nor scikit-learn.
 class RunVerbs:
     """The half of `Project` that is about runs.
 
     Parameters
     ----------
     workspace
-        Where things are.
+        Manifest, data root and store.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -158,7 +160,7 @@ class RunVerbs:
         *,
         regime: str = "finetune",
         recipe: PathLike | None = None,
-        changes: Mapping[str, Any] | None = None,
+        changes: Mapping[str, RecipeValue] | None = None,
         label: str = "label",
         train_cohort: str | None = None,
         external: Names | None = None,
@@ -189,21 +191,18 @@ class RunVerbs:
             How it is answered; see `FinetuneOptions` and docs/finetune.md.
         """
         from embedcache.finetune.recipe import read_recipe
+        from embedcache.verbs import arguments as args
         from embedcache.verbs import finetune as verb
-        from embedcache.verbs.arguments import (
-            encoder_options,
-            name_list,
-            optional_path,
-            question_of,
-        )
 
-        keys = read_recipe(optional_path(recipe), changes)
-        encoders = encoder_options(weights, encoder_file, offline=offline, preprocess=preprocess)
-        question = question_of(label, train_cohort, external, where, class_map, folds, seed)
+        keys = read_recipe(args.optional_path(recipe), changes)
+        encoders = args.encoder_options(
+            weights, encoder_file, offline=offline, preprocess=preprocess
+        )
+        question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
         options = verb.FinetuneOptions(
             keys, regime, encoders, device, n_devices, save, workers, n_resamples
         )
-        return verb.finetune(self._session(), name_list(models), question, options, callbacks)
+        return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
 
     def zeroshot(
         self,
@@ -231,7 +230,7 @@ class RunVerbs:
         prompts, label, cohorts, where, seed, n_resamples, device
             What is asked, of which images; see `ZeroShotOptions`.
         weights, encoder_file, offline
-            Where the text half comes from; see `EncoderOptions`.
+            Source of the text half; see `EncoderOptions`.
         on_message, on_run
             Called with what a reader of the scores must know, and with each run as it is done.
         """

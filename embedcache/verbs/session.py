@@ -67,7 +67,7 @@ class Session:
     Parameters
     ----------
     workspace
-        Where things are.
+        Manifest, data root and store.
 
     Attributes
     ----------
@@ -96,6 +96,7 @@ class Session:
         ManifestError
             There is no manifest, or it cannot be used.
         """
+        # Taken before the file is read, so that an edit in between is noticed later.
         _ = self.manifest_stamp
         return read_manifest(self.workspace.manifest)
 
@@ -124,6 +125,7 @@ class Session:
 
     def forget_images(self) -> None:
         """Take the digests of the images anew when they are asked for next: a pass read files."""
+        # Where a cached property keeps its value.
         self.__dict__.pop("images", None)
 
     @cached_property
@@ -182,7 +184,7 @@ class Session:
                 f"{names or 'none'}; run `embedcache extract --model {name}`"
             )
         if len(matches) > 1:
-            choices = ", ".join(f"{name}@{one['fingerprint'][:12]}" for one in matches)
+            choices = ", ".join(f"{name}@{match['fingerprint'][:12]}" for match in matches)
             raise StoreMismatchError(f"'{model}' has several fingerprints; name one of {choices}")
         [document] = matches
         return self.open_store(self.workspace.encoder_folder(name, str(document["fingerprint"])))
@@ -251,6 +253,7 @@ class Session:
                 table = FoldTable(folds_id, table, question.seed, patients)
         elif not isinstance(table, FoldTable):
             table = read_folds(table)
+        # Those of a file too: a record names its folds, and `verify` looks for them.
         store_fold_table(self.workspace, table.folds_id, table.patients)
         # In other tasks the strata are no classes, and notes on them would say nothing.
         is_classes = question.task == "classification"
@@ -304,7 +307,7 @@ class Session:
         """
         images = self.images
         keys = images.keys
-        settled = {None, *store.row_keys(), *store.failures}
+        settled = {None, *store.row_keys(), *store.failures}  # None: a file that nobody has seen
         missing = [n for n in numbers if keys[n] not in settled and n not in images.absent]
         if missing:
             first = images.table["image_id"][missing[0]].as_py()
@@ -312,16 +315,18 @@ class Session:
                 f"{len(missing)} of {len(numbers)} images have no '{store.name}' embedding, first "
                 f"'{first}'; run `embedcache extract --model {store.name}`"
             )
-        held = [number for number in numbers if keys[number] in store]
-        columns = {name: images.column(name, held) for name in ("image_id", "patient_id", "cohort")}
+        stored = [number for number in numbers if keys[number] in store]
+        columns = {
+            name: images.column(name, stored) for name in ("image_id", "patient_id", "cohort")
+        }
         if cohort is not None:
-            columns["cohort"] = (cohort,) * len(held)
+            columns["cohort"] = (cohort,) * len(stored)
         return LabelledEmbeddings(
             encoder=store.name,
             fingerprint=store.fingerprint,
-            X=store.read([str(keys[number]) for number in held]),
-            label=tuple(labels[number] for number in held),
-            n_failed=len(numbers) - len(held),
+            X=store.read([str(keys[number]) for number in stored]),
+            label=tuple(labels[number] for number in stored),
+            n_failed=len(numbers) - len(stored),
             **columns,
         )
 

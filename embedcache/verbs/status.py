@@ -104,6 +104,7 @@ class Status(Tabular):
         names = [name for name in EncoderStatus.__dataclass_fields__ if name != "seconds"]
         return pa.Table.from_pylist(
             [{name: getattr(row, name) for name in names} for row in self.encoders],
+            # Without rows Arrow would know no columns.
             schema=None if self.encoders else pa.schema([(name, pa.string()) for name in names]),
         )
 

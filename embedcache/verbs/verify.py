@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
+import pyarrow as pa
+
+from embedcache.data.tabular import Tabular
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.select import identify_stored
 from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
@@ -44,8 +48,18 @@ class Finding:
     images: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+_FINDINGS: Final = pa.schema(
+    [
+        ("path", pa.string()),
+        ("problem", pa.string()),
+        ("kind", pa.string()),
+        ("n_images", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifyReport(Tabular):
     """What `verify` found.
 
     Parameters
@@ -72,6 +86,19 @@ class VerifyReport:
     notes: tuple[str, ...] = ()
     is_whole: bool = True
 
+    def table(self) -> pa.Table:
+        """Return what is wrong, one row a file."""
+        rows = [
+            {
+                "path": str(finding.path),
+                "problem": finding.problem,
+                "kind": finding.kind,
+                "n_images": len(finding.images),
+            }
+            for finding in self.findings
+        ]
+        return pa.Table.from_pylist(rows, schema=_FINDINGS)
+
 
 def verify(session: Session) -> VerifyReport:
     """Hold every file of the store against its checksum, and every row."""
@@ -88,7 +115,7 @@ def verify(session: Session) -> VerifyReport:
     findings = [
         *_check_format(session),
         *(_finding(kind, item, damage, names) for kind, item, damage in damages),
-        *(Finding(one.path, one.problem, "references") for one in check_references(kinds)),
+        *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
     ]
     stores = session.workspace.encoder_folders()
     n_rows = sum(map(session.count_rows, stores))
@@ -139,7 +166,7 @@ def repair(
     lost_keys: dict[Location, frozenset[str]] = {}
     notes: list[str] = []
     for kind in artefact_kinds(session):
-        items = dict.fromkeys(one.item for one in report.findings if one.kind == kind.name)
+        items = dict.fromkeys(f.item for f in report.findings if f.kind == kind.name)
         for item in filter(None, items):
             mended = kind.mend(item)
             on_message(mended.message)
@@ -161,7 +188,7 @@ def repair(
             notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
             is_whole = False
     session.renew_catalog()
-    is_whole = is_whole and not any(one.n_failed for one in passes)
+    is_whole = is_whole and not any(encoded.n_failed for encoded in passes)
     return replace(
         report, repaired=True, passes=tuple(passes), notes=tuple(notes), is_whole=is_whole
     )
@@ -193,6 +220,7 @@ def _encode_again(
 ) -> PassReport:
     store, images = session.open_store(folder), session.images
     wanted = lost_keys - set(store.row_keys()) - set(store.failures)
+    # A remembered manifest has no files: then nothing is encoded.
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
     encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
     return encode_images(

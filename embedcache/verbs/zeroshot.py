@@ -50,7 +50,7 @@ class ZeroShotOptions:
     n_resamples
         Number of resamples of the patient bootstrap.
     encoders
-        Where the text half of the model comes from.
+        Source of the text half of the model.
     device
         Device on which the text half runs.
     """
@@ -137,23 +137,23 @@ def _choose_cohorts(session: Session, options: ZeroShotOptions) -> _Cohorts:
     wanted = options.cohorts or tuple(dict.fromkeys(cohort_of))
     check_cohort_names(wanted, cohort_of)
     selected = select_images(images.table, options.where)
-    names = tuple(one.label_in({labels[number] for number in selected}) for one in classes)
+    names = tuple(entry.label_in({labels[number] for number in selected}) for entry in classes)
     numbers, notes = {}, []
     for name in wanted:
         of_cohort = [number for number in selected if cohort_of[number] == name]
-        known = tuple(number for number in of_cohort if labels[number] in names)
-        if len(known) < len(of_cohort):
+        usable = tuple(number for number in of_cohort if labels[number] in names)
+        if len(usable) < len(of_cohort):
             strange = sorted({labels[number] or "(none)" for number in of_cohort} - set(names))
             notes.append(
-                f"{len(of_cohort) - len(known)} images of '{name}' left out: the prompts have no "
+                f"{len(of_cohort) - len(usable)} images of '{name}' left out: the prompts have no "
                 f"class for {', '.join(strange)}"
             )
-        if known:
-            numbers[name] = known
+        if usable:
+            numbers[name] = usable
     if not numbers:
         raise RunError(
             f"no image has a '{options.label}' that {options.prompts} knows; it knows "
-            f"{', '.join(label for one in classes for label in one.labels)}"
+            f"{', '.join(label for entry in classes for label in entry.labels)}"
         )
     return _Cohorts(tuple(labels), numbers, classes, names, tuple(notes))
 
@@ -167,6 +167,7 @@ def _outcome(
     ]
     question = Question(
         label=options.label,
+        # Nothing is trained, so all cohorts are external ones.
         external=tuple(cohorts.numbers),
         where=options.where,
         seed=options.seed,
@@ -177,7 +178,7 @@ def _outcome(
         encoder=store.name,
         fingerprint=store.fingerprint,
         question=question,
-        method=ZeroShotMethod(tuple(asdict(one) for one in cohorts.classes), LOGIT_SCALE),
+        method=ZeroShotMethod(tuple(map(asdict, cohorts.classes)), LOGIT_SCALE),
         data=RunData(None, digests, None, session.snapshot),
         constants={"protocol": PROTOCOL},
         n_resamples=options.n_resamples,
@@ -185,6 +186,7 @@ def _outcome(
     )
 
     def compute() -> Computed:
+        # Here, not before: a stored run needs no text half.
         directions = _class_directions(session, store, cohorts.classes, options)
         return Computed([_predict(part, cohorts.names, directions) for part in rows])
 
@@ -200,8 +202,8 @@ def _class_directions(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
     texts = registry.load_text(encoder, device=options.device)
-    rows = texts.encode([prompt for one in classes for prompt in one.prompts])
-    return class_embeddings(rows, [len(one.prompts) for one in classes])
+    rows = texts.encode([prompt for entry in classes for prompt in entry.prompts])
+    return class_embeddings(rows, [len(entry.prompts) for entry in classes])
 
 
 def _predict(

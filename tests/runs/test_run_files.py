@@ -174,7 +174,8 @@ def test_what_a_killed_write_left_in_a_file_of_its_own_is_swept(runs, project, m
 
 def test_locks_that_nobody_holds_are_swept_and_those_held_are_not(project):
     runs = RunFiles(project.workspace)
-    once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
+    with pytest.raises(ZeroDivisionError, match="division"):
+        once(runs, made_request("e"), lambda: 1 // 0)
     kind = RunsKind(runs)
     locks = [Path(runs.folder / f".lock-{made_request(name).run_id}") for name in "ef"]
     assert not locks[0].exists()  # it goes with the run that is made
@@ -187,7 +188,12 @@ def test_locks_that_nobody_holds_are_swept_and_those_held_are_not(project):
     assert locks[1].exists()
     kind.sweep(grace_s=-1)
     assert not locks[1].exists()
-    assert len(runs.ids()) == 1
+
+
+def test_a_run_that_is_made_leaves_no_lock(project):
+    runs = RunFiles(project.workspace)
+    once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
+    assert [entry.name for entry in runs.folder.list(hidden=True)] == [f"{made_request().run_id}/"]
 
 
 def test_folders_that_are_no_runs_are_listed_by_nobody(runs, project):

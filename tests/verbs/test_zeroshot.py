@@ -4,19 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from made_texts import PROMPTS, let_pixels_read
 
 from embedcache.datasets.prompts import prompts_text, read_prompts
-from embedcache.encoders import registry
 from embedcache.errors import EncoderError, ManifestError, RunError
 from embedcache.probes.zero_shot import class_embeddings, zero_shot
-
-PROMPTS = """
-template: "seen: {}"
-classes:
-  abdomen: {labels: [belly, abdomen], prompts: [a, b]}
-  brain: {labels: [brain], prompts: [c]}
-  spine: {prompts: [d, e, f]}
-"""
 
 
 @pytest.fixture
@@ -24,28 +16,7 @@ def asked(project, tmp_path, monkeypatch):
     """A cohort in 'pixels', whose text half knows the mean picture of each class."""
     (tmp_path / "mine.yaml").write_text(PROMPTS)
     project.extract("pixels")
-    rows = project.embeddings("pixels")
-    label = np.array(rows.label)
-    middle = rows.X.mean(axis=0)
-    means = {name: rows.X[label == name].mean(axis=0) - middle for name in ("abdomen", "brain")}
-    known = {"a": means["abdomen"], "b": means["abdomen"], "c": means["brain"]}
-
-    class Texts:
-        def __init__(self):
-            self.asked: list[str] = []
-
-        def encode(self, texts):
-            self.asked.extend(texts)
-            odd = -means["abdomen"] - means["brain"]
-            return np.stack([7 * known.get(text.removeprefix("seen: "), odd) for text in texts])
-
-    texts = Texts()
-    monkeypatch.setattr(registry, "load_text", lambda found, device: texts)
-    monkeypatch.setattr(
-        "embedcache.verbs.zeroshot.zero_shot",
-        lambda X, classes: zero_shot(X - middle, classes),  # pixels are all positive
-    )
-    project.texts = texts
+    project.texts = let_pixels_read(project, monkeypatch)
     return project
 
 
