@@ -22,6 +22,10 @@ MANIFEST_NAME: Final = "data_manifest.csv"
 STORE_NAME: Final = ".embedcache"
 ENCODER_DOCUMENT: Final = "encoder.json"
 RUN_DOCUMENT: Final = "run.json"
+COMMITS: Final = "commit"
+SEGMENTS: Final = "seg"
+# Entries of which a folder of embeddings has one at least, whatever it has lost.
+_STORE_PARTS: Final = frozenset({ENCODER_DOCUMENT, f"{COMMITS}/", f"{SEGMENTS}/"})
 _STORE_FOLDER: Final = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")
 
 
@@ -222,9 +226,11 @@ def _format_document() -> dict[str, Any]:
 
 
 def store_folders(parent: Location) -> tuple[Location, ...]:
-    """Return the folders named `<name>-<12 hexadecimal digits>` that hold anything, by name."""
+    """Return the folders named `<name>-<12 hexadecimal digits>` that hold embeddings, by name."""
     named = (folder for folder in parent.folders() if _STORE_FOLDER.fullmatch(folder.name))
-    return tuple(folder for folder in named if folder.list())
+    return tuple(
+        folder for folder in named if _STORE_PARTS & {entry.name for entry in folder.list()}
+    )
 
 
 def find_workspace(

@@ -14,10 +14,9 @@ from embedcache.runs.files import RunFiles
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import MODEL_KINDS
-from embedcache.scoring.estimates import Estimate
+from embedcache.scoring.estimates import HEADLINES, Estimate
 
 _ALL: Final = "all"
-_NO_PREDICTIONS: Final = frozenset({"curve"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,11 @@ def _candidates(
     """Return the records of the runs that were asked for: as named, or the newest first."""
     if run_ids:
         return [_named_run(runs, run_id) for run_id in dict.fromkeys(run_ids)]
-    records = [record for record in runs.records() if record.kind in MODEL_KINDS]
+    records = [
+        record
+        for record in runs.records()
+        if record.kind in MODEL_KINDS and _has_predictions(record)
+    ]
     if not records:
         raise RunError(
             f"{runs.folder.parent} holds no runs to compare; run `embedcache probe -m all`"
@@ -171,9 +174,20 @@ def _named_run(runs: RunFiles, run_id: str) -> RunRecord:
             f"{len(runs.ids())} that it holds"
         )
     record = runs.record(run_id)
-    if record.kind in _NO_PREDICTIONS:
+    if record.kind == "curve":
         raise RunError(f"run '{run_id}' is a learning curve; expected a probe or zeroshot")
+    if not _has_predictions(record):
+        raise RunError(
+            f"run '{run_id}' is of kind '{record.kind}' and task '{record.task}', and has no "
+            "predictions that this release can compare; name runs of another kind"
+        )
     return record
+
+
+def _has_predictions(record: RunRecord) -> bool:
+    """Tell whether a run has predictions of a kind that is known here."""
+    is_known = record.kind in MODEL_KINDS | {"control"} and record.task in HEADLINES
+    return is_known and "predictions" in record.tables
 
 
 def _is_of(record: RunRecord, model: str) -> bool:

@@ -18,7 +18,7 @@ from embedcache.files.kinds import Damage, Mended, age_s, size_of, sweep_tempora
 from embedcache.store import layout, segment
 from embedcache.store.commits import publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.workspace import ENCODER_DOCUMENT
+from embedcache.workspace import COMMITS, ENCODER_DOCUMENT, SEGMENTS
 
 # Longer than any reader holds on to the records it listed.
 GRACE_S: Final = 600.0
@@ -43,7 +43,7 @@ def check_store(folder: Location) -> Iterator[Damage]:
     for record in live:
         yield from _check_segment(folder, record)
         for parent in _absent_parents(record, live, files):
-            path = folder / layout.COMMITS / parent
+            path = folder / COMMITS / parent
             yield Damage(path, "is missing, but a later record names it")
     for orphan in _segments_without_record(folder, live, files):
         yield Damage(orphan, "holds rows that no record names: the record is missing")
@@ -188,19 +188,19 @@ def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
         if segment_id not in files and _unchanged_s(array) > grace_s:
             freed += size_of(array)
             array.delete()
-    marks = folder / layout.COMMITS
+    marks = folder / COMMITS
     for entry in marks.list(hidden=True):
         is_mark = entry.name.startswith(TEMPORARY) and age_s(entry) > grace_s
         array = layout.segment_folder(folder, entry.name.removeprefix(TEMPORARY))
         if is_mark and not array.list():
             (marks / entry.name).delete()
-    freed += sweep_temporaries(folder / layout.SEGMENTS, grace_s)
+    freed += sweep_temporaries(folder / SEGMENTS, grace_s)
     return freed + sweep_temporaries(folder, grace_s)
 
 
 def _void_records(folder: Location, files: Mapping[str, Location], grace_s: float) -> list[str]:
     """Return the ids of records that were replaced at least `grace_s` ago, oldest first."""
-    entries = (folder / layout.COMMITS).list()
+    entries = (folder / COMMITS).list()
     old = {entry.name for entry in entries if age_s(entry) > grace_s}
     void: set[str] = set()
     for file in files.values():

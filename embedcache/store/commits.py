@@ -16,6 +16,7 @@ from embedcache.files.documents import find_table
 from embedcache.files.durable import new_id
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
+from embedcache.workspace import COMMITS
 
 
 def publish_segment(
@@ -91,7 +92,7 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
     except BaseException:  # an interruption too, lest it leaves rows that nothing names
         with contextlib.suppress(StoreError):
             # An interruption may come when the record is written: then the rows exist, and stay.
-            if find_table(folder / layout.COMMITS, record_id) is None:
+            if find_table(folder / COMMITS, record_id) is None:
                 array.delete()
         raise
     finally:

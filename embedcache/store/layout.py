@@ -24,10 +24,9 @@ from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.documents import put_table, read_table, table_files, table_stem
 from embedcache.files.durable import TEMPORARY
+from embedcache.workspace import COMMITS, SEGMENTS
 
 LOCK: Final = "LOCK"
-COMMITS: Final = "commit"
-SEGMENTS: Final = "seg"
 _SEGMENT_NAME: Final = re.compile(r"(?P<id>\d{8}T\d{12}-[0-9a-f]{12})\.zarr/")
 _METADATA: Final = b"embedcache"
 _SCHEMA: Final = pa.schema(

@@ -21,7 +21,8 @@ from embedcache.errors import StoreCorruptError
 from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
 from embedcache.files.durable import crc32c
-from embedcache.store.layout import SEGMENTS, FileSum, Record, segment_folder
+from embedcache.store.layout import FileSum, Record, segment_folder
+from embedcache.workspace import SEGMENTS
 
 if TYPE_CHECKING:
     from zarr import Array

@@ -16,7 +16,7 @@ from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import SourceItem
 from embedcache.files.backend import Location
 from embedcache.files.digests import Stamp, stamp_of
-from embedcache.workspace import Workspace
+from embedcache.workspace import COMMITS, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +102,7 @@ def _encoder_item(folder: Location, lazy: _LazySession) -> SourceItem:
         return encoder_tables(lazy.session.open_store(folder))
 
     # Names of records end in checksums of them, so equal names are equal rows.
-    names = "\n".join(_table_names(folder / "commit"))
+    names = "\n".join(_table_names(folder / COMMITS))
     stamp = hashlib.sha256(names.encode()).hexdigest()
     return SourceItem("encoder", folder.name, stamp, load)
 

@@ -171,7 +171,6 @@ def test_the_record_is_written_last(tmp_path):
         ("put", "fold_predictions.parquet"),
         ("put", "run.json"),
         ("delete", ".writing"),
-        ("delete", f".lock-{made_request().run_id}"),
     ]
 
 

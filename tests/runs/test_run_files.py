@@ -178,8 +178,6 @@ def test_locks_that_nobody_holds_are_swept_and_those_held_are_not(project):
         once(runs, made_request("e"), lambda: 1 // 0)
     kind = RunsKind(runs)
     locks = [Path(runs.folder / f".lock-{made_request(name).run_id}") for name in "ef"]
-    assert not locks[0].exists()  # it goes with the run that is made
-    locks[0].touch()  # as a killed process leaves it
     with runs.lock(made_request("f").run_id):
         assert [lock.exists() for lock in locks] == [True, True]
         kind.sweep(grace_s=-1)
