@@ -104,7 +104,7 @@ def counted_clocks() -> Iterator[None]:
         },
         **{f"{name}.time": stopwatch for name in ("runs.once", "finetune.train")},
         "finetune.train.peak_memory_bytes": lambda device: 123_456_789,
-        "finetune.train.device_name": lambda device: "a CPU",
+        "finetune.train._device_name": lambda device: "a CPU",
     }
     with ExitStack() as stack:
         for name, stand_in in stand_ins.items():
@@ -199,17 +199,22 @@ def expected_of(project: Project, named: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def make_project(folder: Path) -> tuple[Project, dict[str, Any]]:
+    """Write the project of a golden store; return it, and what must be read from it."""
+    write_project(folder)
+    with counted_clocks():
+        project = embedcache.open(folder)
+        extract(project)
+        named = make_runs(project)
+    return project, expected_of(project, named)
+
+
 def make_store(version: int) -> None:
     """Write `store_v<version>.zip`, and beside it what must be read from it."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     torch.set_num_threads(1)
-    write_project(FOLDER)
-    with counted_clocks():
-        project = embedcache.open(FOLDER)
-        extract(project)
-        named = make_runs(project)
-    write_expected(HERE / f"store_v{version}.json", expected_of(project, named))
+    write_expected(HERE / f"store_v{version}.json", make_project(FOLDER)[1])
     pack(FOLDER, HERE / f"store_v{version}.zip")
     shutil.rmtree(FOLDER)
 

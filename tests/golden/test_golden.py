@@ -7,7 +7,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 from golden_files import HERE, answers, compact, image_rows, read_expected, unpack
-from make import HELP, help_text
+from make import HELP, help_text, make_project
 
 import embedcache
 from embedcache.catalog.index import is_fresh
@@ -55,6 +55,17 @@ def run_ids(expected):
 
 def test_there_is_a_golden_store_of_this_format_version():
     assert HERE / f"store_v{FORMAT_VERSION}.zip" in STORES, "run `python tests/golden/make.py`"
+
+
+@pytest.mark.slow
+def test_the_store_of_this_format_version_can_be_made_again(tmp_path):
+    _, made = make_project(tmp_path)
+    expected = read_expected(HERE / f"store_v{FORMAT_VERSION}.json")
+    assert made["rows"] == expected["rows"]
+    assert [run["name"] for run in made["runs"]] == [run["name"] for run in expected["runs"]]
+    for name in expected["queries"]:
+        assert len(made[name]) == len(expected[name]), name
+        assert list(made[name][0]) == list(expected[name][0]), name
 
 
 def test_every_embedding_is_read_bit_for_bit(golden):
