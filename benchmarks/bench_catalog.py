@@ -37,7 +37,7 @@ from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import RunData, RunRequest
-from embedcache.verbs.catalog import catalog_source
+from embedcache.verbs.catalog import catalog_source, renew_catalog
 from embedcache.verbs.session import Session
 
 COMMAND = Path(sys.executable).with_name("embedcache")
@@ -224,7 +224,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     workspace = project.workspace
 
     def renewed(*, anew: bool = False) -> None:
-        Session(workspace).renew_catalog(anew=anew)
+        renew_catalog(Session(workspace), anew=anew)
 
     whole = [used_by(lambda: renewed(anew=True)) for _ in rounds]
     show(f"catalog of {workspace.catalog.stat().st_size / 1e6:.0f} MB written anew", whole)

@@ -231,7 +231,9 @@ class Project(RunVerbs):
 
     def index(self) -> Path:
         """Write `catalog.duckdb` anew from the files and return its path."""
-        self._session().renew_catalog(anew=True)
+        from embedcache.verbs.catalog import renew_catalog
+
+        renew_catalog(self._session(), anew=True)
         return self.workspace.catalog
 
 

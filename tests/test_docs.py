@@ -39,7 +39,7 @@ from embedcache.verbs.compare import CompareReport
 from embedcache.verbs.extract import Plan
 from embedcache.verbs.gc import GcReport
 from embedcache.verbs.manifest import CheckReport, Trouble
-from embedcache.verbs.probe import ProbeOptions
+from embedcache.verbs.probe_run import ProbeOptions
 from embedcache.verbs.quickstart import MODELS
 from embedcache.verbs.session import Session
 from embedcache.verbs.status import KindStatus, Status

@@ -11,8 +11,7 @@ import click
 
 import embedcache
 from embedcache.encoders.choices import Fit, PrecisionChoice
-from embedcache_cli.output import Screen
-from embedcache_cli.progress import Mode
+from embedcache_cli.output import ProgressMode, Screen
 
 Command = Callable[..., Any]
 FILE: Final = click.Path(path_type=Path)
@@ -239,7 +238,7 @@ _talk = compose(
 )
 _progress = option(
     "--progress",
-    type=click.Choice(get_args(Mode)),
+    type=click.Choice(get_args(ProgressMode)),
     default="auto",
     show_default=True,
     help="Progress on stderr; auto is a bar in a terminal, else off.",

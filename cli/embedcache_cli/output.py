@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 if TYPE_CHECKING:
     from embedcache.files.backend import Location
-    from embedcache_cli.progress import Mode
 
 
 def print_json(value: Any) -> None:
@@ -45,6 +44,9 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+ProgressMode = Literal["auto", "bar", "plain", "jsonl", "off"]
+
+
 @dataclass(frozen=True, slots=True)
 class Screen:
     """Choices of the user about what is printed.
@@ -64,7 +66,7 @@ class Screen:
     as_json: bool
     quiet: bool
     verbose: bool
-    progress: Mode = "off"
+    progress: ProgressMode = "off"
 
     def say(self, message: str) -> None:
         """Print a line for people on stderr, unless all is to be quiet."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from embedcache.finetune.jobs import Step
     from embedcache_cli.output import Screen
 
-Mode = Literal["auto", "bar", "plain", "jsonl", "off"]
 Style = Literal["bar", "plain", "jsonl", "off"]
 _LINE_EVERY_S: Final = 10.0
 # Columns of a bar that are more than text; every other column is a text of rich.

@@ -30,6 +30,14 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
+def file_stamp(path: Path) -> Stamp | None:
+    """Return the stamp of a file; None where there is none."""
+    try:
+        return stamp_of(path.stat())
+    except OSError:
+        return None
+
+
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of bytes, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

@@ -12,10 +12,11 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
+from embedcache.catalog.index import update
 from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import SourceItem
 from embedcache.files.backend import Location
-from embedcache.files.digests import Stamp, stamp_of
+from embedcache.files.digests import file_stamp
 from embedcache.workspace import COMMITS, Workspace
 
 if TYPE_CHECKING:
@@ -55,12 +56,19 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
     return CatalogSource(workspace.catalog, items, lazy.stores)
 
 
-def manifest_stamp(workspace: Workspace) -> Stamp | None:
-    """Return size, inode and time stamps of the manifest; None where there is none."""
-    try:
-        return stamp_of(workspace.manifest.stat())
-    except OSError:
-        return None
+def renew_catalog(session: Session, *, anew: bool = False) -> None:
+    """Bring the catalog up to date with what a session has read.
+
+    Parameters
+    ----------
+    session
+        Images, stores and runs that are read already.
+    anew
+        Whether to write all of it, even where it is up to date.
+    """
+    session.workspace.create_store()
+    source = catalog_source(session.workspace, session)
+    update(source.path, source.items, anew=anew)
 
 
 class _LazySession:
@@ -88,7 +96,7 @@ def _manifest_item(workspace: Workspace, session: Session | None, lazy: _LazySes
         return {"images": lazy.session.images.table.replace_schema_metadata(None)}
 
     # Of before the manifest was read: an edit meanwhile is noticed.
-    stamp = manifest_stamp(workspace) if session is None else session.manifest_stamp
+    stamp = file_stamp(workspace.manifest) if session is None else session.manifest_stamp
     # A pass over the images may find other digests, which the manifest that it remembers has.
     snapshots = _table_names(workspace.manifests)
     name = json.dumps([str(workspace.manifest.resolve()), str(workspace.data_root.resolve())])

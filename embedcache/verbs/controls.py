@@ -23,7 +23,7 @@ from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.compare import lead
 from embedcache.scoring.estimates import Estimate
-from embedcache.verbs.probe import ProbeOptions, probe_rows
+from embedcache.verbs.probe_run import ProbeOptions, probe_rows
 from embedcache.verbs.session import Session, Study
 
 RANDOM: Final = "random:"  # how the names of encoders with random weights begin

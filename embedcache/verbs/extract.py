@@ -25,6 +25,7 @@ from embedcache.extract.report import PassReport, Progress, merge_reports
 from embedcache.files.durable import utc_now
 from embedcache.store.care import sweep
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.session import Session
 
 OnProgress = Callable[[Progress], None]
@@ -222,7 +223,7 @@ def encode_images(
             for job in jobs:
                 put_in_order(job.store, session.images, {"manifest": session.snapshot})
                 sweep(job.store.folder)
-        session.renew_catalog()
+        renew_catalog(session)
     return report
 
 

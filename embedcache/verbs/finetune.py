@@ -32,7 +32,8 @@ from embedcache.runs.methods import FinetuneMethod, ProbeMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome, RunOutcomes
 from embedcache.runs.request import RunRequest
-from embedcache.verbs.probe import DECISIVE, ProbeOptions, probe_store, run_data, versions_of
+from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.probe_run import DECISIVE, ProbeOptions, probe_store, run_data, versions_of
 from embedcache.verbs.session import Session, Study
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def finetune(
             run = _Finetuning(session, study, material, options, callbacks, device.type == "cpu")
             outcomes.append(run.outcome())
         callbacks.on_run(outcomes[-1])
-    session.renew_catalog()
+    renew_catalog(session)
     return RunOutcomes(tuple(outcomes))
 
 

@@ -8,6 +8,7 @@ from embedcache.data.snapshots import is_snapshot_of, snapshot_files
 from embedcache.files.documents import read_table
 from embedcache.store.care import GRACE_S
 from embedcache.verbs.artefacts import artefact_kinds
+from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.session import Session
 
 
@@ -57,5 +58,5 @@ def gc(session: Session, *, grace_s: float = GRACE_S, dry_run: bool = False) -> 
                     store.rewrite(rows)
     if not dry_run:
         freed = sum(kind.sweep(grace_s) for kind in artefact_kinds(session))
-        session.renew_catalog()
+        renew_catalog(session)
     return GcReport(n_rows, freed)

@@ -16,7 +16,8 @@ from embedcache.runs.outcome import RunOutcome, RunOutcomes
 from embedcache.runs.request import RunRequest
 from embedcache.scoring.estimates import Estimate
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs.probe import DECISIVE, run_data, versions_of
+from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.probe_run import DECISIVE, run_data, versions_of
 from embedcache.verbs.session import Session, Study
 
 
@@ -54,7 +55,7 @@ def learning_curves(
         store = session.find_store(name)
         outcomes.append(_outcome(session, study, store, method, options))
         on_run(outcomes[-1])
-    session.renew_catalog()
+    renew_catalog(session)
     return RunOutcomes(tuple(outcomes))
 
 

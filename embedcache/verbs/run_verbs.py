@@ -113,11 +113,12 @@ class RunVerbs:
         """
         from embedcache.verbs import probe as verb
         from embedcache.verbs.arguments import name_list, question_of
+        from embedcache.verbs.probe_run import ProbeOptions
 
         question = question_of(label, train_cohort, external, where, class_map, folds, seed, task)
         values = None if grid is None else tuple(grid)
         method = ProbeMethod(probe, protocol, rule, external_by, values, seed)
-        options = verb.ProbeOptions(n_resamples, n_threads, controls)
+        options = ProbeOptions(n_resamples, n_threads, controls)
         session, names = self._session(), name_list(models)
         return verb.probe(session, names, question, method, options, on_message, on_run)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from embedcache.catalog.index import update
 from embedcache.catalog.query import select_images
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
@@ -22,11 +21,10 @@ from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
 from embedcache.files.backend import Location
-from embedcache.files.digests import DigestCache, Stamp
+from embedcache.files.digests import DigestCache, Stamp, file_stamp
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs.catalog import catalog_source, manifest_stamp
 from embedcache.workspace import Workspace
 
 ALL = "all"
@@ -103,7 +101,7 @@ class Session:
     @cached_property
     def manifest_stamp(self) -> Stamp | None:
         """Size, inode and time stamps of the manifest before it was read; None without one."""
-        return manifest_stamp(self.workspace)
+        return file_stamp(self.workspace.manifest)
 
     @cached_property
     def image_files(self) -> tuple[ImageFile, ...]:
@@ -203,20 +201,6 @@ class Session:
     def count_rows(self, folder: Location) -> int:
         """Return how many images the readable records of an encoder's folder hold."""
         return len(recorded_keys(folder))
-
-    # Catalog
-
-    def renew_catalog(self, *, anew: bool = False) -> None:
-        """Bring the catalog up to date with what this session has read.
-
-        Parameters
-        ----------
-        anew
-            Whether to write all of it, even where it is up to date.
-        """
-        self.workspace.create_store()
-        source = catalog_source(self.workspace, self)
-        update(source.path, source.items, anew=anew)
 
     # Questions
 

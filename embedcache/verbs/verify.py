@@ -17,6 +17,7 @@ from embedcache.extract.report import PassReport, Progress
 from embedcache.files.backend import Location
 from embedcache.files.kinds import ArtefactKind, Damage, check_references
 from embedcache.verbs.artefacts import artefact_kinds
+from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.extract import ExtractOptions, encode_images
 from embedcache.verbs.session import Session
 
@@ -187,7 +188,7 @@ def repair(
         except EncoderError as error:
             notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
             is_whole = False
-    session.renew_catalog()
+    renew_catalog(session)
     is_whole = is_whole and not any(encoded.n_failed for encoded in passes)
     return replace(
         report, repaired=True, passes=tuple(passes), notes=tuple(notes), is_whole=is_whole

@@ -24,7 +24,8 @@ from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome, RunOutcomes
 from embedcache.runs.request import RunData, RunRequest, rows_digest
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs.probe import versions_of
+from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.probe_run import versions_of
 from embedcache.verbs.session import ALL, Session
 
 PROTOCOL: Final = "prompt-ensemble-1"
@@ -125,7 +126,7 @@ def zeroshot(
     for store in stores:
         outcomes.append(_outcome(session, store, cohorts, options))
         on_run(outcomes[-1])
-    session.renew_catalog()
+    renew_catalog(session)
     return RunOutcomes(tuple(outcomes))
 
 

@@ -15,7 +15,7 @@ from embedcache.errors import CatalogError, StoreWriteError
 from embedcache.runs.files import RunFiles
 from embedcache.runs.tables import PREDICTIONS
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs.catalog import catalog_source
+from embedcache.verbs.catalog import catalog_source, renew_catalog
 from embedcache.verbs.session import Session
 
 TABLES = ("images", "encoders", "embedding_rows", "failures", "folds", "runs", "patients")
@@ -237,7 +237,7 @@ def test_a_manifest_that_is_edited_while_a_verb_works_makes_the_catalog_stale(pr
     assert len(session.images.keys) == 132
     manifest = probed.workspace.manifest
     manifest.write_text(manifest.read_text().rsplit("\n", 2)[0] + "\n")
-    session.renew_catalog()
+    renew_catalog(session)
     assert not is_fresh_catalog(probed)
     assert len(probed.sql("FROM images")) == 131
 
