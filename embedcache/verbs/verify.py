@@ -87,6 +87,10 @@ class VerifyReport(Tabular):
     notes: tuple[str, ...] = ()
     is_whole: bool = True
 
+    def __repr__(self) -> str:
+        checked = f"{self.n_rows} rows of {self.n_encoders} encoders checked"
+        return f"{checked}: {Tabular.__repr__(self) if self.findings else 'sound'}"
+
     def table(self) -> pa.Table:
         """Return what is wrong, one row a file."""
         rows = [

@@ -97,3 +97,7 @@ def test_an_edited_manifest_is_no_damage(probed):
 
 def test_nothing_stored_is_nothing_damaged(project):
     assert project.verify().findings == ()
+
+
+def test_a_sound_store_prints_as_sound(probed):
+    assert repr(probed.verify()) == "132 rows of 1 encoders checked: sound"
