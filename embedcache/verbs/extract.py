@@ -247,7 +247,7 @@ def _jobs(
         # In one order for all passes, or two of them would wait for each other for ever.
         for store, _ in sorted(opened, key=lambda pair: str(pair[0].folder)):
             waiting = f"another process is extracting '{store.name}'; waiting for it to end"
-            # Where no lock can be made no row can be stored: the first one says so, if there is one.
+            # Where no lock can be made no row can be stored: the first to be stored says so.
             with contextlib.suppress(StoreWriteError):
                 stack.enter_context(store.lock(partial(on_message, waiting)))
     return [
