@@ -26,6 +26,8 @@ COMMITS: Final = "commit"
 SEGMENTS: Final = "seg"
 # Entries of which a folder of embeddings has one at least, whatever it has lost.
 _STORE_PARTS: Final = frozenset({ENCODER_DOCUMENT, f"{COMMITS}/", f"{SEGMENTS}/"})
+# Entries of which a store has one at least, whatever it has lost.
+_STORE_NAMES: Final = frozenset({"embedcache.json", "encoders", "manifests", "folds", "runs"})
 _STORE_FOLDER: Final = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")
 
 
@@ -118,6 +120,21 @@ class Workspace:
     def has_store(self) -> bool:
         """Tell whether anything is stored."""
         return bool(self.store.list())
+
+    def check_store(self) -> None:
+        """Check that what lies in the store's folder was written by `embedcache`.
+
+        Raises
+        ------
+        StoreMismatchError
+            The folder holds something, but nothing that tells a store.
+        """
+        names = {entry.name.removesuffix("/") for entry in self.store.list()}
+        if names and not names & _STORE_NAMES:
+            raise StoreMismatchError(
+                f"{self.store}: no store: it holds none of {', '.join(sorted(_STORE_NAMES))}; name "
+                "the folder of a store as --store"
+            )
 
     def create_store(self) -> None:
         """Prepare the store for a write of this release; called before anything is written.

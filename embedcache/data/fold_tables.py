@@ -39,7 +39,12 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
 
 
 def store_fold_table(workspace: Workspace, folds_id: str, patients: Mapping[str, int]) -> None:
-    """Store the fold of each patient, unless a table of that id is there."""
+    """Store the fold of each patient, unless a table of that id is there.
+
+    Another release of Arrow would write the same table under another checksum.
+    """
+    if find_table(workspace.folds, folds_id) is not None:
+        return
     workspace.create_store()
     rows = {"patient_id": list(patients), "fold": list(patients.values())}
     put_table(workspace.folds, folds_id, pa.table(rows))

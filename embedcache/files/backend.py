@@ -8,9 +8,10 @@ or renames, but can refuse to overwrite.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,9 @@ class Entry:
 class Backend(Protocol):
     """Storage of named byte strings; safe for any number of processes.
 
-    A reader sees all bytes of a name or none, at any time and after a power cut. What `put` has
-    created survives that when the call returns. What `replace` and `delete` did may be undone by
-    it until something is put into the same folder: nothing may rest on their order.
+    A reader sees all bytes of a name or none, at any time and after a power cut. What `put` and
+    `replace` have created survives that when the call returns. What `delete` did may be undone by
+    it until something is put into the same folder: nothing may rest on its order.
     """
 
     def put(self, name: str, data: bytes) -> None:
@@ -77,7 +78,8 @@ class Backend(Protocol):
         folder
             Name of the folder; '' for the root.
         deep
-            Whether items of sub-folders are listed instead of the sub-folders themselves.
+            Whether items of sub-folders are listed instead of the sub-folders themselves. What
+            lies behind a link to a folder is left out.
 
         Raises
         ------
@@ -167,8 +169,13 @@ class LocalBackend:
         durable.publish(self.root / name, data)
 
     def replace(self, name: str, data: bytes) -> None:
-        """Create or replace a file: written aside, flushed, then renamed."""
-        durable.replace(self.root / name, data)
+        """Create or replace a file: written aside, flushed, then renamed, and that flushed too."""
+        path = self.root / name
+        durable.replace(path, data)
+        try:
+            durable.fsync(path.parent)
+        except OSError as error:
+            raise durable.write_error(path, error) from error
 
     def list(self, folder: str, *, deep: bool = False) -> list[Entry]:
         """List a folder; a file that goes away meanwhile is left out."""
@@ -235,15 +242,29 @@ def _scan(folder: str, prefix: str, *, deep: bool) -> Iterator[Entry]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for item in items:
-        if not item.is_dir(follow_symlinks=True):
-            with contextlib.suppress(FileNotFoundError):
-                status = item.stat()
-                yield Entry(f"{prefix}{item.name}", status.st_size, status.st_mtime_ns)
-        elif deep:
+        # A link to a folder is listed as one and never gone into: it may lead round in a circle.
+        if deep and item.is_dir(follow_symlinks=False):
             yield from _scan(item.path, f"{prefix}{item.name}/", deep=True)
+            continue
+        status = _status(item)
+        if status is None or (deep and stat.S_ISDIR(status.st_mode)):
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield Entry(f"{prefix}{item.name}/", 0, status.st_mtime_ns)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                yield Entry(f"{prefix}{item.name}/", 0, item.stat().st_mtime_ns)
+            yield Entry(f"{prefix}{item.name}", status.st_size, status.st_mtime_ns)
+
+
+def _status(item: os.DirEntry[str]) -> os.stat_result | None:
+    """Return the status of what an item of a folder leads to; None where that is nothing."""
+    try:
+        return item.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return None
+        raise
 
 
 @dataclass(frozen=True, slots=True)

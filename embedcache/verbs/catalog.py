@@ -7,6 +7,7 @@ catalog that is up to date pays for none of it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from functools import partial
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING
 from embedcache.catalog.index import update
 from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import SourceItem
+from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.digests import file_stamp
+from embedcache.files.documents import table_files
 from embedcache.workspace import COMMITS, Workspace
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
     items = [
         _manifest_item(workspace, session, lazy),
         *(_encoder_item(folder, lazy) for folder in workspace.encoder_folders()),
-        *(_folds_item(workspace.folds / name) for name in _table_names(workspace.folds)),
+        *map(_folds_item, table_files(workspace.folds).values()),  # of each id one
         *(
             _run_item(run_id, f"{size} {modified_ns}", lazy)
             for run_id, (size, modified_ns) in workspace.run_stamps().items()
@@ -57,7 +60,9 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
 
 
 def renew_catalog(session: Session, *, anew: bool = False) -> None:
-    """Bring the catalog up to date with what a session has read.
+    """Bring the catalog up to date with what a session has read, where it can be written.
+
+    It is derived: a verb whose result is there already works on a store that can only be read.
 
     Parameters
     ----------
@@ -65,10 +70,16 @@ def renew_catalog(session: Session, *, anew: bool = False) -> None:
         Images, stores and runs that are read already.
     anew
         Whether to write all of it, even where it is up to date.
+
+    Raises
+    ------
+    StoreWriteError
+        The storage refused, and all of it was to be written.
     """
-    session.workspace.create_store()
-    source = catalog_source(session.workspace, session)
-    update(source.path, source.items, anew=anew)
+    with contextlib.nullcontext() if anew else contextlib.suppress(StoreWriteError):
+        session.workspace.create_store()
+        source = catalog_source(session.workspace, session)
+        update(source.path, source.items, anew=anew)
 
 
 class _LazySession:

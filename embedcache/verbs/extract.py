@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.select import EncoderOptions, identify_models
 from embedcache.encoders.spec import Encoder
-from embedcache.errors import RunError
+from embedcache.errors import RunError, StoreWriteError
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.order import put_in_order, seconds_per_image
@@ -230,7 +231,8 @@ def encode_images(
             # With shards, others may still append; the next pass without them does this.
             for job in jobs:
                 put_in_order(job.store, session.images, {"manifest": session.snapshot})
-                sweep(job.store.folder)
+                with contextlib.suppress(StoreWriteError):  # a store that can only be read
+                    sweep(job.store.folder)
         renew_catalog(session)
     return report
 
@@ -252,7 +254,9 @@ def _jobs(
         # In one order for all passes, or two of them would wait for each other for ever.
         for store, _ in sorted(opened, key=lambda pair: str(pair[0].folder)):
             waiting = f"another process is extracting '{store.name}'; waiting for it to end"
-            stack.enter_context(store.lock(partial(on_message, waiting)))
+            # Where no lock can be made no row can be stored: the first to be stored says so.
+            with contextlib.suppress(StoreWriteError):
+                stack.enter_context(store.lock(partial(on_message, waiting)))
     return [
         Job(
             encoder.spec,

@@ -106,7 +106,14 @@ class VerifyReport(Tabular):
 
 
 def verify(session: Session) -> VerifyReport:
-    """Hold every file of the store against its checksum, and every row."""
+    """Hold every file of the store against its checksum, and every row.
+
+    Raises
+    ------
+    StoreMismatchError
+        The store's folder holds something, but no store.
+    """
+    session.workspace.check_store()
     if not session.workspace.has_store():
         return VerifyReport(0, 0, ())
     kinds = artefact_kinds(session)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedcache.errors import StoreReadError, StoreWriteError
+from embedcache.files import durable
 from embedcache.files.backend import LocalBackend, Location, on_disk
 from embedcache.files.kinds import size_of, sweep_temporaries
 from embedcache.files.locks import locked
@@ -205,6 +206,35 @@ def test_a_refused_read_is_one_line(tmp_path, monkeypatch):
         backend.read("f/a")
     with pytest.raises(StoreReadError, match="f: Permission denied; check that"):
         backend.list("f")
+
+
+def test_a_link_to_a_folder_is_a_folder_that_a_deep_listing_does_not_enter(tmp_path):
+    backend = LocalBackend(tmp_path / "store")
+    backend.put("runs/one/a", b"1")
+    runs = tmp_path / "store" / "runs"
+    (runs / "one" / "up").symlink_to("..")
+    (runs / "circle").symlink_to(".")
+    (runs / "itself").symlink_to("itself")
+    (runs / "nowhere").symlink_to("nothing")
+    (runs / "b").symlink_to("one/a")
+    assert names(backend, "runs") == ["b", "circle/", "one/"]
+    assert names(backend, "runs", deep=True) == ["b", "one/a"]
+
+
+def test_what_was_replaced_survives_a_power_cut(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(durable, "fsync", lambda path: flushed.append((path, file.read_bytes())))
+    (tmp_path / "f").mkdir()
+    file = tmp_path / "f" / "a"
+    LocalBackend(tmp_path).replace("f/a", b"new")
+    assert flushed == [(file.parent, b"new")]
+
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(durable, "fsync", refuse)
+    with pytest.raises(StoreWriteError, match="f/a: Input/output error"):
+        LocalBackend(tmp_path).replace("f/a", b"newer")
 
 
 def test_a_file_that_goes_away_during_a_listing_is_left_out(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from edits import cut, flip, other_fingerprint, tally
 
+import embedcache
+from embedcache.errors import StoreMismatchError
 from embedcache.store import care, layout
 from embedcache.verbs.session import Session
 
@@ -101,3 +103,21 @@ def test_nothing_stored_is_nothing_damaged(project):
 
 def test_a_sound_store_prints_as_sound(probed):
     assert repr(probed.verify()) == "132 rows of 1 encoders checked: sound"
+
+
+def test_a_folder_that_is_no_store_is_refused_and_left_alone(project, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.txt").write_text("mine")
+    other = embedcache.open(project.workspace.manifest, store=folder)
+    for repair in (False, True):
+        with pytest.raises(StoreMismatchError, match="pictures: no store: it holds none of"):
+            other.verify(repair=repair)
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+
+
+def test_a_store_that_lost_its_format_file_is_a_store(probed):
+    Path(probed.workspace.format_file).unlink()
+    assert [finding.kind for finding in probed.verify().findings] == ["format"]
+    assert probed.verify(repair=True).is_whole
+    assert probed.verify().findings == ()
