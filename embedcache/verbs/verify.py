@@ -40,6 +40,8 @@ class Finding:
         Artefact that it belongs to; None where something names an artefact that is gone.
     images
         Ids of the images whose rows are lost with it.
+    is_mendable
+        Whether a repair may touch it; if not, it is left to the user.
     """
 
     path: Location
@@ -47,6 +49,7 @@ class Finding:
     kind: str
     item: Location | None = None
     images: tuple[str, ...] = ()
+    is_mendable: bool = True
 
 
 _FINDINGS: Final = pa.schema(
@@ -126,6 +129,7 @@ def verify(session: Session) -> VerifyReport:
     names = _image_names(session)  # now: to look at the images may write digests anew
     findings = [
         *_check_format(session),
+        *_check_copies(session),
         *(_finding(kind, item, damage, names) for kind, item, damage in damages),
         *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
     ]
@@ -157,6 +161,12 @@ def _check_format(session: Session) -> Iterator[Finding]:
         yield Finding(session.workspace.format_file, error.problem, "format")
 
 
+def _check_copies(session: Session) -> Iterator[Finding]:
+    for copy, folder in session.workspace.copied_encoder_folders().items():
+        problem = f"holds the same fingerprint as {folder.name}, so it is not read; remove one"
+        yield Finding(copy, problem, "embeddings", is_mendable=False)
+
+
 def repair(
     session: Session,
     options: ExtractOptions,
@@ -178,7 +188,8 @@ def repair(
     lost_keys: dict[Location, frozenset[str]] = {}
     notes: list[str] = []
     for kind in artefact_kinds(session):
-        items = dict.fromkeys(f.item for f in report.findings if f.kind == kind.name)
+        mendable = (f for f in report.findings if f.kind == kind.name and f.is_mendable)
+        items = dict.fromkeys(finding.item for finding in mendable)
         for item in filter(None, items):
             mended = kind.mend(item)
             on_message(mended.message)
@@ -188,7 +199,9 @@ def repair(
                 every = frozenset(key for key in session.images.keys if key)
                 lost_keys[item] = every if wanted is None else wanted
     session = Session(session.workspace)  # what was mended is read anew
-    is_whole = True
+    left = [finding for finding in report.findings if not finding.is_mendable]
+    notes.extend(f"{finding.path} {finding.problem}" for finding in left)
+    is_whole = not left
     for missing in _mend_references(session):
         notes.append(missing)
         is_whole = False

@@ -121,3 +121,24 @@ def test_a_store_that_lost_its_format_file_is_a_store(probed):
     assert [finding.kind for finding in probed.verify().findings] == ["format"]
     assert probed.verify(repair=True).is_whole
     assert probed.verify().findings == ()
+
+
+def test_a_second_folder_of_one_fingerprint_is_named_and_left_to_the_user(probed, command):
+    (folder,) = probed.workspace.encoder_folders()
+    before = probed.status().encoders
+    copy = Path(probed.workspace.encoders) / f"z-copy-{folder.name[-12:]}"
+    shutil.copytree(folder, copy)
+    assert probed.status().encoders == before
+    assert len(probed.sql("FROM encoders")) == 1
+    assert probed.models() == ["pixels"]
+    [finding] = probed.verify().findings
+    assert Path(finding.path) == copy
+    assert finding.problem.startswith(f"holds the same fingerprint as {folder.name}")
+    report = probed.verify(repair=True)
+    assert not report.is_whole
+    assert "remove one" in report.notes[-1]
+    probed.gc(grace_s=-1)
+    assert copy.is_dir()
+    assert command("verify").code == 4
+    shutil.rmtree(copy)
+    assert command("verify").code == 0
