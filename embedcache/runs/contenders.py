@@ -97,11 +97,7 @@ def choose_runs(
         There is no such run, or one without predictions of images.
     """
     records = _candidates(runs, models, run_ids)
-    # A zero-shot run has no training cohort, so it cannot say which one the contest is about.
-    # A metric of other tasks alone picks the newest run of theirs.
-    trained = [record for record in records if record.train_cohort] or records
-    of_metric = [record for record in trained if metric is None or has_metric(record.task, metric)]
-    leader = (of_metric or trained)[0]
+    leader = _leader(records, metric)
     ordered = [leader, *(record for record in records if record is not leader)]
     same_task = [record for record in ordered if record.task == leader.task]
     others = [record for record in ordered if record.task != leader.task]
@@ -120,6 +116,15 @@ def choose_runs(
     tasks = ", ".join(sorted({record.task for record in others}))
     note = f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
     return replace(contest, notes=(*contest.notes, note))
+
+
+def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:
+    """Return the run whose cohorts and task the contest is about."""
+    # A zero-shot run has no training cohort, so it cannot say which one the contest is about.
+    # A metric of other tasks alone picks the newest run of theirs.
+    trained = [record for record in records if record.train_cohort] or records
+    of_metric = [record for record in trained if metric is None or has_metric(record.task, metric)]
+    return (of_metric or trained)[0]
 
 
 def _contender(

@@ -91,8 +91,9 @@ class VerifyReport(Tabular):
     is_whole: bool = True
 
     def __repr__(self) -> str:
-        checked = f"{self.n_rows} rows of {self.n_encoders} encoders checked"
-        return f"{checked}: {Tabular.__repr__(self) if self.findings else 'sound'}"
+        if self.findings:
+            return Tabular.__repr__(self)
+        return f"{self.n_rows} rows of {self.n_encoders} encoders checked: sound"
 
     def table(self) -> pa.Table:
         """Return what is wrong, one row a file."""

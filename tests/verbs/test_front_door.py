@@ -120,7 +120,6 @@ def test_results_print_as_tables_and_show_as_tables_in_a_notebook(asked):
         "extract": (asked.extract("pixels"), ["pixels"]),
         "plan": (asked.plan("pixels"), ["pixels"]),
         "status": (asked.status(), ["pixels"]),
-        "verify": (asked.verify(), []),
         "check": (asked.check_manifest(), []),
     }
     for name, (result, texts) in results.items():

@@ -44,6 +44,7 @@ def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
         )
         known = stem in named or str(name.parent) in named
         assert report.findings, name
+        assert repr(report).split()[:2] == ["path", "problem"], name
         assert known, (name, report.findings)
         mended = probed.verify(repair=True)
         assert mended.repaired
