@@ -106,6 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         # click would end the process itself; errors of this project have exit codes of their own.
         code: Any = cli.main(arguments, prog_name="embedcache", standalone_mode=False)
+        sys.stdout.flush()  # here, or it would fail when the interpreter ends
         return int(code or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _interrupted(130)
@@ -114,13 +115,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); say nothing, and nothing at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except errors.EmbedcacheError as error:
         click.echo(f"embedcache: {error}", err=True)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    except OSError as error:
+        # Writing into an open stream names no file. What fails with a file has an error of ours.
+        if error.filename is not None:
+            raise
+        return _output_failed(error)
+
+
+def _output_failed(error: OSError) -> int:
+    """Say that the output cannot be written, unless its reader went away (`| head`)."""
+    # What is not written yet goes to nowhere, or the interpreter would fail at it when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    click.echo(f"embedcache: the output cannot be written: {error.strerror or error}", err=True)
+    return 1
 
 
 def _interrupted(code: int) -> int:
