@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -119,10 +120,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"embedcache: {error}", err=True)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
     except OSError as error:
-        # Writing into an open stream names no file. What fails with a file has an error of ours.
-        if error.filename is not None:
+        if not isinstance(error, BrokenPipeError) and not _is_of_output(error):
             raise
         return _output_failed(error)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Tell whether an error was raised by printing."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") in {__name__, click.echo.__module__}
 
 
 def _output_failed(error: OSError) -> int:

@@ -184,21 +184,15 @@ def repair(
     session = Session(session.workspace)  # what was mended is read anew
     mend_references(session)
     for damage in check_references(artefact_kinds(session)):
-        work.notes.append(
-            f"{damage.path} {damage.problem}, and cannot be made again: the manifest has changed "
-            "since, or the folds came from a file; run the same command again, with the file if "
-            "it had one"
-        )
-        work.lost_names.add(damage.path.name)
+        work.note_lost(damage)
     passes = []
     for folder, keys in work.lost_keys.items():
         try:
             passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
-            is_encoded = not passes[-1].n_failed
+            if passes[-1].n_failed:
+                work.unmended.add(folder)
         except EmbedcacheError as error:
             work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
-            is_encoded = False
-        if not is_encoded:
             work.unmended.add(folder)
     is_whole = not work.unmended and not work.lost_names
     # What is damaged still cannot be listed; the catalog is derived, and made when it can be.
@@ -250,6 +244,15 @@ class _Mending:
             self.unmended.add(item)
         on_message(message)
         self.notes.append(message)
+
+    def note_lost(self, damage: Damage) -> None:
+        """Note that something names a table that cannot be made again."""
+        self.lost_names.add(damage.path.name)
+        self.notes.append(
+            f"{damage.path} {damage.problem}, and cannot be made again: the manifest has changed "
+            "since, or the folds came from a file; run the same command again, with the file if "
+            "it had one"
+        )
 
     def has_mended(self, finding: Finding) -> bool:
         """Tell whether what was found is mended."""
