@@ -186,8 +186,23 @@ class Workspace:
         self.format_file.replace(seal(_format_document()))
 
     def encoder_folders(self) -> tuple[Location, ...]:
-        """Return the folder of each encoder fingerprint that holds anything, by name."""
-        return store_folders(self.encoders)
+        """Return the folder of each encoder fingerprint that holds anything, by name.
+
+        Of several folders of one fingerprint, the first; see `copied_encoder_folders`.
+        """
+        return tuple(folders[0] for folders in self._folders_by_fingerprint())
+
+    def copied_encoder_folders(self) -> dict[Location, Location]:
+        """Return each folder that is passed over, and the one of the same fingerprint before it."""
+        return {
+            copy: folders[0] for folders in self._folders_by_fingerprint() for copy in folders[1:]
+        }
+
+    def _folders_by_fingerprint(self) -> list[list[Location]]:
+        folders: dict[str, list[Location]] = {}
+        for folder in store_folders(self.encoders):
+            folders.setdefault(folder.name[-12:], []).append(folder)
+        return list(folders.values())
 
     def encoder_documents(self) -> list[dict[str, Any]]:
         """Return the content of each `encoder.json` that is there.

@@ -139,7 +139,9 @@ def _print_pairs(cohort: CohortComparison) -> None:
 
 def _print_drops(report: CompareReport) -> None:
     rows = [(drop.name, drop.cohort, _score(drop.drop)) for drop in report.drops]
-    _show("lost outside, over the classes there", ("run", "cohort", "drop"), rows)
+    is_of_classes = any(cohort.classes for cohort in report.cohorts)
+    title = "lost outside, over the classes there" if is_of_classes else "lost outside"
+    _show(title, ("run", "cohort", "drop"), rows)
 
 
 def _print_parts(report: CompareReport) -> None:
@@ -152,6 +154,8 @@ def _print_parts(report: CompareReport) -> None:
 
 
 def _print_calibration(report: CompareReport) -> None:
+    if not report.calibration:
+        say("note: no calibration: these runs have no probabilities of classes")
     temperature = {(c.name, c.cohort): c.temperature for c in report.calibration}
     names = ("log_loss", "brier", "ece")
     rows = []

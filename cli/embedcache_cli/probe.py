@@ -151,6 +151,8 @@ def _learning_curves(
     task, others = method["task"], {k: v for k, v in method.items() if k != "task"}
     if ProbeMethod(**others) != ProbeMethod():
         raise click.UsageError("--patients goes with the default probe and protocol")
+    if settings["external"]:
+        raise click.UsageError("--patients tests on the training cohort; leave out --external")
     settings = {name: value for name, value in settings.items() if name != "external"}
     with step_progress(screen, n_models) as step:
         curves = project.learning_curves(

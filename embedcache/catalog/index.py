@@ -323,7 +323,7 @@ def _add(connection: duckdb.DuckDBPyConnection, item: SourceItem, digests: dict[
             continue
         # Rows of this key may be there already, from a copy of the item.
         before = _digest(connection, name, item.kind, row_key)
-        _insert(connection, name, tables[name])
+        _insert(connection, name, tables[name], item.kind, row_key)
         digests[name] += _digest(connection, name, item.kind, row_key) - before
     connection.execute(
         "INSERT INTO internal.sources VALUES (?, ?, ?, ?)",
@@ -331,13 +331,21 @@ def _add(connection: duckdb.DuckDBPyConnection, item: SourceItem, digests: dict[
     )
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+def _insert(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    table: pa.Table,
+    kind: Kind,
+    row_key: str | None,
+) -> None:
+    """Add rows, each under the key of its item: `_drop` would miss one of another key."""
     connection.register("new_rows", table)
     if name == "images":  # whose columns are the manifest's
         connection.execute("DROP TABLE images")
         connection.execute("CREATE TABLE images AS FROM new_rows")
     else:
-        connection.execute(f"INSERT INTO {name} BY NAME FROM new_rows")
+        rows = f"SELECT * REPLACE (? AS {ROW_KEYS[kind]}) FROM new_rows"  # noqa: S608 - names of our own
+        connection.execute(f"INSERT INTO {name} BY NAME {rows}", [row_key])
     connection.unregister("new_rows")
 
 

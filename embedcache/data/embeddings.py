@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from embedcache.errors import LeakageError, RunError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LabelledEmbeddings:
     """One encoder's rows for some images, in the order of the manifest.
 
@@ -48,6 +48,12 @@ class LabelledEmbeddings:
                 f"embedding of image '{self.image_id[bad[0]]}' by '{self.encoder}' holds NaN or "
                 f"infinity ({bad.size} of {len(self.X)} rows do); run `embedcache verify`"
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"LabelledEmbeddings(encoder='{self.encoder}', fingerprint='{self.fingerprint[:12]}', "
+            f"X={self.X.shape}, n_patients={self.n_patients}, n_failed={self.n_failed})"
+        )
 
     def __len__(self) -> int:
         return len(self.X)

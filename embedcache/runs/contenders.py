@@ -14,7 +14,7 @@ from embedcache.runs.files import RunFiles
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import MODEL_KINDS
-from embedcache.scoring.estimates import HEADLINES, Estimate
+from embedcache.scoring.estimates import HEADLINES, Estimate, has_metric
 
 _ALL: Final = "all"
 
@@ -69,7 +69,10 @@ def contest_of(outcomes: Sequence[RunOutcome]) -> Contest:
 
 
 def choose_runs(
-    runs: RunFiles, models: Sequence[str] | None, run_ids: Sequence[str] | None
+    runs: RunFiles,
+    models: Sequence[str] | None,
+    run_ids: Sequence[str] | None,
+    metric: str | None = None,
 ) -> Contest:
     """Return the contest of stored runs.
 
@@ -85,6 +88,8 @@ def choose_runs(
         counts; controls do not.
     run_ids
         Names of runs, instead; of controls too.
+    metric
+        Name of the score to compare by; None for the one that the newest run is judged by.
 
     Raises
     ------
@@ -93,7 +98,10 @@ def choose_runs(
     """
     records = _candidates(runs, models, run_ids)
     # A zero-shot run has no training cohort, so it cannot say which one the contest is about.
-    leader = next((record for record in records if record.train_cohort), records[0])
+    # A metric of other tasks alone picks the newest run of theirs.
+    trained = [record for record in records if record.train_cohort] or records
+    of_metric = [record for record in trained if metric is None or has_metric(record.task, metric)]
+    leader = (of_metric or trained)[0]
     ordered = [leader, *(record for record in records if record is not leader)]
     same_task = [record for record in ordered if record.task == leader.task]
     others = [record for record in ordered if record.task != leader.task]

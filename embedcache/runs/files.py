@@ -28,6 +28,7 @@ from embedcache.runs.tables import (
     metrics_table,
     predictions_table,
     with_all_columns,
+    with_run_id,
 )
 from embedcache.scoring.estimates import Estimate
 from embedcache.workspace import RUN_DOCUMENT, Workspace
@@ -106,7 +107,9 @@ class RunFiles:
         file = self.record(run_id).tables.get(name)
         if file is None:
             return SCHEMAS[name].empty_table()
-        return with_all_columns(parse_table(self._checked(run_id, file)), name)
+        table = with_all_columns(parse_table(self._checked(run_id, file)), name)
+        # As in `record`: the folder names the run, also where the table was written for another.
+        return with_run_id(table, run_id)
 
     def _checked(self, run_id: str, file: TableFile) -> bytes:
         path = self.folder / run_id / file.name
@@ -227,8 +230,11 @@ class RunFiles:
     def leftovers(self, before_ns: int) -> Iterator[tuple[Location, int]]:
         """Yield what killed writes left in folders of runs before a time, with its size."""
         for run_id, names in self._files().items():
+            # A mark beside a record would hide, later, that the record was lost.
+            left = {_MARK} if RUN_DOCUMENT in names else set()
             for name, entry in names.items():
-                if name.startswith(TEMPORARY) and entry.modified_ns < before_ns:
+                is_left = name in left or name.startswith(TEMPORARY)
+                if is_left and entry.modified_ns < before_ns:
                     yield self.folder / run_id / name, entry.size
 
     def remove_free_locks(self, before_ns: int) -> None:

@@ -68,6 +68,12 @@ def with_all_columns(table: pa.Table, name: str) -> pa.Table:
     return table.select(schema.names)
 
 
+def with_run_id(table: pa.Table, run_id: str) -> pa.Table:
+    """Return a table of a run with that name of the run in every row."""
+    names = pa.repeat(pa.scalar(run_id), len(table))
+    return table.set_column(table.column_names.index("run_id"), "run_id", names)
+
+
 def metrics_table(run_id: str, estimates: Iterable[Estimate]) -> pa.Table:
     """Return the scores of a run as a table."""
     rows = [

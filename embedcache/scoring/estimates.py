@@ -15,6 +15,27 @@ HEADLINES: Final[Mapping[str, str]] = MappingProxyType(
     {"classification": "macro_f1", "regression": "r2", "multilabel": "macro_f1"}
 )
 
+# Scores that models are compared by, by task; those of one class or label have ':NAME' behind.
+METRICS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "classification": ("macro_f1", "balanced_accuracy", "accuracy", "auroc", "f1", "recall"),
+        "regression": ("mae", "rmse", "r2", "pearson"),
+        "multilabel": (
+            "macro_f1",
+            "macro_auroc",
+            "mean_average_precision",
+            "f1",
+            "auroc",
+            "average_precision",
+        ),
+    }
+)
+
+
+def has_metric(task: str, metric: str) -> bool:
+    """Return whether models of a task are compared by a score of this name."""
+    return metric.partition(":")[0] in METRICS.get(task, ())
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -53,8 +74,3 @@ class Estimate:
     high: float
     n_patients: int
     n_images: int
-
-
-def is_headline(estimate: Estimate, task: str) -> bool:
-    """Return whether an estimate is of the score, over images, that a task is judged by."""
-    return (estimate.metric, estimate.level) == (HEADLINES[task], "image")

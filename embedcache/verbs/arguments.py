@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedcache.data.checks import check_at_least, check_choice
 from embedcache.data.question import Question
 from embedcache.data.task_names import TaskName
 from embedcache.encoders.choices import PrecisionChoice
@@ -40,6 +41,10 @@ def question_of(
     task: TaskName = "classification",
 ) -> Question:
     """Return the question that arguments state; see `Question`."""
+    check_choice("task", task, TaskName)
+    check_at_least("seed", seed, 0)
+    if isinstance(folds, int):
+        check_at_least("folds", folds, 2)
     return Question(
         label=label,
         task=task,

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from embedcache.data.checks import check_at_least, check_choice
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions, Role
 from embedcache.data.tabular import Tabular
@@ -74,6 +75,12 @@ class CompareOptions:
     by: str | None = None
     n_resamples: int = 10_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("level", self.level, Level)
+        check_choice("scoring", self.scoring, Scoring)
+        check_at_least("n_resamples", self.n_resamples, 1)
+        check_at_least("seed", self.seed, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +243,7 @@ def compare(session: Session, options: CompareOptions) -> CompareReport:
             f"{len(options.runs)} runs and {len(options.models)} encoders are named; name runs, or "
             "encoders, not both"
         )
-    contest = choose_runs(session.runs, options.models, options.runs)
+    contest = choose_runs(session.runs, options.models, options.runs, options.metric)
     values: dict[str, str] = {}
     if options.by not in {None, "class"}:
         names = session.images.table["image_id"].to_pylist()

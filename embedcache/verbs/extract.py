@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 import pyarrow as pa
 
+from embedcache.data.checks import check_at_least
 from embedcache.data.image_files import ImageFile
 from embedcache.data.tabular import TabularSequence
 from embedcache.encoders import registry
@@ -19,7 +20,7 @@ from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.select import EncoderOptions, identify_models
 from embedcache.encoders.spec import Encoder
-from embedcache.errors import StoreWriteError
+from embedcache.errors import RunError, StoreWriteError
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.order import put_in_order, seconds_per_image
@@ -64,6 +65,12 @@ class ExtractOptions:
     fail_fast: bool = False
     retry_failed: bool = False
     shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("workers", self.workers, 1)
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            raise RunError(f"shard is {self.shard}; expected (i, n) with i from 1 to n")
 
 
 @dataclass(frozen=True, slots=True)

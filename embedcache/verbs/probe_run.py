@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Final
 
+from embedcache.data.checks import check_at_least
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.question import Question
 from embedcache.files.cores import at_most
@@ -40,6 +41,10 @@ class ProbeOptions:
     n_resamples: int = 10_000
     n_threads: int | None = None
     controls: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least("n_resamples", self.n_resamples, 1)
+        check_at_least("n_threads", self.n_threads, 1)
 
 
 def official(question: Question, method: ProbeMethod) -> Question:

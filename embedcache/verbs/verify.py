@@ -41,6 +41,8 @@ class Finding:
         Artefact that it belongs to; None where something names an artefact that is gone.
     images
         Ids of the images whose rows are lost with it.
+    is_mendable
+        Whether a repair may touch it; if not, it is left to the user.
     """
 
     path: Location
@@ -48,6 +50,7 @@ class Finding:
     kind: str
     item: Location | None = None
     images: tuple[str, ...] = ()
+    is_mendable: bool = True
 
 
 _FINDINGS: Final = pa.schema(
@@ -91,6 +94,10 @@ class VerifyReport(Tabular):
     is_whole: bool = True
     n_mended: int = 0
 
+    def __repr__(self) -> str:
+        checked = f"{self.n_rows} rows of {self.n_encoders} encoders checked"
+        return f"{checked}: {Tabular.__repr__(self) if self.findings else 'sound'}"
+
     def table(self) -> pa.Table:
         """Return what is wrong, one row a file."""
         rows = [
@@ -126,6 +133,7 @@ def verify(session: Session) -> VerifyReport:
     names = _image_names(session)  # now: to look at the images may write digests anew
     findings = [
         *_check_format(session),
+        *_check_copies(session),
         *(_finding(kind, item, damage, names) for kind, item, damage in damages),
         *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
     ]
@@ -157,6 +165,12 @@ def _check_format(session: Session) -> Iterator[Finding]:
         yield Finding(session.workspace.format_file, error.problem, "format")
 
 
+def _check_copies(session: Session) -> Iterator[Finding]:
+    for copy, folder in session.workspace.copied_encoder_folders().items():
+        problem = f"holds the same fingerprint as {folder.name}, so it is not read; remove one"
+        yield Finding(copy, problem, "embeddings", is_mendable=False)
+
+
 def repair(
     session: Session,
     options: ExtractOptions,
@@ -178,10 +192,13 @@ def repair(
         session.workspace.mend_format()
     work = _Mending()
     for kind in artefact_kinds(session):
-        items = dict.fromkeys(f.item for f in report.findings if f.kind == kind.name)
+        mendable = (f for f in report.findings if f.kind == kind.name and f.is_mendable)
+        items = dict.fromkeys(finding.item for finding in mendable)
         for item in filter(None, items):
             work.mend(session, kind, item, on_message)
     session = Session(session.workspace)  # what was mended is read anew
+    left = [finding for finding in report.findings if not finding.is_mendable]
+    work.notes.extend(f"{finding.path} {finding.problem}" for finding in left)
     mend_references(session)
     for damage in check_references(artefact_kinds(session)):
         work.note_lost(damage)
@@ -194,7 +211,7 @@ def repair(
         except EmbedcacheError as error:
             work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
             work.unmended.add(folder)
-    is_whole = not work.unmended and not work.lost_names
+    is_whole = not (left or work.unmended or work.lost_names)
     # What is damaged still cannot be listed; the catalog is derived, and made when it can be.
     with contextlib.nullcontext() if is_whole else contextlib.suppress(EmbedcacheError):
         renew_catalog(session)
@@ -258,7 +275,7 @@ class _Mending:
         """Tell whether what was found is mended."""
         # A table that was removed and cannot be made again has its name in that of its file.
         is_lost = any(name in finding.path.name for name in self.lost_names)
-        return finding.item not in self.unmended and not is_lost
+        return finding.is_mendable and finding.item not in self.unmended and not is_lost
 
 
 def _encode_again(

@@ -287,3 +287,20 @@ def test_a_damaged_catalog_is_written_anew_by_the_query_that_meets_it(probed):
     rows = probed.sql("SELECT count(*) AS n, sum(probability) AS p FROM predictions WHERE correct")
     assert rows["n"].to_pylist()[0] > 0
     assert check_catalog(path) == []
+
+
+def test_a_copied_run_folder_is_a_run_of_its_own(probed):
+    runs = probed.workspace.runs
+    [run_id] = RunFiles(probed.workspace).ids()
+    tables = ("predictions", "metrics")
+    before = {name: len(probed.sql(f"FROM {name}")) for name in tables}
+    shutil.copytree(runs / run_id, runs / f"{run_id}-copy")
+    for name in tables:
+        rows = probed.sql(f"SELECT run_id, count(*)::INT n FROM {name} GROUP BY 1 ORDER BY 1")
+        assert rows.to_pylist() == [
+            {"run_id": run, "n": before[name]} for run in (run_id, f"{run_id}-copy")
+        ]
+    assert probed.verify().findings == ()
+    shutil.rmtree(runs / f"{run_id}-copy")
+    assert {name: len(probed.sql(f"FROM {name}")) for name in tables} == before
+    assert probed.verify().findings == ()

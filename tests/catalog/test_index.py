@@ -202,6 +202,20 @@ def test_two_folders_of_one_encoder_come_and_go_together(path):
         assert connection.sql("SELECT count(*) FROM embedding_rows").fetchall() == [(5,)]
 
 
+def test_rows_of_an_item_have_its_key_whatever_its_tables_say(path):
+    item = run("run-1")
+
+    def load():
+        return {**item.load(), "predictions": run("run-2").load()["predictions"]}
+
+    update(path, (manifest(), replace(item, load=load), run("run-2")))
+    update(path, (manifest(), run("run-2")))
+    assert check_catalog(path) == []
+    with duckdb.connect(str(path), read_only=True) as connection:
+        query = "SELECT DISTINCT run_id, count(*) FROM predictions GROUP BY ALL"
+        assert connection.sql(query).fetchall() == [("run-2", 6)]
+
+
 @pytest.mark.parametrize("table", ["images", "predictions", "internal.stored_rows"])
 def test_a_changed_cell_is_found(whole, table):
     with duckdb.connect(str(whole)) as connection:

@@ -116,8 +116,8 @@ def test_frames_are_rows_of_a_manifest_encoded_once_and_checked(tmp_path, comman
     (tmp_path / "img" / "heart" / "P1.dcm").write_bytes(dicom(film, n_frames=3))
     (tmp_path / "img" / "brain" / "P2.dcm").write_bytes(dicom(GREY))
     Image.fromarray(GREY[0]).save(tmp_path / "img" / "brain" / "P3.png")
-    said = command("manifest", "folder", "--root", "img", "--patient", "(P[0-9])")
-    assert said.code == 0, said.err
+    answer = command("manifest", "folder", "--root", "img", "--patient", "(P[0-9])")
+    assert answer.code == 0, answer.err
     assert command("manifest", "check").code == 0
     assert ": 5 images = 0 cached + 5 encoded + 0 failed" in command("extract", "-m", "pixels").out
     assert ": 5 images = 5 cached + 0 encoded + 0 failed" in command("extract", "-m", "pixels").out
@@ -130,7 +130,7 @@ def test_frames_are_rows_of_a_manifest_encoded_once_and_checked(tmp_path, comman
     assert len(set(keys)) == 5
     assert digest in keys
     (tmp_path / "img" / "brain" / "P4.dcm").write_bytes(b"no DICOM")
-    said = command("manifest", "folder", "--root", "img", "--patient", "(P[0-9])", "-o", "b.csv")
-    assert (said.code, "P4.dcm: cannot be read as DICOM" in said.err) == (1, True)
+    answer = command("manifest", "folder", "--root", "img", "--patient", "(P[0-9])", "-o", "b.csv")
+    assert (answer.code, "P4.dcm: cannot be read as DICOM" in answer.err) == (1, True)
     with pytest.raises(ManifestError, match="no such manifest"):
         embedcache.open(manifest=tmp_path / "b.csv", store=tmp_path / "other")

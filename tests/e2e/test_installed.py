@@ -133,40 +133,43 @@ def test_the_installed_command_goes_from_a_folder_of_images_to_sql(way, request,
     installed = request.getfixturevalue(way)
     draw_images(tmp_path / "scans")
 
-    def said(*arguments: str, code: int = 0) -> str:
+    def output(*arguments: str, code: int = 0) -> str:
         done = installed.run("embedcache", *arguments, cwd=tmp_path)
         assert done.returncode == code, (arguments, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done.stdout
 
-    assert said("--version") == f"embedcache, version {embedcache.__version__}\n"
-    written = said("manifest", "folder", "--root", "scans", "--patient", r"(P\d+)")
+    assert output("--version") == f"embedcache, version {embedcache.__version__}\n"
+    written = output("manifest", "folder", "--root", "scans", "--patient", r"(P\d+)")
     assert written == "data_manifest.csv: 12 images, 6 patients, cohorts: scans\n"
-    assert said("manifest", "check").endswith("sound\n")
-    assert ": 12 images = 0 cached + 12 encoded + 0 failed" in said("extract", "-m", "pixels")
-    assert ": 12 images = 12 cached + 0 encoded + 0 failed" in said("extract", "-m", "pixels")
-    status = json.loads(said("status", "--json"))
+    assert output("manifest", "check").endswith("sound\n")
+    assert ": 12 images = 0 cached + 12 encoded + 0 failed" in output("extract", "-m", "pixels")
+    assert ": 12 images = 12 cached + 0 encoded + 0 failed" in output("extract", "-m", "pixels")
+    status = json.loads(output("status", "--json"))
     assert (status["n_images"], status["n_patients"], status["n_runs"]) == (12, 6, 0)
     assert [(one["encoder"], one["n_held"]) for one in status["encoders"]] == [("pixels", 12)]
-    assert "pixels" in said("status")
-    table = said("folds", "--folds", "3").splitlines()
+    assert "pixels" in output("status")
+    table = output("folds", "--folds", "3").splitlines()
     assert table[0].split() == ["fold", "patients", "images", "abdomen", "brain"]
     assert [line.split()[:3] for line in table[2:5]] == [[str(fold), "2", "4"] for fold in range(3)]
-    probed = said("probe", "-m", "pixels", "--folds", "3", "--resamples", "100")
+    probed = output("probe", "-m", "pixels", "--folds", "3", "--resamples", "100")
     assert "scans: 6 patients, 12 images, tested out of fold" in probed
     query = (
         "SELECT predicted, count(*) AS n FROM predictions JOIN runs USING (run_id) "
         "WHERE correct AND kind = 'probe' GROUP BY ALL ORDER BY ALL"
     )
-    rows = list(csv.DictReader(said("sql", query, "--format", "csv").splitlines()))
+    rows = list(csv.DictReader(output("sql", query, "--format", "csv").splitlines()))
     assert rows == [{"predicted": "abdomen", "n": "6"}, {"predicted": "brain", "n": "6"}]
-    assert said("verify") == "12 rows of 1 encoders checked: sound\n"
-    assert said("export", "-m", "pixels", "-o", "rows.npy").split() == ["rows.npy", "rows.rows.csv"]
+    assert output("verify") == "12 rows of 1 encoders checked: sound\n"
+    assert output("export", "-m", "pixels", "-o", "rows.npy").split() == [
+        "rows.npy",
+        "rows.rows.csv",
+    ]
     assert np.load(tmp_path / "rows.npy").shape == (12, 256)
-    assert said("gc").startswith("0 rows dropped")
+    assert output("gc").startswith("0 rows dropped")
     catalog = tmp_path / ".embedcache" / "catalog.duckdb"
     catalog.unlink()
-    assert said("index") == ".embedcache/catalog.duckdb\n"
+    assert output("index") == ".embedcache/catalog.duckdb\n"
     with duckdb.connect(str(catalog), read_only=True) as connection:
         assert connection.sql("SELECT count(*) FROM embedding_rows").fetchall() == [(12,)]
 

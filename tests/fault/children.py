@@ -22,7 +22,7 @@ import embedcache
 from embedcache.extract import lane
 from embedcache.files.backend import Location
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.verbs import probe as probe_verb
+from embedcache.verbs import probe_run
 
 QUICK = {"epochs": 4, "batch_size": 8, "lr": 1e-3}
 _server = multiprocessing.get_context("forkserver")
@@ -78,7 +78,7 @@ def probe(folder: Path, fits: Path, last: str = "") -> None:
 
     The process kills itself before it writes the file of the run whose name begins with `last`.
     """
-    fit, put = probe_verb.fit_probe, Location.put
+    fit, put = probe_run.fit_probe, Location.put
 
     def noted(*arguments, **settings):
         with fits.open("a") as file:
@@ -91,7 +91,7 @@ def probe(folder: Path, fits: Path, last: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         put(self, data)
 
-    probe_verb.fit_probe, Location.put = noted, put_or_die
+    probe_run.fit_probe, Location.put = noted, put_or_die
     embedcache.open(folder).probe("pixels", n_resamples=100)
 
 

@@ -206,3 +206,16 @@ def test_folders_that_are_no_runs_are_listed_by_nobody(runs, project):
     RunsKind(fresh).sweep(grace_s=-1)
     assert (Path(runs.folder) / "a/b/run.json").exists()
     assert (Path(runs.folder) / "stray.parquet").exists()
+
+
+def test_a_mark_that_was_left_beside_a_record_is_swept_so_that_its_loss_is_seen(runs):
+    mark = folder_of(runs) / ".writing"
+    mark.write_bytes(b"")
+    kind = RunsKind(runs)
+    kind.sweep(grace_s=60)
+    assert mark.exists()  # it may be of a write under way
+    kind.sweep(grace_s=-1)
+    assert not mark.exists()
+    assert len(runs.answers(RUN)) == 1
+    (folder_of(runs) / "run.json").unlink()
+    assert runs.folders() == [RUN]

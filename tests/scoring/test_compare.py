@@ -6,13 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
-from made_answers import made_predictions
+from made_answers import label_sets, made_predictions, measurements
 from sklearn.metrics import accuracy_score, f1_score
 
 from embedcache.errors import RunError
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare, drop, permutation_p, spread
+from embedcache.scoring.estimates import METRICS
 from embedcache.scoring.evaluate import evaluate
 from embedcache.scoring.grouping import alike, holm
 from embedcache.scoring.resampling import interval, resample_weights
@@ -187,3 +188,15 @@ def test_the_bins_of_reliability_add_up_to_the_ece():
     assert sum(part.n * part.accuracy for part in bins) / n == pytest.approx(
         accuracy_score(one.label, right)
     )
+
+
+def test_the_metrics_of_each_task_are_those_of_its_subjects():
+    truth, patient = np.array([1.0, 2.0, 4.0]), ("p", "q", "r")
+    several = np.array([[True, False], [False, True], [True, True]])
+    for task, answers in (
+        ("classification", made_predictions(2.0)),
+        ("regression", measurements(truth, truth[::-1], patient)),
+        ("multilabel", label_sets(several, several * 0.8, ("a", "b"), patient)),
+    ):
+        names = {metric.partition(":")[0] for metric in subject_of(answers).metrics}
+        assert names == set(METRICS[task])

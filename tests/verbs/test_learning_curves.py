@@ -23,6 +23,9 @@ def test_the_command_prints_a_learning_curve(project, command):
     assert [row["label"] for row in rows][:2] == ["2", "4"]
     assert command("probe", "-m", "pixels", "--patients", "0").code == 2
     assert command("probe", "-m", "pixels", "--patients", "2", "--probe", "knn").code == 2
+    refused = command("probe", "-m", "pixels", "--patients", "2", "--external", "abroad")
+    assert refused.code == 2
+    assert "--patients tests on the training cohort; leave out --external" in refused.err
 
 
 def test_a_curve_is_found_again_with_its_points(project):

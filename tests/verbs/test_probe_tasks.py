@@ -57,15 +57,23 @@ def test_the_command_predicts_numbers_and_labels(tasks, command):
 def test_settings_of_the_protocol_hold_for_every_task(tasks):
     labels = {"multilabel": "findings", "regression": "age"}
     for task, label in labels.items():
-        (usual,) = tasks.probe("pixels", task=task, label=label)
+        (usual,) = tasks.probe("pixels", task=task, label=label, n_resamples=100)
         (other,) = tasks.probe(
-            "pixels", task=task, label=label, rule="one-se", external_by="folds", grid=(0.1, 10)
+            "pixels",
+            task=task,
+            label=label,
+            rule="one-se",
+            external_by="folds",
+            grid=(0.1, 10),
+            n_resamples=100,
         )
         assert not other.was_cached
         assert other.run_id != usual.run_id
         assert other.record.method.external_by == "folds"
         assert set(other.record.request.constants["values"]) == {0.1, 10}
-    (knn,) = tasks.probe("pixels", task="multilabel", label="findings", probe="knn")
+    (knn,) = tasks.probe(
+        "pixels", task="multilabel", label="findings", probe="knn", n_resamples=100
+    )
     assert knn.record.final_settings.keys() == {"k"}
 
 

@@ -101,6 +101,10 @@ def test_nothing_stored_is_nothing_damaged(project):
     assert project.verify().findings == ()
 
 
+def test_a_sound_store_prints_as_sound(probed):
+    assert repr(probed.verify()) == "132 rows of 1 encoders checked: sound"
+
+
 def test_a_folder_that_is_no_store_is_refused_and_left_alone(project, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -139,3 +143,24 @@ def test_what_cannot_be_mended_is_noted_and_the_rest_is_mended(probed, command):
     assert result.out.splitlines()[-1].endswith(f"{n_files} files damaged, 0 of {n_files} mended")
     # Named and left where it is, so that a backup of the document makes all of it whole again.
     assert not document.exists()
+
+
+def test_a_second_folder_of_one_fingerprint_is_named_and_left_to_the_user(probed, command):
+    (folder,) = probed.workspace.encoder_folders()
+    before = probed.status().encoders
+    copy = Path(probed.workspace.encoders) / f"z-copy-{folder.name[-12:]}"
+    shutil.copytree(folder, copy)
+    assert probed.status().encoders == before
+    assert len(probed.sql("FROM encoders")) == 1
+    assert probed.models() == ["pixels"]
+    [finding] = probed.verify().findings
+    assert Path(finding.path) == copy
+    assert finding.problem.startswith(f"holds the same fingerprint as {folder.name}")
+    report = probed.verify(repair=True)
+    assert not report.is_whole
+    assert "remove one" in report.notes[-1]
+    probed.gc(grace_s=-1)
+    assert copy.is_dir()
+    assert command("verify").code == 4
+    shutil.rmtree(copy)
+    assert command("verify").code == 0

@@ -1,0 +1,19 @@
+"""Checks of what a caller gives, by the classes of options that take it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from embedcache.errors import RunError
+
+
+def check_choice(word: str, value: str, choices: Any) -> None:
+    """Raise `RunError` unless a value is one of a Literal's; the message names them."""
+    if value not in get_args(choices):
+        raise RunError(f"no {word} '{value}'; it may be {', '.join(get_args(choices))}")
+
+
+def check_at_least(word: str, value: int | None, least: int) -> None:
+    """Raise `RunError` unless a whole number is at least so large; None is no number."""
+    if value is not None and (isinstance(value, bool) or value < least):
+        raise RunError(f"{word} is {value}; expected a whole number from {least}")
