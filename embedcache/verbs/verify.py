@@ -206,13 +206,11 @@ def repair(
     for folder, keys in work.lost_keys.items():
         try:
             passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
-            if passes[-1].n_failed:
-                work.unmended.add(folder)
+            work.unmended |= {folder} if passes[-1].n_failed else set()
         except EmbedcacheError as error:
             work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
             work.unmended.add(folder)
     is_whole = not (left or work.unmended or work.lost_names)
-    # What is damaged still cannot be listed; the catalog is derived, and made when it can be.
     with contextlib.nullcontext() if is_whole else contextlib.suppress(EmbedcacheError):
         renew_catalog(session)
     return replace(
