@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -106,6 +107,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         # click would end the process itself; errors of this project have exit codes of their own.
         code: Any = cli.main(arguments, prog_name="embedcache", standalone_mode=False)
+        sys.stdout.flush()  # here, or it would fail when the interpreter ends
         return int(code or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return _interrupted(130)
@@ -114,13 +116,29 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); say nothing, and nothing at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except errors.EmbedcacheError as error:
         click.echo(f"embedcache: {error}", err=True)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and not _is_of_output(error):
+            raise
+        return _output_failed(error)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Tell whether an error was raised by printing."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") in {__name__, click.echo.__module__}
+
+
+def _output_failed(error: OSError) -> int:
+    """Say that the output cannot be written, unless its reader went away (`| head`)."""
+    # What is not written yet goes to nowhere, or the interpreter would fail at it when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    click.echo(f"embedcache: the output cannot be written: {error.strerror or error}", err=True)
+    return 1
 
 
 def _interrupted(code: int) -> int:

@@ -50,11 +50,16 @@ def _print_findings(report: VerifyReport, *, every_image: bool) -> None:
     for note in report.notes:
         click.echo(f"note: {note}")
     checked = f"{report.n_rows} rows of {report.n_encoders} encoders checked"
-    click.echo(f"{checked}: {_verdict(len(report.findings), report.repaired)}")
+    click.echo(f"{checked}: {_verdict(report)}")
 
 
-def _verdict(n_findings: int, repaired: bool) -> str:
+def _verdict(report: VerifyReport) -> str:
+    n_findings = len(report.findings)
     if not n_findings:
         return "sound"
-    files = "1 file" if n_findings == 1 else f"{n_findings} files"
-    return f"{files} damaged, mended" if repaired else f"{files} damaged; mend with --repair"
+    damaged = f"{'1 file' if n_findings == 1 else f'{n_findings} files'} damaged"
+    if not report.repaired:
+        return f"{damaged}; mend with --repair"
+    if report.is_whole:
+        return f"{damaged}, mended"
+    return f"{damaged}, {report.n_mended} of {n_findings} mended"

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -147,6 +147,12 @@ def fold_gaps(n_folds: int, n_used: int) -> Iterator[str]:
         yield f"{n_folds - n_used} of {n_folds} folds hold none of the images; {n_used} are used"
 
 
+def given_identity(patients: Mapping[str, int]) -> str:
+    """Return the digest of a table that was given: patients and the numbers of their folds."""
+    given = dict(sorted(patients.items()))
+    return hashlib.sha256(canonical_json(["given", given])).hexdigest()[:16]
+
+
 def read_folds(file: Path) -> FoldTable:
     """Read a fold table made elsewhere: CSV with the columns patient_id and fold.
 
@@ -180,8 +186,7 @@ def read_folds(file: Path) -> FoldTable:
     n_folds = len(set(numbered.values()))
     if n_folds < 2 or set(numbered.values()) != set(range(n_folds)):
         raise RunError(f"{file}: folds must be numbered 0, 1, ... without a gap, two or more")
-    digest = hashlib.sha256(canonical_json(["given", numbered])).hexdigest()[:16]
-    return FoldTable(folds_id=digest, n_folds=n_folds, seed=0, patients=numbered)
+    return FoldTable(folds_id=given_identity(numbered), n_folds=n_folds, seed=0, patients=numbered)
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,9 @@ def encode_images(
     """Encode what is missing of some images, and leave the stores in order."""
     with ExitStack() as stack:
         jobs = _jobs(session, encoders, options, stack, on_message)
+        if options.shard is not None:
+            # Shards hold no lock: only what is remembered keeps `gc` from their first rows.
+            _ = session.snapshot
         report = run_pass(
             files,
             jobs,

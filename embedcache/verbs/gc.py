@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from embedcache.data.snapshots import is_snapshot_of, snapshot_files
 from embedcache.files.documents import read_table
@@ -32,7 +35,8 @@ def gc(session: Session, *, grace_s: float = GRACE_S, dry_run: bool = False) -> 
     """Drop rows that no manifest wants, and files that nothing needs any more.
 
     Wanted is what the manifest names now, and whatever any other manifest that worked with this
-    store named last.
+    store named. It is asked anew under each store's lock: a pass that was waited for has remembered
+    its manifest meanwhile.
 
     Parameters
     ----------
@@ -43,20 +47,54 @@ def gc(session: Session, *, grace_s: float = GRACE_S, dry_run: bool = False) -> 
     dry_run
         Whether to count only, and change nothing.
     """
-    wanted = {key for key in session.images.keys if key}
-    for table in map(read_table, snapshot_files(session.workspace)):
-        if not is_snapshot_of(session.workspace, table):
-            wanted |= set(table["sha256"].to_pylist())
+    wanted = _Wanted(session)
     n_rows = freed = 0
     for store in session.stores():
-        n_rows += sum(key not in wanted for key in store.row_keys())
-        if not dry_run:
-            with store.lock():
-                # Asked again under the lock: a pass may have stored rows since.
-                rows = [key for key in store.row_keys() if key in wanted]
-                if len(rows) < len(store):
-                    store.rewrite(rows)
+        with contextlib.nullcontext() if dry_run else store.lock():
+            # The rows first: a pass remembers its manifest before it lets go of the lock, and one
+            # that takes no lock, a shard, before it stores a row.
+            store.refresh()
+            rows = store.row_keys()
+            wanted.renew()
+            kept = [key for key in rows if key in wanted.keys]
+            n_rows += len(rows) - len(kept)
+            if len(kept) < len(rows) and not dry_run:
+                store.rewrite(kept)
     if not dry_run:
         freed = sum(kind.sweep(grace_s) for kind in artefact_kinds(session))
         renew_catalog(session)
     return GcReport(n_rows, freed)
+
+
+class _Wanted:
+    """What any manifest wants, as far as the store tells.
+
+    Parameters
+    ----------
+    session
+        The workspace.
+
+    Attributes
+    ----------
+    keys
+        SHA-256 of each image that a manifest wants; grows while other processes work.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.keys = {key for key in session.images.keys if key}
+        self._workspace = session.workspace
+        # Of this manifest only what is remembered from now on: it is what the manifest says now.
+        self._seen = set(snapshot_files(self._workspace))
+        for table in map(read_table, self._seen):
+            if not is_snapshot_of(self._workspace, table):
+                self._add(table)
+
+    def renew(self) -> None:
+        """Add what was remembered meanwhile."""
+        files = set(snapshot_files(self._workspace)) - self._seen
+        self._seen |= files
+        for table in map(read_table, files):
+            self._add(table)
+
+    def _add(self, table: pa.Table) -> None:
+        self.keys |= set(table["sha256"].to_pylist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pyarrow as pa
@@ -12,13 +12,14 @@ import pyarrow as pa
 from embedcache.data.tabular import Tabular
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.select import identify_stored
-from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
+from embedcache.errors import EmbedcacheError, StoreCorruptError
 from embedcache.extract.report import PassReport, Progress
 from embedcache.files.backend import Location
 from embedcache.files.kinds import ArtefactKind, Damage, check_references
 from embedcache.verbs.artefacts import artefact_kinds
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.extract import ExtractOptions, encode_images
+from embedcache.verbs.references import mend_references
 from embedcache.verbs.session import Session
 
 OnMessage = Callable[[str], None]
@@ -80,6 +81,8 @@ class VerifyReport(Tabular):
         What was done, and what could not be mended, with what to do.
     is_whole
         Whether nothing is wrong any more.
+    n_mended
+        Number of findings that were mended.
     """
 
     n_encoders: int
@@ -89,6 +92,7 @@ class VerifyReport(Tabular):
     passes: tuple[PassReport, ...] = ()
     notes: tuple[str, ...] = ()
     is_whole: bool = True
+    n_mended: int = 0
 
     def __repr__(self) -> str:
         if self.findings:
@@ -177,7 +181,8 @@ def repair(
     """Mend what `verify` finds: lost rows are encoded again, and nothing else is.
 
     Fold tables and remembered manifests are made again. What is damaged of a run, of kept weights
-    or of pictures at training size is removed: the same command makes it again.
+    or of pictures at training size is removed: the same command makes it again. What cannot be
+    mended is noted, and the rest is mended all the same.
     """
     report = verify(session)
     if not report.findings:
@@ -186,54 +191,90 @@ def repair(
         register_file(options.encoders.encoder_file)
     if any(finding.kind == "format" for finding in report.findings):
         session.workspace.mend_format()
-    lost_keys: dict[Location, frozenset[str]] = {}
-    notes: list[str] = []
+    work = _Mending()
     for kind in artefact_kinds(session):
         mendable = (f for f in report.findings if f.kind == kind.name and f.is_mendable)
         items = dict.fromkeys(finding.item for finding in mendable)
         for item in filter(None, items):
-            mended = kind.mend(item)
-            on_message(mended.message)
-            notes.append(mended.message)
-            wanted = mended.lost_keys
-            if wanted is None or wanted:
-                every = frozenset(key for key in session.images.keys if key)
-                lost_keys[item] = every if wanted is None else wanted
+            work.mend(session, kind, item, on_message)
     session = Session(session.workspace)  # what was mended is read anew
     left = [finding for finding in report.findings if not finding.is_mendable]
-    notes.extend(f"{finding.path} {finding.problem}" for finding in left)
-    is_whole = not left
-    for missing in _mend_references(session):
-        notes.append(missing)
-        is_whole = False
+    work.notes.extend(f"{finding.path} {finding.problem}" for finding in left)
+    mend_references(session)
+    for damage in check_references(artefact_kinds(session)):
+        work.note_lost(damage)
     passes = []
-    for folder, keys in lost_keys.items():
+    for folder, keys in work.lost_keys.items():
         try:
             passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
-        except EncoderError as error:
-            notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
-            is_whole = False
-    renew_catalog(session)
-    is_whole = is_whole and not any(encoded.n_failed for encoded in passes)
+            work.unmended |= {folder} if passes[-1].n_failed else set()
+        except EmbedcacheError as error:
+            work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
+            work.unmended.add(folder)
+    is_whole = not (left or work.unmended or work.lost_names)
+    with contextlib.nullcontext() if is_whole else contextlib.suppress(EmbedcacheError):
+        renew_catalog(session)
     return replace(
-        report, repaired=True, passes=tuple(passes), notes=tuple(notes), is_whole=is_whole
+        report,
+        repaired=True,
+        passes=tuple(passes),
+        notes=tuple(work.notes),
+        is_whole=is_whole,
+        n_mended=sum(map(work.has_mended, report.findings)),
     )
 
 
-def _mend_references(session: Session) -> Iterator[str]:
-    """Make fold tables and the remembered manifest again; yield what cannot be made."""
-    with contextlib.suppress(EmbedcacheError):  # without a manifest, what is gone stays so
-        _ = session.snapshot
-    for record in session.runs.readable_records():
-        question = record.question(session.workspace)
-        if record.request.data.folds_id is not None and isinstance(question.folds, int):
-            with contextlib.suppress(EmbedcacheError):  # what cannot be assigned stays missing
-                session.study(question)
-    for damage in check_references(artefact_kinds(session)):
-        yield (
+@dataclass(slots=True)
+class _Mending:
+    """How far a repair is.
+
+    Parameters
+    ----------
+    notes
+        What was done, and what could not be mended.
+    lost_keys
+        SHA-256 of each image that has to be encoded again, by folder of the encoder.
+    unmended
+        Artefacts that are damaged still.
+    lost_names
+        Names of fold tables and snapshots that something names but that are gone.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    lost_keys: dict[Location, frozenset[str]] = field(default_factory=dict)
+    unmended: set[Location] = field(default_factory=set)
+    lost_names: set[str] = field(default_factory=set)
+
+    def mend(
+        self, session: Session, kind: ArtefactKind, item: Location, on_message: OnMessage
+    ) -> None:
+        """Mend an artefact, or note why it cannot be."""
+        try:
+            mended = kind.mend(item)
+            message, wanted = mended.message, mended.lost_keys
+            if wanted is None or wanted:
+                every = frozenset(key for key in session.images.keys if key)
+                self.lost_keys[item] = every if wanted is None else wanted
+        except EmbedcacheError as error:
+            message = f"{item} is not mended: {error}"
+            self.unmended.add(item)
+        on_message(message)
+        self.notes.append(message)
+
+    def note_lost(self, damage: Damage) -> None:
+        """Note that something names a table that cannot be made again."""
+        self.lost_names.add(damage.path.name)
+        self.notes.append(
             f"{damage.path} {damage.problem}, and cannot be made again: the manifest has changed "
-            "since, or the folds came from a file"
+            "since, or the folds came from a file; run the same command again, with the file if "
+            "it had one"
         )
+
+    def has_mended(self, finding: Finding) -> bool:
+        """Tell whether what was found is mended."""
+        # A table that was removed and cannot be made again has its name in that of its file.
+        is_lost = any(name in finding.path.name for name in self.lost_names)
+        return finding.is_mendable and finding.item not in self.unmended and not is_lost
 
 
 def _encode_again(

@@ -516,6 +516,24 @@ def test_output_that_nobody_reads_is_no_error(encoded):
     process.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize(
+    "arguments",
+    [("status",), ("sql", "FROM images, range(300)"), ("sql", "SELECT 1"), ("--help",)],
+    ids=str,
+)
+def test_output_onto_a_full_disk_is_one_line_and_exit_1(encoded, arguments):
+    code = f"{IN_FOREGROUND}from embedcache_cli.main import main; main()"
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=encoded, text=True, stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    line = "embedcache: the output cannot be written: No space left on device\n"
+    assert result.stderr == line
+
+
 def test_tables_align_and_cut_nothing():
     table = text_table(("name", "n"), [("a" * 200, 1), ("b", 1000), (None, None)])
     assert table.splitlines()[2].startswith("a" * 200)

@@ -98,9 +98,33 @@ def test_a_fold_table_of_folds_from_a_file_cannot_be_made_again_and_that_is_said
         "cannot be made again: the manifest has changed since, or the folds came from a file"
         in (result.out)
     )
+    assert "run the same command again, with the file if it had one" in result.out
+    assert result.out.endswith("1 file damaged, 0 of 1 mended\n")
     # The same command stores it again.
     assert project.probe("pixels", folds=tmp_path / "folds.csv", n_resamples=100)[0].was_cached
     assert project.verify().findings == ()
+
+
+@pytest.mark.parametrize("name", ["folds of a file", "folds of an earlier manifest"])
+def test_a_lost_fold_table_is_made_again_of_what_a_run_predicted(tmp_path, monkeypatch, name):
+    project, _ = make_project(tmp_path, monkeypatch, "curve")
+    folds = tmp_path / "folds.csv"
+    patients = sorted({p for p in project.images()["patient_id"].to_pylist() if "home" in p})
+    lines = [f"{patient},{number % 3}" for number, patient in enumerate(patients)]
+    folds.write_text("\n".join(["patient_id,fold", *lines]))
+    asked = {"folds": folds} if name == "folds of a file" else {"folds": 4}
+    (outcome,) = project.probe("pixels", n_resamples=100, **asked)
+    lost = str(outcome.record.request.data.folds_id)
+    file = fold_tables(project)[lost]
+    before, n_tables = file.read_bytes(), len(fold_tables(project))
+    lose(file)
+    if name == "folds of an earlier manifest":
+        rewrite_manifest(project, lambda lines: [one for one in lines if "home-000" not in one])
+    report = project.verify(repair=True)
+    assert report.is_whole, report.notes
+    assert report.n_mended == len(report.findings) == 1
+    assert file.read_bytes() == before
+    assert len(fold_tables(project)) == n_tables
 
 
 def test_folds_of_a_manifest_that_has_changed_cannot_be_made_again(tmp_path, monkeypatch):

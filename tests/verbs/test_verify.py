@@ -124,6 +124,28 @@ def test_a_store_that_lost_its_format_file_is_a_store(probed):
     assert probed.verify().findings == ()
 
 
+def test_what_cannot_be_mended_is_noted_and_the_rest_is_mended(probed, command):
+    (store,) = Session(probed.workspace).stores()
+    document = Path(store.folder) / "encoder.json"
+    document.unlink()
+    for record in document.parent.glob("commit/*"):
+        cut(record)
+    (folds,) = Path(probed.workspace.folds).iterdir()
+    expected = folds.read_bytes()
+    flip(folds)
+    report = probed.verify(repair=True)
+    assert not report.is_whole
+    assert "is not mended: " in " ".join(report.notes)
+    assert folds.read_bytes() == expected
+    assert report.n_mended == 1
+    result = command("verify", "--repair")
+    assert result.code == 4
+    n_files = len(report.findings) - 1
+    assert result.out.splitlines()[-1].endswith(f"{n_files} files damaged, 0 of {n_files} mended")
+    # Named and left where it is, so that a backup of the document makes all of it whole again.
+    assert not document.exists()
+
+
 def test_a_second_folder_of_one_fingerprint_is_named_and_left_to_the_user(probed, command):
     (folder,) = probed.workspace.encoder_folders()
     before = probed.status().encoders
