@@ -8,14 +8,15 @@ can be deleted at any time.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import duckdb
 
@@ -28,11 +29,17 @@ from embedcache.catalog.connection import (
     writing,
 )
 from embedcache.catalog.sources import ROW_KEYS, TABLES, Kind, SourceItem
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
 from embedcache.files.durable import TEMPORARY, fsync, write_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_log = logging.getLogger(__name__)
+
+# Items that could not be read, each with the error.
+Unread: TypeAlias = Sequence[tuple[SourceItem, StoreCorruptError | StoreReadError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +82,15 @@ def is_fresh(path: Path, items: Sequence[SourceItem]) -> bool:
     return connection is not None
 
 
-def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bool:
+def update(
+    path: Path, items: Sequence[SourceItem], *, anew: bool = False
+) -> Sequence[SourceItem] | None:
     """Drop the rows of items that are gone or changed from the catalog file, and add the new ones.
 
     A file that is absent, damaged, of another schema version or of another DuckDB version is
     written anew. Of two writers at once the last one wins; what its items lack, the next
-    `is_fresh` notices.
+    `is_fresh` notices. A run, an encoder or a fold table that cannot be read is left out, which
+    the log says; the next update tries it again.
 
     Parameters
     ----------
@@ -93,25 +103,26 @@ def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bo
 
     Returns
     -------
-    Whether the file was written; False where it was up to date.
+    The items that the file is made of now; None where it was up to date and was not written.
 
     Raises
     ------
     StoreWriteError
         The file system refused; the old file is untouched.
     StoreCorruptError
-        An item that had to be loaded is damaged.
+        The manifest had to be loaded, and what remembers it is damaged.
     """
     if not anew and is_fresh(path, items):
-        return False
+        return None
     try:
         with _beside(path) as aside:
-            if anew or not _update_copy(path, aside, items):
+            unread = None if anew else _update_copy(path, aside, items)
+            if unread is None:
                 # What a failed update has left would be opened as a database.
                 aside.unlink(missing_ok=True)
                 with writing(aside) as connection:
                     _create(connection)
-                    _apply(connection, items)
+                    unread = _apply(connection, items)
             _put(aside, path)
     except EmbedcacheError:  # of an item; some of them are OSErrors too
         raise
@@ -119,7 +130,9 @@ def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bo
         # DuckDB has an error of its own for a disk that is full.
         reason = error if isinstance(error, OSError) else OSError(str(error))
         raise write_error(path, reason) from error
-    return True
+    _log_unread(unread)
+    left_out = {(item.kind, item.name) for item, _ in unread}
+    return [item for item in items if (item.kind, item.name) not in left_out]
 
 
 def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyConnection:
@@ -130,19 +143,19 @@ def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyCo
     path
         A catalog file, out of date or absent, whose rows are used as far as they are valid.
     items
-        Every item that the catalog is to be made of.
+        Every item that the catalog is to be made of; see `update` for those that cannot be read.
 
     Raises
     ------
     StoreCorruptError
-        An item that had to be loaded is damaged.
+        The manifest had to be loaded, and what remembers it is damaged.
     """
     connection = _copied_to_memory(path)
     if connection is None:
         connection = connect()
         _create(connection)
     try:
-        _apply(connection, items)
+        _log_unread(_apply(connection, items))
     except BaseException:
         connection.close()
         raise
@@ -219,17 +232,16 @@ def _put(aside: Path, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _update_copy(path: Path, aside: Path, items: Sequence[SourceItem]) -> bool:
-    """Copy a catalog and bring the copy up to date; return False where the catalog is of no use."""
+def _update_copy(path: Path, aside: Path, items: Sequence[SourceItem]) -> Unread | None:
+    """Copy a catalog and bring the copy up to date; return None where the catalog is of no use."""
     try:
         shutil.copyfile(path, aside)
         with writing(aside) as connection:
             if not is_current(connection):
-                return False
-            _apply(connection, items)
+                return None
+            return _apply(connection, items)
     except (FileNotFoundError, duckdb.Error):
-        return False
-    return True
+        return None
 
 
 def _copied_to_memory(path: Path) -> duckdb.DuckDBPyConnection | None:
@@ -267,8 +279,11 @@ def _create(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute("INSERT INTO internal.digests VALUES (?, 0)", [table])
 
 
-def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -> None:
-    """Make the current database one of exactly these items, in one transaction."""
+def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -> Unread:
+    """Make the current database one of exactly these items, in one transaction.
+
+    Returns the items that could not be read: they are in no table, `sources` included.
+    """
     stored = _stored_items(connection)
     changed = _changed_names(stored, items)
     connection.begin()
@@ -277,14 +292,28 @@ def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -
     for old in stored:
         if (old.kind, old.name) in changed:
             _drop(connection, old, digests)
+    unread = []
     for item in items:
         if (item.kind, item.name) in changed:
-            _add(connection, item, digests)
+            try:
+                tables = item.load()
+            except (StoreCorruptError, StoreReadError) as error:
+                if item.kind == "manifest":  # without it there is no `images`
+                    raise
+                unread.append((item, error))
+            else:
+                _add(connection, item, tables, digests)
     connection.executemany(
         "UPDATE internal.digests SET digest = ? WHERE table_name = ?",
         [(digest, table) for table, digest in digests.items()],
     )
     connection.commit()
+    return unread
+
+
+def _log_unread(unread: Unread) -> None:
+    for item, error in unread:
+        _log.warning("%s '%s' is left out: %s", item.kind, item.name, error)
 
 
 def _changed_names(
@@ -312,8 +341,12 @@ def _drop(
     )
 
 
-def _add(connection: duckdb.DuckDBPyConnection, item: SourceItem, digests: dict[str, int]) -> None:
-    tables = item.load()
+def _add(
+    connection: duckdb.DuckDBPyConnection,
+    item: SourceItem,
+    tables: Mapping[str, pa.Table],
+    digests: dict[str, int],
+) -> None:
     row_key = None
     if item.kind in ROW_KEYS:
         column = tables[TABLES[item.kind][0]][ROW_KEYS[item.kind]]

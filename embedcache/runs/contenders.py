@@ -150,7 +150,7 @@ def _candidates(
         return [_named_run(runs, run_id) for run_id in dict.fromkeys(run_ids)]
     records = [
         record
-        for record in runs.records()
+        for record in runs.readable_records()
         if record.kind in MODEL_KINDS and _has_predictions(record)
     ]
     if not records:

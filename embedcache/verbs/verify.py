@@ -12,7 +12,7 @@ import pyarrow as pa
 from embedcache.data.tabular import Tabular
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.select import identify_stored
-from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError
+from embedcache.errors import EmbedcacheError, EncoderError, StoreCorruptError, StoreReadError
 from embedcache.extract.report import PassReport, Progress
 from embedcache.files.backend import Location
 from embedcache.files.kinds import ArtefactKind, Damage, check_references
@@ -109,22 +109,32 @@ def verify(session: Session) -> VerifyReport:
     if not session.workspace.has_store():
         return VerifyReport(0, 0, ())
     kinds = artefact_kinds(session)
-    damages = [
-        (kind, item, damage)
-        for kind in kinds
-        for item in kind.items()
-        for damage in kind.check(item)
-    ]
+    damages = []
+    refusals = []
+    for kind in kinds:
+        for item in kind.items():
+            try:
+                damages += [(kind, item, damage) for damage in kind.check(item)]
+            except StoreReadError as error:
+                refusals.append(Finding(item, _refusal(error), kind.name, is_mendable=False))
     names = _image_names(session)  # now: to look at the images may write digests anew
     findings = [
         *_check_format(session),
         *_check_copies(session),
         *(_finding(kind, item, damage, names) for kind, item, damage in damages),
+        *refusals,
         *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
     ]
     stores = session.workspace.encoder_folders()
-    n_rows = sum(map(session.count_rows, stores))
+    n_rows = 0
+    for folder in stores:
+        with contextlib.suppress(StoreReadError):  # a finding already
+            n_rows += session.count_rows(folder)
     return VerifyReport(len(stores), n_rows, tuple(findings), is_whole=not findings)
+
+
+def _refusal(error: StoreReadError) -> str:
+    return f"holds what cannot be read: {error}"
 
 
 def _finding(
@@ -136,7 +146,8 @@ def _finding(
 
 def _image_names(session: Session) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
-    with contextlib.suppress(StoreCorruptError):  # a damaged snapshot is a finding of its own
+    # A damaged snapshot is a finding of its own.
+    with contextlib.suppress(StoreCorruptError, StoreReadError):
         images = session.images
         for key, name in zip(images.keys, images.table["image_id"].to_pylist(), strict=True):
             names.setdefault(key or "", []).append(name)
@@ -148,6 +159,8 @@ def _check_format(session: Session) -> Iterator[Finding]:
         session.workspace.check_format()
     except StoreCorruptError as error:
         yield Finding(session.workspace.format_file, error.problem, "format")
+    except StoreReadError as error:
+        yield Finding(session.workspace.format_file, _refusal(error), "format", is_mendable=False)
 
 
 def _check_copies(session: Session) -> Iterator[Finding]:
@@ -172,7 +185,7 @@ def repair(
         return report
     if options.encoders.encoder_file is not None:
         register_file(options.encoders.encoder_file)
-    if any(finding.kind == "format" for finding in report.findings):
+    if any(f.kind == "format" and f.is_mendable for f in report.findings):
         session.workspace.mend_format()
     lost_keys: dict[Location, frozenset[str]] = {}
     notes: list[str] = []
@@ -210,12 +223,15 @@ def repair(
 
 def _mend_references(session: Session) -> Iterator[str]:
     """Make fold tables and the remembered manifest again; yield what cannot be made."""
+    from embedcache.protocol.tasks import TASKS  # late: what only looks fits nothing
+
     with contextlib.suppress(EmbedcacheError):  # without a manifest, what is gone stays so
         _ = session.snapshot
     for record in session.runs.readable_records():
-        question = record.question(session.workspace)
-        if record.request.data.folds_id is not None and isinstance(question.folds, int):
-            with contextlib.suppress(EmbedcacheError):  # what cannot be assigned stays missing
+        with contextlib.suppress(EmbedcacheError):  # what cannot be assigned stays missing
+            question = record.question(session.workspace)
+            is_lost = record.request.data.folds_id is not None and isinstance(question.folds, int)
+            if is_lost and question.task in TASKS:
                 session.study(question)
     for damage in check_references(artefact_kinds(session)):
         yield (
