@@ -28,9 +28,7 @@ def damaged(project) -> str:
     return outcome.run_id
 
 
-def test_a_damaged_record_stops_no_verb_that_does_not_need_it(
-    project, damaged, command, caplog
-):
+def test_a_damaged_record_stops_no_verb_that_does_not_need_it(project, damaged, command, caplog):
     caplog.clear()
     result = command("sql", "SELECT count(*) AS n FROM runs", "--format", "csv")
     assert (result.code, result.out.split()) == (0, ["n", "2"])
