@@ -252,7 +252,10 @@ def _encode_again(
     wanted = lost_keys - set(store.row_keys()) - set(store.failures)
     # A remembered manifest has no files: then nothing is encoded.
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
-    encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
+    documents = session.encoder_documents.values()
+    encoder = identify_stored(
+        session.workspace, store.document, session.digests, documents, options.encoders
+    )
     return encode_images(
         session, [encoder], files, options, on_progress=on_progress, on_message=on_message
     )
