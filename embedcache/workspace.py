@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import platformdirs
 
-from embedcache.errors import ManifestError, StoreMismatchError
+from embedcache.errors import ManifestError, StoreCorruptError, StoreMismatchError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import make_folder, utc_now, write_error
@@ -204,16 +204,22 @@ class Workspace:
             folders.setdefault(folder.name[-12:], []).append(folder)
         return list(folders.values())
 
-    def encoder_documents(self) -> list[dict[str, Any]]:
-        """Return the content of each `encoder.json` that is there.
+    def encoder_documents(self) -> dict[Location, dict[str, Any]]:
+        """Return the content of each `encoder.json` that is there, by its encoder's folder.
 
         Raises
         ------
         StoreCorruptError
             A document does not match its checksum.
         """
-        documents = (folder / ENCODER_DOCUMENT for folder in self.encoder_folders())
-        return [read_document(document) for document in documents if document.exists()]
+        documents = {}
+        for folder in self.encoder_folders():
+            try:
+                documents[folder] = read_document(folder / ENCODER_DOCUMENT)
+            except StoreCorruptError as error:
+                if not error.is_missing:
+                    raise
+        return documents
 
     def encoder_folder(self, name: str, fingerprint: str) -> Location:
         """Return the folder of a fingerprint: the one there is, whatever its name, or a new one.

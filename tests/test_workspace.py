@@ -72,4 +72,4 @@ def test_an_encoder_is_found_by_its_fingerprint_whatever_its_folder_is_called(wo
     assert workspace.encoder_folder("a/b c", FP).name == f"a-b-c-{FP[:12]}"
     (workspace.encoders / f"old-name-{FP[:12]}" / "encoder.json").put(seal({"name": "x"}))
     assert workspace.encoder_folder("a/b c", FP).name == f"old-name-{FP[:12]}"
-    assert workspace.encoder_documents() == [{"name": "x"}]
+    assert list(workspace.encoder_documents().values()) == [{"name": "x"}]

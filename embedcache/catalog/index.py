@@ -8,10 +8,11 @@ can be deleted at any time.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,11 +29,13 @@ from embedcache.catalog.connection import (
     writing,
 )
 from embedcache.catalog.sources import ROW_KEYS, TABLES, Kind, SourceItem
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
 from embedcache.files.durable import TEMPORARY, fsync, write_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,15 @@ def is_fresh(path: Path, items: Sequence[SourceItem]) -> bool:
     return connection is not None
 
 
-def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bool:
+def update(
+    path: Path, items: Sequence[SourceItem], *, anew: bool = False
+) -> Sequence[SourceItem] | None:
     """Drop the rows of items that are gone or changed from the catalog file, and add the new ones.
 
     A file that is absent, damaged, of another schema version or of another DuckDB version is
     written anew. Of two writers at once the last one wins; what its items lack, the next
-    `is_fresh` notices.
+    `is_fresh` notices. A run, an encoder or a fold table that cannot be read is left out, which
+    the log says; the next update tries it again.
 
     Parameters
     ----------
@@ -93,25 +99,22 @@ def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bo
 
     Returns
     -------
-    Whether the file was written; False where it was up to date.
+    The items that the file is made of now; None where it was up to date and was not written.
 
     Raises
     ------
     StoreWriteError
         The file system refused; the old file is untouched.
     StoreCorruptError
-        An item that had to be loaded is damaged.
+        The manifest had to be loaded, and what remembers it is damaged.
     """
     if not anew and is_fresh(path, items):
-        return False
+        return None
     try:
         with _beside(path) as aside:
-            if anew or not _update_copy(path, aside, items):
-                # What a failed update has left would be opened as a database.
-                aside.unlink(missing_ok=True)
-                with writing(aside) as connection:
-                    _create(connection)
-                    _apply(connection, items)
+            unread = None if anew else _update_copy(path, aside, items)
+            if unread is None:
+                unread = _write_anew(aside, items)
             _put(aside, path)
     except EmbedcacheError:  # of an item; some of them are OSErrors too
         raise
@@ -119,7 +122,8 @@ def update(path: Path, items: Sequence[SourceItem], *, anew: bool = False) -> bo
         # DuckDB has an error of its own for a disk that is full.
         reason = error if isinstance(error, OSError) else OSError(str(error))
         raise write_error(path, reason) from error
-    return True
+    left_out = {(item.kind, item.name) for item in unread}
+    return [item for item in items if (item.kind, item.name) not in left_out]
 
 
 def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyConnection:
@@ -130,12 +134,12 @@ def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyCo
     path
         A catalog file, out of date or absent, whose rows are used as far as they are valid.
     items
-        Every item that the catalog is to be made of.
+        Every item that the catalog is to be made of; see `update` for those that cannot be read.
 
     Raises
     ------
     StoreCorruptError
-        An item that had to be loaded is damaged.
+        The manifest had to be loaded, and what remembers it is damaged.
     """
     connection = _copied_to_memory(path)
     if connection is None:
@@ -219,17 +223,24 @@ def _put(aside: Path, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _update_copy(path: Path, aside: Path, items: Sequence[SourceItem]) -> bool:
-    """Copy a catalog and bring the copy up to date; return False where the catalog is of no use."""
+def _update_copy(path: Path, aside: Path, items: Sequence[SourceItem]) -> list[SourceItem] | None:
+    """Copy a catalog and bring the copy up to date; return None where the catalog is of no use."""
     try:
         shutil.copyfile(path, aside)
         with writing(aside) as connection:
             if not is_current(connection):
-                return False
-            _apply(connection, items)
+                return None
+            return _apply(connection, items)
     except (FileNotFoundError, duckdb.Error):
-        return False
-    return True
+        return None
+
+
+def _write_anew(aside: Path, items: Sequence[SourceItem]) -> list[SourceItem]:
+    # What a failed update has left would be opened as a database.
+    aside.unlink(missing_ok=True)
+    with writing(aside) as connection:
+        _create(connection)
+        return _apply(connection, items)
 
 
 def _copied_to_memory(path: Path) -> duckdb.DuckDBPyConnection | None:
@@ -267,8 +278,11 @@ def _create(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute("INSERT INTO internal.digests VALUES (?, 0)", [table])
 
 
-def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -> None:
-    """Make the current database one of exactly these items, in one transaction."""
+def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -> list[SourceItem]:
+    """Make the current database one of exactly these items, in one transaction.
+
+    Returns the items that could not be read, which the log names: they are in no table.
+    """
     stored = _stored_items(connection)
     changed = _changed_names(stored, items)
     connection.begin()
@@ -277,14 +291,24 @@ def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -
     for old in stored:
         if (old.kind, old.name) in changed:
             _drop(connection, old, digests)
+    unread = []
     for item in items:
         if (item.kind, item.name) in changed:
-            _add(connection, item, digests)
+            try:
+                tables = item.load()
+            except (StoreCorruptError, StoreReadError) as error:
+                if item.kind == "manifest":  # without it there is no `images`
+                    raise
+                _log.warning("%s '%s' is left out: %s", item.kind, item.name, error)
+                unread.append(item)
+            else:
+                _add(connection, item, tables, digests)
     connection.executemany(
         "UPDATE internal.digests SET digest = ? WHERE table_name = ?",
         [(digest, table) for table, digest in digests.items()],
     )
     connection.commit()
+    return unread
 
 
 def _changed_names(
@@ -312,8 +336,12 @@ def _drop(
     )
 
 
-def _add(connection: duckdb.DuckDBPyConnection, item: SourceItem, digests: dict[str, int]) -> None:
-    tables = item.load()
+def _add(
+    connection: duckdb.DuckDBPyConnection,
+    item: SourceItem,
+    tables: Mapping[str, pa.Table],
+    digests: dict[str, int],
+) -> None:
     row_key = None
     if item.kind in ROW_KEYS:
         column = tables[TABLES[item.kind][0]][ROW_KEYS[item.kind]]
@@ -361,12 +389,10 @@ def _digest(
 ) -> int:
     """Return the sum of the hashes of a table's rows, or of those of one item.
 
-    A sum can be kept up to date by what comes and goes. DuckDB's own hash of a row takes a
+    A sum can be brought up to date by what comes and goes. DuckDB's own hash of a row takes a
     twentieth of the time of a cryptographic one of its text.
     """
     query = f"SELECT coalesce(sum(hash(one)), 0) FROM {table} AS one"  # noqa: S608 - names of our own
-    if kind in ROW_KEYS:
-        rows = connection.execute(f"{query} WHERE {ROW_KEYS[kind]} = ?", [row_key]).fetchall()
-    else:
-        rows = connection.execute(query).fetchall()
-    return int(rows[0][0])
+    where, values = (f" WHERE {ROW_KEYS[kind]} = ?", [row_key]) if kind in ROW_KEYS else ("", [])
+    [(total,)] = connection.execute(query + where, values).fetchall()
+    return int(total)

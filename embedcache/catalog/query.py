@@ -126,13 +126,13 @@ def reading(source: CatalogSource) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises
     ------
     StoreCorruptError
-        An item that had to be loaded is damaged.
+        The manifest had to be loaded, and what remembers it is damaged.
     """
     connection = open_fresh(source.path, source.items)
     if connection is None:
         with contextlib.suppress(StoreWriteError):
-            update(source.path, source.items)
-            connection = open_fresh(source.path, source.items)
+            items = update(source.path, source.items)
+            connection = open_fresh(source.path, source.items if items is None else items)
     # The folder cannot be written, or another writer was faster.
     connection = connection or connect_memory(source.path, source.items)
     with contextlib.closing(connection):

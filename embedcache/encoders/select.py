@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -46,8 +46,10 @@ class EncoderOptions:
     offline: bool = False
 
 
-def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool) -> list[str]:
-    """Return the models meant: 'all' is every registered encoder whose weights are here."""
+def select_models(
+    models: Sequence[str], documents: Iterable[dict[str, Any]], *, offline: bool
+) -> list[str]:
+    """Return the models meant: 'all' is every encoder whose weights are here or that is stored."""
     if ALL not in models:
         return list(dict.fromkeys(models))
     present = []
@@ -59,7 +61,7 @@ def select_models(workspace: Workspace, models: Sequence[str], *, offline: bool)
         except EncoderError:  # no weights, or a plug-in that is broken
             continue
         present.append(name)
-    stored = [str(document["name"]) for document in workspace.encoder_documents()]
+    stored = [str(document["name"]) for document in documents]
     return list(dict.fromkeys([*present, *stored, *(name for name in models if name != ALL)]))
 
 
@@ -68,6 +70,7 @@ def identify_models(
     models: Sequence[str],
     options: EncoderOptions,
     digests: DigestCache,
+    documents: Collection[dict[str, Any]],
     *,
     fetch: bool = True,
 ) -> list[Identified]:
@@ -76,13 +79,15 @@ def identify_models(
     Parameters
     ----------
     workspace
-        Workspace of the fine-tuned weights and of the stored encoders.
+        Workspace of the fine-tuned weights.
     models
         Names of encoders; 'all' for every one whose weights are here.
     options
         Source of encoders and precision of their computation.
     digests
         Cache of the digests of weights files.
+    documents
+        Content of each stored encoder's `encoder.json`.
     fetch
         Whether weights may be fetched from the hub now.
 
@@ -95,12 +100,11 @@ def identify_models(
     """
     if options.encoder_file is not None:
         register_file(options.encoder_file)
-    names = select_models(workspace, models, offline=options.offline)
+    names = select_models(models, documents, offline=options.offline)
     if not names:
         raise RunError("no model named; pass -m NAME, see `embedcache encoders`")
     if options.weights is not None and len(names) != 1:
         raise RunError(f"--weights is for one model, {len(names)} were named: {', '.join(names)}")
-    documents = workspace.encoder_documents()
     identified = [
         encoder
         for name in names
@@ -116,7 +120,7 @@ def _identify_model(
     name: str,
     options: EncoderOptions,
     digests: DigestCache,
-    documents: Sequence[dict[str, Any]],
+    documents: Collection[dict[str, Any]],
     *,
     fetch: bool,
 ) -> list[Identified]:
@@ -157,6 +161,7 @@ def identify_stored(
     workspace: Workspace,
     document: dict[str, Any],
     digests: DigestCache,
+    documents: Collection[dict[str, Any]],
     options: EncoderOptions,
 ) -> Identified:
     """Find the encoder that stored rows came from, with the weights that made them.
@@ -169,6 +174,8 @@ def identify_stored(
         Content of the store's `encoder.json`.
     digests
         Cache of the digests of weights files.
+    documents
+        Content of each stored encoder's `encoder.json`.
     options
         Weights file and hub; preprocessing and precision are those of the rows.
 
@@ -183,7 +190,6 @@ def identify_stored(
         precision=document["identity"]["precision"],
     )
     name, fingerprint = str(document["name"]), str(document["fingerprint"])
-    documents = workspace.encoder_documents()
     [encoder] = _identify_model(workspace, name, made_with, digests, documents, fetch=True)
     if encoder.fingerprint not in {None, fingerprint}:
         raise EncoderWeightsError(

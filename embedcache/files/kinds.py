@@ -7,11 +7,13 @@ by nobody.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from embedcache.errors import StoreReadError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.durable import TEMPORARY
 
@@ -135,8 +137,10 @@ def check_references(kinds: Sequence[ArtefactKind]) -> Iterator[Damage]:
     referrers: dict[Reference, str] = {}
     for kind in kinds:
         for item in kind.items():
-            for reference in kind.references(item):
-                referrers.setdefault(reference, item.name)
+            # One that may not be read is a finding of its own.
+            with contextlib.suppress(StoreReadError):
+                for reference in kind.references(item):
+                    referrers.setdefault(reference, item.name)
     by_name = {kind.name: kind for kind in kinds}
     for reference, referrer in referrers.items():
         kind = by_name[reference.kind]

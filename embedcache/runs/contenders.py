@@ -11,6 +11,7 @@ import numpy as np
 from embedcache.data.predictions import Answers
 from embedcache.errors import RunError
 from embedcache.runs.files import RunFiles
+from embedcache.runs.methods import UnknownMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import MODEL_KINDS
@@ -163,7 +164,7 @@ def _candidates(
         return [_named_run(runs, run_id) for run_id in dict.fromkeys(run_ids)]
     records = [
         record
-        for record in runs.records()
+        for record in runs.readable_records()
         if record.kind in MODEL_KINDS and _has_predictions(record)
     ]
     if not records:
@@ -200,6 +201,7 @@ def _named_run(runs: RunFiles, run_id: str) -> RunRecord:
 def _has_predictions(record: RunRecord) -> bool:
     """Tell whether a run has predictions of a kind that is known here."""
     is_known = record.kind in MODEL_KINDS | {"control"} and record.task in HEADLINES
+    is_known = is_known and not isinstance(record.method, UnknownMethod)
     return is_known and "predictions" in record.tables
 
 

@@ -8,6 +8,7 @@ record is either an interrupted write (with the mark) or a run that lost its rec
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 import pyarrow as pa
 
 from embedcache.data.predictions import Answers
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import parse_table, read_document, seal, table_bytes
 from embedcache.files.durable import TEMPORARY, crc32c
@@ -32,6 +33,8 @@ from embedcache.runs.tables import (
 )
 from embedcache.scoring.estimates import Estimate
 from embedcache.workspace import RUN_DOCUMENT, Workspace
+
+_log = logging.getLogger(__name__)
 
 _MARK: Final = ".writing"
 _LOCK: Final = ".lock-"
@@ -78,22 +81,14 @@ class RunFiles:
             self._records[run_id] = record_from_document({**document, "run_id": run_id})
         return self._records[run_id]
 
-    def records(self) -> list[RunRecord]:
-        """Return the record of every run, by name.
-
-        Raises
-        ------
-        StoreCorruptError
-            A record does not match its checksum.
-        """
-        return [self.record(run_id) for run_id in self.ids()]
-
     def readable_records(self) -> list[RunRecord]:
-        """Return the record of every run that has a sound one."""
+        """Return the record of every run, by name; the log tells of those that cannot be read."""
         records = []
         for run_id in self.ids():
-            with contextlib.suppress(StoreCorruptError):
+            try:
                 records.append(self.record(run_id))
+            except (StoreCorruptError, StoreReadError) as error:
+                _log.warning("run '%s' is left out: %s", run_id, error)
         return records
 
     def table(self, run_id: str, name: str) -> pa.Table:

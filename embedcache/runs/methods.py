@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Literal, Self
 
+from embedcache.runs import shapes
+
 Rule = Literal["tie", "one-se"]
 ExternalBy = Literal["refit", "folds"]
 # Names that a command line offers before anything that fits is imported.
@@ -185,9 +187,14 @@ _METHODS: Final[Mapping[str, type[Method]]] = {
 def method_from_document(document: Mapping[str, Any]) -> Method:
     """Return the method that a document describes; one of another release as it stands."""
     method = _METHODS.get(str(document.get("tag")))
-    # A later release may have dropped a setting that is needed here: kept, then, not guessed.
-    is_known = method is not None and _required(method) <= document.keys()
-    return method.from_document(document) if method and is_known else UnknownMethod(document)
+    if method is None:
+        return UnknownMethod(document)
+    shape = shapes.METHODS[method.tag]
+    # A later release may have dropped a setting that is needed here, or added one that decides a
+    # number: kept, then, not guessed.
+    is_known = _required(method) <= document.keys() <= shape.keys() | {"tag"}
+    is_known = is_known and shapes.fits(document, shape)
+    return method.from_document(document) if is_known else UnknownMethod(document)
 
 
 def _required(method: type[Method]) -> set[str]:

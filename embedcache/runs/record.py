@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from embedcache.data.fold_tables import read_fold_table
 from embedcache.data.folds import FoldTable
 from embedcache.data.question import Question
 from embedcache.data.task_names import TaskName
+from embedcache.runs import shapes
 from embedcache.runs.legacy import request_of_version_1
-from embedcache.runs.methods import FinetuneMethod, Method, ProbeMethod, method_from_document
+from embedcache.runs.methods import (
+    FinetuneMethod,
+    Method,
+    ProbeMethod,
+    UnknownMethod,
+    method_from_document,
+)
 from embedcache.runs.request import RunData, RunRequest
 from embedcache.workspace import Workspace
 
 _FINAL: Final = "final_"
+_UNKNOWN: Final = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +213,10 @@ class RunRecord:
         n_folds = question.n_folds or len(set(patients.values()))
         return question.on_folds(FoldTable(folds_id, n_folds, question.seed, patients))
 
+    def results_document(self) -> dict[str, Any]:
+        """Return what was chosen on the way and what a reader must know, as JSON can hold it."""
+        return {**self.results, "notes": list(self.notes), "n_skipped": self.n_skipped}
+
     def document(self) -> dict[str, Any]:
         """Return the record as JSON can hold it."""
         request = self.request
@@ -218,7 +230,7 @@ class RunRecord:
             "constants": dict(request.constants),
             "n_resamples": request.n_resamples,
             "data": request.data.document(),
-            "results": {**self.results, "notes": list(self.notes), "n_skipped": self.n_skipped},
+            "results": self.results_document(),
             "versions": dict(request.versions),
             "created": self.created,
             "seconds": self.seconds,
@@ -232,9 +244,15 @@ def record_from_document(document: Mapping[str, Any]) -> RunRecord:
     """Return the record in a document, of this format version or of version 1.
 
     What a run of a later release adds is kept or passed over; nothing but `run_id` is required.
+    Where what is known here is of another shape, the run is one of an unknown method.
     """
     is_version_1 = "settings" in document and "question" not in document
-    request = request_of_version_1(document) if is_version_1 else _request(document)
+    if not shapes.fits(document, shapes.RECORD):
+        return _unknown_record(document)
+    try:
+        request = request_of_version_1(document) if is_version_1 else _request(document)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return _unknown_record(document)
     results = dict(document.get("results", {}))
     return RunRecord(
         request=request,
@@ -250,14 +268,49 @@ def record_from_document(document: Mapping[str, Any]) -> RunRecord:
     )
 
 
+def _unknown_record(document: Mapping[str, Any]) -> RunRecord:
+    """Return a record that cannot be understood: its texts, and all of it as its method."""
+    texts = {
+        name: document[name]
+        for name in ("kind", "encoder", "fingerprint", "created")
+        if isinstance(document.get(name), str)
+    }
+    return RunRecord(
+        request=RunRequest(
+            kind=texts.get("kind", _UNKNOWN),
+            encoder=texts.get("encoder", ""),
+            fingerprint=texts.get("fingerprint", ""),
+            question=Question(label="", task=cast("TaskName", _UNKNOWN)),
+            method=UnknownMethod(document),
+            data=RunData.from_document({}),
+            n_resamples=0,
+        ),
+        results={},
+        notes=(),
+        n_skipped=0,
+        created=texts.get("created", ""),
+        seconds=0.0,
+        tables={},
+        stored_id=str(document["run_id"]),
+    )
+
+
 def _request(document: Mapping[str, Any]) -> RunRequest:
+    question, data = document.get("question", {}), document.get("data", {})
+    if not (shapes.fits(question, shapes.QUESTION) and shapes.fits(data, shapes.DATA)):
+        raise ValueError("a question or data of another shape")
+    plain_method = document.get("method", {})
+    method = method_from_document(plain_method)
+    if not question.keys() <= shapes.QUESTION.keys():
+        # Of a question that is not understood in full, the method's answer cannot be compared.
+        method = UnknownMethod(plain_method)
     return RunRequest(
-        kind=str(document.get("kind", "unknown")),
-        encoder=str(document.get("encoder", "")),
-        fingerprint=str(document.get("fingerprint", "")),
-        question=Question.from_document(document.get("question", {})),
-        method=method_from_document(document.get("method", {})),
-        data=RunData.from_document(document.get("data", {})),
+        kind=document.get("kind", _UNKNOWN),
+        encoder=document.get("encoder", ""),
+        fingerprint=document.get("fingerprint", ""),
+        question=Question.from_document(question),
+        method=method,
+        data=RunData.from_document(data),
         constants=document.get("constants", {}),
         n_resamples=int(document.get("n_resamples", 0)),
         versions=document.get("versions", {}),

@@ -135,8 +135,9 @@ class Plans(TabularSequence[Plan]):
 
 def plan(session: Session, models: Sequence[str], options: ExtractOptions) -> Plans:
     """Return what `extract` would do; changes nothing."""
+    documents = session.encoder_documents.values()
     encoders = identify_models(
-        session.workspace, models, options.encoders, session.digests, fetch=False
+        session.workspace, models, options.encoders, session.digests, documents, fetch=False
     )
     keys = _shard(session.images.keys, options.shard)
     return Plans(tuple(_plan_one(session, encoder, keys) for encoder in encoders))
@@ -182,7 +183,10 @@ def extract(
     # slower on two cores). It is read when torch is first imported, and has no effect later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     files = _shard(session.image_files, options.shard)
-    encoders = identify_models(session.workspace, models, options.encoders, session.digests)
+    documents = session.encoder_documents.values()
+    encoders = identify_models(
+        session.workspace, models, options.encoders, session.digests, documents
+    )
     turns = in_turns(encoders, free_memory_gb(options.device))
     if len(turns) > 1:
         on_message(f"memory is short of all {len(encoders)} models at once: {len(turns)} turns")

@@ -173,12 +173,15 @@ def _trainable_encoders(
     session: Session, models: Sequence[str], options: FinetuneOptions
 ) -> list[Identified]:
     names = [name.partition("@")[0] for name in models]
+    documents = session.encoder_documents.values()
     if ALL in names:
-        every = select_models(session.workspace, names, offline=options.encoders.offline)
+        every = select_models(names, documents, offline=options.encoders.offline)
         names = [name for name in every if registry.find_spec(name).weights.kind != "none"]
     encoders = [
         encoder if encoder.fingerprint is not None else _drawn(encoder)
-        for encoder in identify_models(session.workspace, names, options.encoders, session.digests)
+        for encoder in identify_models(
+            session.workspace, names, options.encoders, session.digests, documents
+        )
     ]
     for name in models:
         prefix = name.partition("@")[2]

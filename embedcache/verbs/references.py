@@ -6,8 +6,8 @@ import contextlib
 
 from embedcache.data.fold_tables import read_fold_table, store_fold_table
 from embedcache.data.folds import folds_identity, given_identity
-from embedcache.errors import EmbedcacheError, StoreCorruptError
-from embedcache.protocol.tasks import strata
+from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
+from embedcache.protocol.tasks import TASKS, strata
 from embedcache.runs.record import RunRecord
 from embedcache.verbs.session import Session
 
@@ -27,12 +27,12 @@ def _mend_folds(session: Session, record: RunRecord) -> None:
     if folds_id is None or read_fold_table(session.workspace, folds_id) is not None:
         return
     patients = None
-    with contextlib.suppress(StoreCorruptError):  # of a damaged run the question is left
+    with contextlib.suppress(StoreCorruptError, StoreReadError):  # then the question is left
         patients = _tested_patients(session, record, folds_id)
-    if patients is None:
-        session.study(record.question(session.workspace))
-    else:
+    if patients is not None:
         store_fold_table(session.workspace, folds_id, patients)
+    elif record.task in TASKS:
+        session.study(record.question(session.workspace))
 
 
 def _tested_patients(session: Session, record: RunRecord, folds_id: str) -> dict[str, int] | None:

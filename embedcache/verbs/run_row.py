@@ -46,7 +46,7 @@ def run_row(record: RunRecord) -> RunRow:
         question=_json(question),
         method=_json(method),
         settings=_json(settings),
-        results=_json(record.document()["results"]),
+        results=_json(record.results_document()),
     )
 
 

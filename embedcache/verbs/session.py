@@ -133,6 +133,17 @@ class Session:
 
     # Stores
 
+    @cached_property
+    def encoder_documents(self) -> dict[Location, dict[str, Any]]:
+        """The content of each `encoder.json`, by its encoder's folder.
+
+        Raises
+        ------
+        StoreCorruptError
+            A document does not match its checksum.
+        """
+        return self.workspace.encoder_documents()
+
     def open_store(self, folder: Location) -> EmbeddingStore:
         """Return the store in a folder, opened at the first call."""
         if folder not in self._stores:
@@ -143,6 +154,7 @@ class Session:
         """Return the store of an encoder, made where there is none; see `open_or_create`."""
         if folder not in self._stores:
             self._stores[folder] = EmbeddingStore.open_or_create(folder, document)
+            self.__dict__.pop("encoder_documents", None)  # they are one more now
         return self._stores[folder]
 
     def stores(self) -> list[EmbeddingStore]:
@@ -168,30 +180,30 @@ class Session:
             It holds several fingerprints of it; lists them.
         """
         name, _, prefix = model.partition("@")
-        documents = self.workspace.encoder_documents()
-        matches = [
-            document
-            for document in documents
+        documents = self.encoder_documents
+        matches = {
+            folder: str(document["fingerprint"])
+            for folder, document in documents.items()
             if same_name(str(document["name"]), name)
             and str(document["fingerprint"]).startswith(prefix)
-        ]
+        }
         if not matches:
-            names = ", ".join(sorted({str(document["name"]) for document in documents}))
+            names = ", ".join(sorted({str(document["name"]) for document in documents.values()}))
             raise MissingEmbeddingsError(
                 f"no embeddings of '{model}' in {self.workspace.store}; it holds "
                 f"{names or 'none'}; run `embedcache extract --model {name}`"
             )
         if len(matches) > 1:
-            choices = ", ".join(f"{name}@{match['fingerprint'][:12]}" for match in matches)
+            choices = ", ".join(f"{name}@{match[:12]}" for match in matches.values())
             raise StoreMismatchError(f"'{model}' has several fingerprints; name one of {choices}")
-        [document] = matches
-        return self.open_store(self.workspace.encoder_folder(name, str(document["fingerprint"])))
+        [folder] = matches
+        return self.open_store(folder)
 
     def model_names(self, models: Sequence[str]) -> list[str]:
         """Return the models meant: 'all' is every fingerprint that the store holds."""
         if ALL not in models:
             return list(dict.fromkeys(models))
-        documents = self.workspace.encoder_documents()
+        documents = self.encoder_documents.values()
         names = [str(document["name"]) for document in documents]
         return [
             name if names.count(name) == 1 else f"{name}@{document['fingerprint'][:12]}"

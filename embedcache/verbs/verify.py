@@ -12,14 +12,13 @@ import pyarrow as pa
 from embedcache.data.tabular import Tabular
 from embedcache.encoders.plugins import register_file
 from embedcache.encoders.select import identify_stored
-from embedcache.errors import EmbedcacheError, StoreCorruptError
+from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
 from embedcache.extract.report import PassReport, Progress
 from embedcache.files.backend import Location
 from embedcache.files.kinds import ArtefactKind, Damage, check_references
 from embedcache.verbs.artefacts import artefact_kinds
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.extract import ExtractOptions, encode_images
-from embedcache.verbs.references import mend_references
 from embedcache.verbs.session import Session
 
 OnMessage = Callable[[str], None]
@@ -125,22 +124,32 @@ def verify(session: Session) -> VerifyReport:
     if not session.workspace.has_store():
         return VerifyReport(0, 0, ())
     kinds = artefact_kinds(session)
-    damages = [
-        (kind, item, damage)
-        for kind in kinds
-        for item in kind.items()
-        for damage in kind.check(item)
-    ]
+    damages = []
+    refusals = []
+    for kind in kinds:
+        for item in kind.items():
+            try:
+                damages += [(kind, item, damage) for damage in kind.check(item)]
+            except StoreReadError as error:
+                refusals.append(Finding(item, _refusal(error), kind.name, is_mendable=False))
     names = _image_names(session)  # now: to look at the images may write digests anew
     findings = [
         *_check_format(session),
         *_check_copies(session),
         *(_finding(kind, item, damage, names) for kind, item, damage in damages),
+        *refusals,
         *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
     ]
     stores = session.workspace.encoder_folders()
-    n_rows = sum(map(session.count_rows, stores))
+    n_rows = 0
+    for folder in stores:
+        with contextlib.suppress(StoreReadError):  # a finding already
+            n_rows += session.count_rows(folder)
     return VerifyReport(len(stores), n_rows, tuple(findings), is_whole=not findings)
+
+
+def _refusal(error: StoreReadError) -> str:
+    return f"holds what cannot be read: {error}"
 
 
 def _finding(
@@ -152,7 +161,8 @@ def _finding(
 
 def _image_names(session: Session) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
-    with contextlib.suppress(StoreCorruptError):  # a damaged snapshot is a finding of its own
+    # A damaged snapshot is a finding of its own.
+    with contextlib.suppress(StoreCorruptError, StoreReadError):
         images = session.images
         for key, name in zip(images.keys, images.table["image_id"].to_pylist(), strict=True):
             names.setdefault(key or "", []).append(name)
@@ -164,6 +174,8 @@ def _check_format(session: Session) -> Iterator[Finding]:
         session.workspace.check_format()
     except StoreCorruptError as error:
         yield Finding(session.workspace.format_file, error.problem, "format")
+    except StoreReadError as error:
+        yield Finding(session.workspace.format_file, _refusal(error), "format", is_mendable=False)
 
 
 def _check_copies(session: Session) -> Iterator[Finding]:
@@ -180,16 +192,18 @@ def repair(
 ) -> VerifyReport:
     """Mend what `verify` finds: lost rows are encoded again, and nothing else is.
 
-    Fold tables and remembered manifests are made again. What is damaged of a run, of kept weights
+    Fold tables and remembered manifests are made again. What is damaged of a run, of trained weights
     or of pictures at training size is removed: the same command makes it again. What cannot be
     mended is noted, and the rest is mended all the same.
     """
+    from embedcache.verbs.references import mend_references  # late: what only looks fits nothing
+
     report = verify(session)
     if not report.findings:
         return report
     if options.encoders.encoder_file is not None:
         register_file(options.encoders.encoder_file)
-    if any(finding.kind == "format" for finding in report.findings):
+    if any(f.kind == "format" and f.is_mendable for f in report.findings):
         session.workspace.mend_format()
     work = _Mending()
     for kind in artefact_kinds(session):
@@ -203,14 +217,7 @@ def repair(
     mend_references(session)
     for damage in check_references(artefact_kinds(session)):
         work.note_lost(damage)
-    passes = []
-    for folder, keys in work.lost_keys.items():
-        try:
-            passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
-            work.unmended |= {folder} if passes[-1].n_failed else set()
-        except EmbedcacheError as error:
-            work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
-            work.unmended.add(folder)
+    passes = _encode_lost(session, work, options, on_progress, on_message)
     is_whole = not (left or work.unmended or work.lost_names)
     with contextlib.nullcontext() if is_whole else contextlib.suppress(EmbedcacheError):
         renew_catalog(session)
@@ -277,6 +284,25 @@ class _Mending:
         return finding.is_mendable and finding.item not in self.unmended and not is_lost
 
 
+def _encode_lost(
+    session: Session,
+    work: _Mending,
+    options: ExtractOptions,
+    on_progress: Callable[[Progress], None],
+    on_message: OnMessage,
+) -> list[PassReport]:
+    """Encode the lost rows of each encoder again, or note why it cannot be done."""
+    passes = []
+    for folder, keys in work.lost_keys.items():
+        try:
+            passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
+            work.unmended |= {folder} if passes[-1].n_failed else set()
+        except EmbedcacheError as error:
+            work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
+            work.unmended.add(folder)
+    return passes
+
+
 def _encode_again(
     session: Session,
     folder: Location,
@@ -289,7 +315,10 @@ def _encode_again(
     wanted = lost_keys - set(store.row_keys()) - set(store.failures)
     # A remembered manifest has no files: then nothing is encoded.
     files = [file for file, key in zip(images.files, images.keys, strict=False) if key in wanted]
-    encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
+    documents = session.encoder_documents.values()
+    encoder = identify_stored(
+        session.workspace, store.document, session.digests, documents, options.encoders
+    )
     return encode_images(
         session, [encoder], files, options, on_progress=on_progress, on_message=on_message
     )

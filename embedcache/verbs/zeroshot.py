@@ -201,7 +201,10 @@ def _class_directions(
     classes: Sequence[PromptClass],
     options: ZeroShotOptions,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    encoder = identify_stored(session.workspace, store.document, session.digests, options.encoders)
+    documents = session.encoder_documents.values()
+    encoder = identify_stored(
+        session.workspace, store.document, session.digests, documents, options.encoders
+    )
     texts = registry.load_text(encoder, device=options.device)
     rows = texts.encode([prompt for entry in classes for prompt in entry.prompts])
     return class_embeddings(rows, [len(entry.prompts) for entry in classes])

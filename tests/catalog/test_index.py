@@ -14,7 +14,7 @@ from embedcache.catalog import connection as connections
 from embedcache.catalog import index
 from embedcache.catalog.index import check_catalog, connect_memory, is_fresh, open_fresh, update
 from embedcache.catalog.sources import EncoderRow, RunRow, SourceItem, one_row
-from embedcache.errors import StoreCorruptError, StoreWriteError
+from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 
 IMAGES = tuple(f"image-{number}" for number in range(6))
 TABLES = (
@@ -300,13 +300,32 @@ def test_of_two_writers_the_last_wins_and_the_next_update_mends_what_it_lacks(wh
     assert list(whole.parent.iterdir()) == [whole]
 
 
-def test_a_damaged_item_leaves_the_old_catalog(whole):
+@pytest.mark.parametrize("error", [StoreCorruptError, StoreReadError])
+def test_an_item_that_cannot_be_read_is_left_out_until_it_can_be(whole, caplog, error):
     def load():
-        raise StoreCorruptError("run-4/predictions.parquet does not match its checksum")
+        raise error("run-4/run.json cannot be read")
+
+    items = (*WHOLE, replace(run("run-4"), load=load))
+    assert update(whole, items) == list(WHOLE)
+    assert [record.getMessage() for record in caplog.records] == [
+        "run 'run-4' is left out: run-4/run.json cannot be read"
+    ]
+    assert not is_fresh(whole, items)
+    assert check_catalog(whole) == []
+    with connect_memory(whole, items) as connection:
+        assert connection.sql("SELECT count(*) FROM runs").fetchall() == [(3,)]
+    update(whole, (*WHOLE, run("run-4")))
+    with duckdb.connect(str(whole), read_only=True) as connection:
+        assert connection.sql("SELECT count(*) FROM runs").fetchall() == [(4,)]
+
+
+def test_a_manifest_that_cannot_be_read_leaves_the_old_catalog(whole):
+    def load():
+        raise StoreCorruptError("manifests/x.parquet does not match its checksum")
 
     before = whole.read_bytes()
-    with pytest.raises(StoreCorruptError, match="run-4"):
-        update(whole, (*WHOLE, replace(run("run-4"), load=load)))
+    with pytest.raises(StoreCorruptError, match="manifests"):
+        update(whole, (replace(manifest(stamp="2"), load=load), *WHOLE[1:]))
     assert whole.read_bytes() == before
     assert list(whole.parent.iterdir()) == [whole]
 
@@ -375,8 +394,9 @@ def test_a_writer_makes_no_log_and_no_spill_folder(whole, tmp_path, monkeypatch)
     apply = index._apply
 
     def watched(connection, items):
-        apply(connection, items)
+        unread = apply(connection, items)
         seen.extend(entry.suffix for entry in tmp_path.iterdir())
+        return unread
 
     monkeypatch.setattr(index, "_apply", watched)
     update(whole, WHOLE[:-1])

@@ -153,7 +153,7 @@ def copied(tuned: Path, to: Path) -> embedcache.project.Project:
 
 def record_of(project, kind: str) -> RunRecord:
     """Return the record of the only run of a kind."""
-    [record] = [one for one in RunFiles(project.workspace).records() if one.kind == kind]
+    [record] = [one for one in RunFiles(project.workspace).readable_records() if one.kind == kind]
     return record
 
 

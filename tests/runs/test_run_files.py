@@ -64,7 +64,7 @@ def test_a_damaged_record_is_refused_and_passed_over_by_who_asks_for_sound_ones(
     flip(folder_of(runs) / "run.json")
     fresh = RunFiles(project.workspace)
     with pytest.raises(StoreCorruptError, match=r"run\.json does not match its checksum"):
-        fresh.records()
+        fresh.record(RUN)
     assert fresh.readable_records() == []
     assert fresh.ids() == [RUN]
     assert [path.name for path, _ in fresh.damages(RUN)] == ["run.json"]
@@ -87,7 +87,7 @@ def test_each_record_is_read_once(runs, project, monkeypatch):
     )
     fresh = RunFiles(project.workspace)
     for _ in range(3):
-        fresh.records()
+        fresh.readable_records()
         fresh.record(RUN)
         fresh.answers(RUN)
     assert len(read) == 1

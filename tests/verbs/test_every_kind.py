@@ -68,7 +68,7 @@ def truth(project) -> dict[str, str]:
 
 
 def run_ids(project) -> dict[str, list[str]]:
-    records = RunFiles(project.workspace).records()
+    records = RunFiles(project.workspace).readable_records()
     return {kind: [r.run_id for r in records if r.kind == kind] for kind in KINDS}
 
 
@@ -77,7 +77,7 @@ def test_a_run_of_every_kind_is_there(project):
     assert {kind: len(names) for kind, names in runs.items()} == {
         "probe": 6, "control": 3, "curve": 1, "zeroshot": 1, "finetune": 1,
     }  # fmt: skip
-    labels = {record.label for record in RunFiles(project.workspace).records()}
+    labels = {record.label for record in RunFiles(project.workspace).readable_records()}
     assert labels == {
         "logistic", "knn", "logistic, fetalclip, external by folds", "logistic, external by folds",
         "ridge", "control", "curve", "zeroshot", "head-only",
@@ -168,7 +168,7 @@ def test_the_index_is_the_same_written_anew(project, command):
 )
 def test_every_run_with_predictions_is_compared_or_refused_in_a_line(project, options, refused):
     settings = {"n_resamples": 100, **options}
-    for record in RunFiles(project.workspace).records():
+    for record in RunFiles(project.workspace).readable_records():
         if record.kind == "curve" or record.task in refused:
             with pytest.raises(RunError, match=r"[a-z]") as caught:
                 project.compare(record.run_id, **settings)

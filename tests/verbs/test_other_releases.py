@@ -13,8 +13,9 @@ from made_runs import made_record, made_request
 import embedcache
 from embedcache.errors import RunError
 from embedcache.files.backend import on_disk
-from embedcache.files.documents import seal, table_bytes
+from embedcache.files.documents import read_document, seal, table_bytes
 from embedcache.files.durable import crc32c
+from embedcache.runs import shapes
 from embedcache.runs.files import RunFiles
 from embedcache.runs.tables import predictions_table
 
@@ -206,10 +207,83 @@ def test_a_later_release_may_keep_more_of_what_this_one_knows(tmp_path, monkeypa
     }
     (project.workspace.runs / "probe-pixels-richer" / "run.json").put(seal(richer))
     read = RunFiles(project.workspace).record("probe-pixels-richer")
-    assert read.method.probe == "knn"
+    # What the further settings mean is not known: the run is kept as written, and not compared.
+    assert read.method.document() == richer["method"]
+    assert read.label == "probe"
     assert read.results["kernels"] == [1]
     assert project.verify().findings == ()
     assert project.status().n_runs == 2
+
+
+@pytest.mark.parametrize(("part", "key"), [("method", "whiten"), ("question", "weights")])
+def test_a_run_with_a_setting_of_a_later_release_is_no_newer_version_of_one_without(
+    probed, part, key
+):
+    before = probed.compare(n_resamples=100).runs
+    [run_id] = before.values()
+    folder = probed.workspace.runs / run_id
+    later = probed.workspace.runs / "probe-pixels-later"
+    for entry in folder.list():
+        (later / entry.name).put((folder / entry.name).read())
+    record = read_document(folder / "run.json")
+    record = {**record, part: {**record[part], key: True}, "created": "2099"}
+    (later / "run.json").replace(seal(record))
+    assert probed.compare(n_resamples=100).runs == before
+    with pytest.raises(RunError, match="probe-pixels-later"):
+        probed.compare("probe-pixels-later")
+    assert probed.verify().findings == ()
+
+
+_VALUES = (None, [], [1], {}, {"x": [1]}, "text", 7, 1.5, True, 10**30)
+_PLACES = [
+    *((key,) for key in DREAM if key != "run_id"),
+    *((part, key) for part, shape in (("question", shapes.QUESTION), ("data", shapes.DATA))
+      for key in shape),
+    *(("method", key) for key in shapes.METHODS["probe"]),
+    ("results", "notes"), ("results", "n_skipped"),
+    ("tables", "predictions"), ("tables", "masks"),
+]  # fmt: skip
+
+
+def test_a_record_of_any_shape_is_a_run_and_no_verb_fails_on_it(probed, command):
+    written = {}
+    for kind in ("dreams", "probe"):
+        method = {"dreams": DREAM["method"], "probe": {"tag": "probe"}}[kind]
+        for place in _PLACES:
+            for number, value in enumerate(_VALUES):
+                record = {**DREAM, "kind": kind, "method": method}
+                if len(place) == 1:
+                    record[place[0]] = value
+                else:
+                    record[place[0]] = {**record[place[0]], place[1]: value}
+                run_id = f"{kind}-{'-'.join(place)}-{number}"
+                file = probed.workspace.runs / run_id / "run.json"
+                file.put(seal({**record, "run_id": run_id}))
+                written[run_id] = record
+    rows = {row["run_id"]: row for row in probed.sql("FROM runs").to_pylist()}
+    assert written.keys() <= rows.keys()
+    for run_id, record in written.items():
+        kind = record["kind"]
+        assert rows[run_id]["kind"] == (kind if isinstance(kind, str) else "unknown")
+    assert probed.status().n_runs == len(rows)
+    probed.verify(repair=True)
+    probed.gc(grace_s=0)
+    probed.compare(n_resamples=100)
+    for arguments in (["sql", "FROM runs"], ["status"], ["compare"], ["gc", "--grace", "0"]):
+        result = command(*arguments)
+        assert result.code == 0, (arguments, result.err)
+    assert written.keys() <= set(RunFiles(probed.workspace).ids())
+
+
+def test_a_missing_fold_table_of_an_unknown_task_is_named_and_stops_no_repair(probed):
+    write_dream(
+        probed,
+        question={"label": "label", "task": "survival"},
+        data={"folds_id": "0123456789abcdef"},
+    )
+    [finding] = probed.verify().findings
+    assert "0123456789abcdef" in str(finding.path)
+    assert not probed.verify(repair=True).is_whole
 
 
 def test_a_store_that_holds_only_an_unknown_kind_of_run_says_what_to_do(project):

@@ -13,6 +13,7 @@ import embedcache
 from embedcache.data import image_files
 from embedcache.data import manifest as manifest_module
 from embedcache.extract import flow
+from embedcache.files.backend import LocalBackend
 from embedcache.runs import files as run_files
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
@@ -35,7 +36,7 @@ class Reads(Counter):
 @pytest.fixture
 def reads(monkeypatch):
     """Counts of manifests parsed, stores opened, records and tables of runs read."""
-    counts = {name: Reads() for name in ("manifest", "store", "record", "table")}
+    counts = {name: Reads() for name in ("manifest", "store", "record", "table", "encoder")}
     monkeypatch.setattr(
         session_module, "read_manifest", counts["manifest"].count(manifest_module.read_manifest)
     )
@@ -50,6 +51,15 @@ def reads(monkeypatch):
         function = getattr(run_files, name)
         name_of = (lambda file: file.parent.name) if kind == "record" else (lambda data: "all")
         monkeypatch.setattr(run_files, name, counts[kind].count(function, name_of))
+    read = LocalBackend.read
+
+    def read_file(self, name, *arguments, **settings):
+        # To read no bytes is to ask whether there are any.
+        if name.endswith("/encoder.json") and arguments != (0, 0):
+            counts["encoder"][name] += 1
+        return read(self, name, *arguments, **settings)
+
+    monkeypatch.setattr(LocalBackend, "read", read_file)
     return counts
 
 
@@ -152,3 +162,15 @@ def test_no_verb_parses_the_manifest_or_reads_a_record_twice(project, reads, ver
     getattr(project, verb)(**options)
     for name in ("manifest", "store", "record"):
         assert set(reads[name].values()) <= {1}, (name, reads[name])
+
+
+@pytest.mark.parametrize("verb", ["probe", "extract", "plan", "status", "compare", "gc", "verify"])
+def test_an_encoder_is_read_once_to_be_found_and_once_to_be_opened(project, reads, verb):
+    project.probe("all", **FEW)
+    clear(reads)
+    arguments = {"probe": ("all",), "extract": ("pixels",), "plan": ("pixels",)}.get(verb, ())
+    options = {"probe": {"controls": True, **FEW}, "compare": {"n_resamples": 100}}.get(verb, {})
+    getattr(project, verb)(*arguments, **options)
+    assert set(reads["encoder"].values()) <= {1, 2}, reads["encoder"]
+    if verb in {"probe", "extract"}:
+        assert len(reads["encoder"]) == 3
