@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
-
 # Items that could not be read, each with the error.
 Unread: TypeAlias = Sequence[tuple[SourceItem, StoreCorruptError | StoreReadError]]
 
@@ -130,9 +129,7 @@ def update(
         # DuckDB has an error of its own for a disk that is full.
         reason = error if isinstance(error, OSError) else OSError(str(error))
         raise write_error(path, reason) from error
-    _log_unread(unread)
-    left_out = {(item.kind, item.name) for item, _ in unread}
-    return [item for item in items if (item.kind, item.name) not in left_out]
+    return _without(items, unread)
 
 
 def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyConnection:
@@ -155,7 +152,7 @@ def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyCo
         connection = connect()
         _create(connection)
     try:
-        _log_unread(_apply(connection, items))
+        _without(items, _apply(connection, items))
     except BaseException:
         connection.close()
         raise
@@ -294,15 +291,14 @@ def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -
             _drop(connection, old, digests)
     unread = []
     for item in items:
-        if (item.kind, item.name) in changed:
-            try:
-                tables = item.load()
-            except (StoreCorruptError, StoreReadError) as error:
-                if item.kind == "manifest":  # without it there is no `images`
-                    raise
-                unread.append((item, error))
-            else:
-                _add(connection, item, tables, digests)
+        if (item.kind, item.name) not in changed:
+            continue
+        try:
+            _add(connection, item, item.load(), digests)
+        except (StoreCorruptError, StoreReadError) as error:
+            if item.kind == "manifest":  # without it there is no `images`
+                raise
+            unread.append((item, error))
     connection.executemany(
         "UPDATE internal.digests SET digest = ? WHERE table_name = ?",
         [(digest, table) for table, digest in digests.items()],
@@ -311,9 +307,12 @@ def _apply(connection: duckdb.DuckDBPyConnection, items: Sequence[SourceItem]) -
     return unread
 
 
-def _log_unread(unread: Unread) -> None:
+def _without(items: Sequence[SourceItem], unread: Unread) -> list[SourceItem]:
+    """Return the items less those that could not be read, which the log tells."""
     for item, error in unread:
         _log.warning("%s '%s' is left out: %s", item.kind, item.name, error)
+    left_out = {(item.kind, item.name) for item, _ in unread}
+    return [item for item in items if (item.kind, item.name) not in left_out]
 
 
 def _changed_names(
@@ -356,7 +355,7 @@ def _add(
             continue
         # Rows of this key may be there already, from a copy of the item.
         before = _digest(connection, name, item.kind, row_key)
-        _insert(connection, name, tables[name], item.kind, row_key)
+        _insert(connection, name, tables[name], (item.kind, row_key))
         digests[name] += _digest(connection, name, item.kind, row_key) - before
     connection.execute(
         "INSERT INTO internal.sources VALUES (?, ?, ?, ?)",
@@ -365,11 +364,7 @@ def _add(
 
 
 def _insert(
-    connection: duckdb.DuckDBPyConnection,
-    name: str,
-    table: pa.Table,
-    kind: Kind,
-    row_key: str | None,
+    connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table, key: tuple[Kind, str | None]
 ) -> None:
     """Add rows, each under the key of its item: `_drop` would miss one of another key."""
     connection.register("new_rows", table)
@@ -377,8 +372,8 @@ def _insert(
         connection.execute("DROP TABLE images")
         connection.execute("CREATE TABLE images AS FROM new_rows")
     else:
-        rows = f"SELECT * REPLACE (? AS {ROW_KEYS[kind]}) FROM new_rows"  # noqa: S608 - names of our own
-        connection.execute(f"INSERT INTO {name} BY NAME {rows}", [row_key])
+        rows = f"SELECT * REPLACE (? AS {ROW_KEYS[key[0]]}) FROM new_rows"  # noqa: S608 - names of our own
+        connection.execute(f"INSERT INTO {name} BY NAME {rows}", [key[1]])
     connection.unregister("new_rows")
 
 
