@@ -65,6 +65,8 @@ def _method(kind: str, settings: Mapping[str, Any]) -> Method:
         sizes = settings.get("patients")
         return CurveMethod(None if sizes is None else tuple(sizes), settings["draws"])
     probe = settings.get("probe")
+    if "c_grid" in settings:  # of the days when there was one probe
+        return ProbeMethod(grid=tuple(settings["c_grid"]))
     if not isinstance(probe, Mapping):
         return UnknownMethod(settings)
     names = {"external": "external_by"}  # one word meant cohorts and a way of predicting them

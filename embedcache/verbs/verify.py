@@ -192,9 +192,9 @@ def repair(
 ) -> VerifyReport:
     """Mend what `verify` finds: lost rows are encoded again, and nothing else is.
 
-    Fold tables and remembered manifests are made again. What is damaged of a run, of trained weights
-    or of pictures at training size is removed: the same command makes it again. What cannot be
-    mended is noted, and the rest is mended all the same.
+    Fold tables and remembered manifests are made again. What is damaged of a run, of trained
+    weights or of pictures at training size is removed: the same command makes it again. What
+    cannot be mended is noted, and the rest is mended all the same.
     """
     from embedcache.verbs.references import mend_references  # late: what only looks fits nothing
 
