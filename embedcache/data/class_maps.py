@@ -10,6 +10,7 @@ from typing import Final
 
 from embedcache.data.manifest import decode_text
 from embedcache.errors import ManifestError
+from embedcache.files.regular import read_regular
 
 _PLANES: Final = (
     "Fetal abdomen",
@@ -47,10 +48,10 @@ def read_class_map(name: str) -> Mapping[str, str]:
     if name in BUILTIN:
         return BUILTIN[name]
     try:
-        data = Path(name).read_bytes()
-    except OSError:
+        data = read_regular(name)
+    except OSError as error:
         raise ManifestError(
-            f"{name}: no such class map; expected a CSV file (label, class) or one of "
+            f"{name}: {error.strerror}; expected a CSV file (label, class) or one of "
             f"{', '.join(BUILTIN)}"
         ) from None
     mapping: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import LeakageError, RunError
 from embedcache.files.durable import canonical_json
+from embedcache.files.regular import read_regular
 
 _METHOD: Final = "StratifiedGroupKFold, shuffled, rows sorted by patient and class"
 
@@ -164,11 +166,11 @@ def read_folds(file: Path) -> FoldTable:
         A patient stands in two folds.
     """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [(row["patient_id"], int(row["fold"])) for row in csv.DictReader(stream)]
-    except OSError:
+        text = io.StringIO(read_regular(file).decode("utf-8-sig"), newline="")
+        rows = [(row["patient_id"], int(row["fold"])) for row in csv.DictReader(text)]
+    except OSError as error:
         raise RunError(
-            f"{file}: no such fold table; expected a CSV file (patient_id, fold)"
+            f"{file}: {error.strerror}; expected a CSV file of folds (patient_id, fold)"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(

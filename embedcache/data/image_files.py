@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from embedcache.files.digests import DigestCache, sha256, stamp_of
+from embedcache.files.regular import open_regular
+from embedcache.files.threads import ReadingThreads
 
 _CHUNK: Final = 64  # images a task
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,28 @@ def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int)
     def digests_of(chunk: Sequence[ImageFile]) -> list[str]:
         return [digest(image) for image in chunk]
 
-    # A pool of threads takes no `chunksize`; a task an image costs three times the look at a file.
-    chunks = [images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK)]
-    with ThreadPoolExecutor(workers) as pool:
-        return [key for keys in pool.map(digests_of, chunks) for key in keys]
+    with ReadingThreads(workers) as pool:
+        return [key for keys in pool.map(digests_of, in_chunks(images)) for key in keys]
+
+
+def in_chunks(items: Sequence[_Item]) -> list[Sequence[_Item]]:
+    """Return items in parts that are worth a task each: one for an image costs three looks at it."""
+    return [items[first : first + _CHUNK] for first in range(0, len(items), _CHUNK)]
 
 
 def read_and_hash(path: str, digests: DigestCache) -> tuple[bytes, str]:
-    """Return a file's bytes and their SHA-256, which is remembered."""
-    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - one for each image
+    """Return a file's bytes and their SHA-256, which is remembered.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, is no regular file, or was changed meanwhile.
+    """
+    with open_regular(path) as stream:
         stamp = stamp_of(os.fstat(stream.fileno()))
-        data = stream.read()
+        data = stream.readall()
+        if stamp_of(os.fstat(stream.fileno())) != stamp or len(data) != stamp[0]:
+            raise OSError(errno.EAGAIN, "changed while it was read; run the command again", path)
     key = sha256(data)
     digests.put(path, stamp, key)
     return data, key

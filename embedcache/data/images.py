@@ -8,19 +8,43 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from embedcache.errors import ImageReadError, MissingExtraError
+from embedcache.data.decoders import decoder_warnings, why_undecodable
+from embedcache.data.dicom import decode_dicom, is_dicom
+from embedcache.data.pixel_ranges import check_not_flattened, from_float, from_integers
+from embedcache.errors import ImageReadError
+from embedcache.files.regular import open_regular
 
+# Pillow knows 40 more formats, some of which run programs.
+_FORMATS: Final = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOVING: Final = {"TIFF", "GIF", "PNG", "WEBP"}  # formats that may hide further frames
 # Resized to a shorter side of 224, a strip of 1 x 60,000 would take gigabytes.
 _LONGEST: Final = 100
 _FRAME: Final = re.compile(r"(.+\.(?:dcm|dicom))#(\d+)", re.IGNORECASE)
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM_SUFFIXES)
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_MIN_IS_WHITE: Final = 0
+_SIGNED: Final = 2
+_DEEP_COLOURS: Final = re.compile(r"(RGB|LA|CMYK)\w*;16")
+_BEGINNINGS: Final = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"\xff\x4f": "JPEG 2000",
+    b"\0\0\0\x0cjP": "JPEG 2000",
+    b"II": "TIFF",
+    b"MM": "TIFF",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+}
+# Warnings of Pillow that tags of a TIFF were lost, which may be those that say what its pixels are.
+_LOST_TAGS: Final = re.compile("Skipping tag|offset too large|[Tt]runcated|file, expected to read")
 
 
 def split_frame(path: str) -> tuple[str, int | None]:
@@ -29,14 +53,16 @@ def split_frame(path: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (path, None)
 
 
-def decode_image(data: bytes, frame: int | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, frame: int | None = None, on_note: Callable[[str], None] | None = None
+) -> Image.Image:
     """Return the picture in a file's bytes, mode 'L' or 'RGB'.
 
     A colour picture whose three channels are equal comes back as 'L': everything downstream works
     channel by channel, so the values are the same and the work is a third. Alpha is dropped,
     palettes are resolved, 16-bit grey is scaled by 1/257 and rounded, 32-bit float is taken as
-    0..1 if all of it lies there and as 0..255 otherwise. EXIF orientation is ignored. Of DICOM see
-    `_decode_dicom`.
+    0..1 if all of it lies there and as 0..255 otherwise. EXIF orientation is ignored, and so is all
+    but the first picture of a JPEG of several. Of DICOM see `decode_dicom`.
 
     Parameters
     ----------
@@ -44,109 +70,105 @@ def decode_image(data: bytes, frame: int | None = None) -> Image.Image:
         All bytes of the file.
     frame
         Number of the frame of a DICOM file, from 0; None for the only one.
+    on_note
+        Function called with each warning about the picture, one line; None for a Python warning.
 
     Raises
     ------
     ImageReadError
-        Not an image, truncated, unreasonably large or long, several frames, or NaN pixels.
+        Not an image, truncated, unreasonably large or long, several frames, pixels in an unusual
+        range, or differences between them that would not be shown.
     MissingExtraError
         A DICOM file, without the extra 'dicom'.
     """
-    if data[128:132] == b"DICM":
-        return grey_or_rgb(_decode_dicom(data, frame))
+    with decoder_warnings() as notes:
+        if is_dicom(data):
+            picture = grey_or_rgb(_proportioned(Image.fromarray(decode_dicom(data, frame))))
+        else:
+            picture = _decode(data, notes)
+    for note in notes:
+        if on_note is not None:
+            on_note(note)
+        else:
+            warnings.warn(note, stacklevel=2)
+    return picture
+
+
+def _decode(data: bytes, notes: list[str]) -> Image.Image:
+    """Return the picture in the bytes of a file that is not DICOM."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            n_frames = getattr(image, "n_frames", 1)
-            if image.format in _MOVING and n_frames > 1:
-                raise ImageReadError(f"{n_frames} frames in one file; expected one")
-            if image.format == "PNG":
-                # Decoding stops at the last pixel; only this looks at the checksums and the end.
-                Image.open(io.BytesIO(data)).verify()
-            image.load()
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        n_frames = getattr(image, "n_frames", 1)
+        if image.format in _MOVING and n_frames > 1:
+            raise ImageReadError(f"{n_frames} frames in one file; expected one")
+        if image.format == "PNG":
+            # Decoding stops at the last pixel; only this looks at the checksums and the end.
+            Image.open(io.BytesIO(data), formats=_FORMATS).verify()
+        coding = str(image.tile[0].args) if image.tile else ""
+        image.load()
+        # What is transparent stays hidden: alpha is dropped, and Pillow warns of it with palettes.
+        image.info.pop("transparency", None)
+        lost = [note for note in notes if image.format == "TIFF" and _LOST_TAGS.search(note)]
+        if lost:
+            raise ImageReadError(f"its TIFF tags are damaged: {lost[0]}")
+        picture = _tiff(image) if image.format == "TIFF" else grey_or_rgb(_proportioned(image))
+        _check_high_bytes(picture, coding)
+        return picture
     except ImageReadError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageReadError(f"unreasonably large: {error}") from None
     except UnidentifiedImageError:
-        raise ImageReadError(
-            "not an image" if data else "an empty file, expected an image"
-        ) from None
+        raise ImageReadError(_why_unknown(data)) from None
     except Exception as error:  # whatever a foreign file makes the decoders raise
-        raise ImageReadError(f"cannot be decoded: {error}") from None
+        raise ImageReadError(f"cannot be decoded: {why_undecodable(error)}") from None
+
+
+def _why_unknown(data: bytes) -> str:
+    for beginning, kind in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return f"cannot be decoded: a {kind} that is damaged, or of a kind that is not known"
+    return "not an image" if data else "an empty file, expected an image"
+
+
+def _proportioned(image: Image.Image) -> Image.Image:
     if max(image.size) > _LONGEST * min(image.size):
         raise ImageReadError(f"{image.width} x {image.height} pixels, hardly a picture")
-    return grey_or_rgb(image)
+    return image
+
+
+def _tiff(image: Any) -> Image.Image:
+    """Return a TIFF as its tags say; Pillow follows them where pixels have 8 bits."""
+    tags = image.tag_v2
+    if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        raise ImageReadError("signed integer pixels; expected unsigned ones or floats")
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return grey_or_rgb(_proportioned(image))
+    pixels, bits = np.asarray(_proportioned(image)), int(tags.get(_BITS, (1,))[0])
+    shown = from_float(pixels) if image.mode == "F" else from_integers(pixels, min(bits, 16))
+    check_not_flattened(pixels, shown)
+    return Image.fromarray(255 - shown if tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE else shown)
+
+
+def _check_high_bytes(picture: Image.Image, coding: str) -> None:
+    """Refuse colours of 16 bits that are nearly black: Pillow drops the lower 8 of them."""
+    if _DEEP_COLOURS.search(coding) and int(np.asarray(picture).max()) < 16:
+        raise ImageReadError(
+            "16-bit pixels that would be shown nearly black; save the picture with 8 bits"
+        )
 
 
 def picture_size(path: str) -> tuple[int, int]:
     """Return width and height from a file's header; (0, 0) where it has none that can be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.size
+        with (
+            decoder_warnings(),
+            open_regular(path) as stream,
+            Image.open(stream, formats=_FORMATS) as image,
+        ):
+            return image.size
     except (OSError, Image.DecompressionBombError):
         return 0, 0
-
-
-def count_frames(data: bytes) -> int:
-    """Return how many frames a DICOM file holds.
-
-    Raises
-    ------
-    ImageReadError
-        No DICOM file.
-    """
-    return int(_read_dicom(data, stop_before_pixels=True).get("NumberOfFrames") or 1)
-
-
-def _read_dicom(data: bytes, **settings: bool) -> Any:
-    try:
-        import pydicom
-    except ImportError:
-        raise MissingExtraError(
-            "a DICOM file needs the extra 'dicom'; run `pip install pydicom`"
-        ) from None
-    try:
-        return pydicom.dcmread(io.BytesIO(data), **settings)
-    except Exception as error:  # whatever a foreign file makes the parser raise
-        raise ImageReadError(f"cannot be read as DICOM: {error}") from None
-
-
-def _decode_dicom(data: bytes, frame: int | None) -> Image.Image:
-    """Return a frame as its viewer shows it: rescaled, windowed, bright on dark, 8 bits.
-
-    Stored values go through rescale slope and intercept, then through the file's first window if it
-    has one; then the whole range that the stored bits can hold is mapped to 0..255. MONOCHROME1 is
-    inverted, colour spaces become RGB (DICOM PS3.3, C.7.6.3 and C.11).
-    """
-    from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, pixel_array
-
-    header = _read_dicom(data)
-    n_frames = int(header.get("NumberOfFrames") or 1)
-    if frame is None and n_frames > 1:
-        raise ImageReadError(f"{n_frames} frames in one file; name one, as in FILE.dcm#0")
-    if (frame or 0) >= n_frames:
-        raise ImageReadError(f"no frame {frame}; the file has {n_frames}, counted from 0")
-    try:
-        stored = pixel_array(header, index=frame or 0)
-        kind = header.PhotometricInterpretation
-        if kind == "PALETTE COLOR":
-            stored = apply_color_lut(stored, header)
-            return Image.fromarray((stored >> (8 * stored.dtype.itemsize - 8)).astype(np.uint8))
-        if stored.ndim == 3:  # pydicom has turned YBR into RGB
-            return Image.fromarray(stored.astype(np.uint8))
-        bits, signed = header.BitsStored, header.PixelRepresentation
-        ends = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1]) if signed else None
-        ends = np.array([0, (1 << bits) - 1]) if ends is None else ends
-        low, high = np.sort(apply_rescale(ends, header).astype(np.float64))
-        shown = apply_windowing(apply_rescale(stored, header), header).astype(np.float64)
-    except Exception as error:  # whatever a foreign file makes the decoders raise
-        raise ImageReadError(f"cannot be decoded: {error}") from None
-    grey = np.clip((shown - low) / (high - low) * 255, 0, 255)
-    return Image.fromarray(np.rint(255 - grey if kind == "MONOCHROME1" else grey).astype(np.uint8))
 
 
 def grey_or_rgb(image: Image.Image) -> Image.Image:
@@ -155,33 +177,21 @@ def grey_or_rgb(image: Image.Image) -> Image.Image:
     Raises
     ------
     ImageReadError
-        Pixels out of the range of their mode, or NaN.
+        Pixels in an unusual range, NaN, or differences that would not be shown.
     """
     if image.mode == "L":
         return image
     if image.mode in {"1", "LA", "La"}:
         return image.convert("L")
-    if image.mode.startswith("I"):
-        return _from_uint16(np.asarray(image))
-    if image.mode == "F":
-        return _from_float(np.asarray(image))
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image)
+        shown = from_float(pixels) if image.mode == "F" else from_integers(pixels)
+        check_not_flattened(pixels, shown)
+        return Image.fromarray(shown)
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     red, green, blue = (np.asarray(rgb.getchannel(name)) for name in "RGB")
+    if image.mode == "P":
+        check_not_flattened(np.asarray(image), np.asarray(rgb))
     if np.array_equal(red, green) and np.array_equal(red, blue):
         return Image.fromarray(red)
     return rgb
-
-
-def _from_uint16(pixels: np.ndarray) -> Image.Image:
-    low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > 65535:
-        raise ImageReadError(f"integer pixels from {low} to {high}; expected 0 to 65535")
-    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _from_float(pixels: np.ndarray) -> Image.Image:
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0 and high <= 255):  # also true of NaN
-        raise ImageReadError(f"float pixels from {low:g} to {high:g}; expected 0..1 or 0..255")
-    scale = 255.0 if high <= 1 else 1.0
-    return Image.fromarray(np.rint(pixels * scale).astype(np.uint8))

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from embedcache.errors import ManifestError
 from embedcache.files.durable import replace
+from embedcache.files.regular import read_regular
 
 REQUIRED: Final = ("image_id", "path", "patient_id", "label", "cohort")
 _TEXT: Final = {*REQUIRED, "center", "split", "sha256", "device", "operator", "source_label"}
@@ -138,7 +139,7 @@ def parse_manifest(text: str, file: Path) -> Manifest:
 
 def _read_text(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        data = read_regular(file)
     except FileNotFoundError:
         raise ManifestError(
             f"{file}: no such manifest; write one with `embedcache manifest folder --root DIR`"

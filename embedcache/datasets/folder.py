@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from embedcache.data.images import DICOM_SUFFIXES, SUFFIXES, count_frames
+from embedcache.data.dicom import count_frames
+from embedcache.data.images import DICOM_SUFFIXES, SUFFIXES
 from embedcache.errors import ImageReadError, ManifestError
+from embedcache.files.regular import read_regular
 
 
 def folder_rows(
@@ -87,7 +89,7 @@ def _images(root: Path, path: Path) -> list[str]:
     if path.suffix.lower() not in DICOM_SUFFIXES:
         return [name]
     try:
-        n_frames = count_frames((root / path).read_bytes())
+        n_frames = count_frames(read_regular(root / path))
     except (ImageReadError, OSError) as error:
         raise ManifestError(f"{root / path}: {error}") from None
     return [name] if n_frames == 1 else [f"{name}#{number}" for number in range(n_frames)]

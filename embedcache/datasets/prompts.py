@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from embedcache.errors import RunError
+from embedcache.files.regular import read_regular
 
 BUILTIN: Final = ("fetal-planes", "brain-planes", "template")
 
@@ -53,10 +53,11 @@ def prompts_text(source: str) -> str:
             .read_text("utf-8")
         )
     try:
-        return Path(source).read_text("utf-8")
+        return read_regular(source).decode()
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise RunError(
-            f"{source}: {error}; expected a YAML file of prompts, or one of {', '.join(BUILTIN)}"
+            f"{source}: {reason}; expected a YAML file of prompts, or one of {', '.join(BUILTIN)}"
         ) from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from embedcache.data.manifest import decode_text
 from embedcache.errors import ManifestError
+from embedcache.files.regular import read_regular
 
 
 def read_table(
@@ -31,10 +32,10 @@ def read_table(
         The file is missing, is not UTF-8, lacks a column, or a row has another number of cells.
     """
     try:
-        data = file.read_bytes()
-    except OSError:
+        data = read_regular(file)
+    except OSError as error:
         raise ManifestError(
-            f"{file}: no such table; pass the unpacked download as --root, or the table itself as "
+            f"{file}: {error.strerror}; pass the unpacked download as --root, or the table itself as "
             "--table"
         ) from None
     rows = csv.reader(io.StringIO(decode_text(data, file), newline=""), delimiter=delimiter)

@@ -19,6 +19,7 @@ from typing import Final
 from embedcache.encoders.models import BUILTIN
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderError, UnknownEncoderError
+from embedcache.files.regular import read_regular
 
 GROUP: Final = "embedcache.encoders"
 _from_files: dict[str, EncoderSpec] = {}
@@ -94,7 +95,7 @@ def register_file(file: Path) -> list[str]:
         The file cannot be imported, defines none, or one whose name is taken.
     """
     try:
-        source = file.read_bytes()
+        source = read_regular(file)
     except OSError as error:
         raise UnknownEncoderError(f"{file}: {error.strerror}") from None
     # The module is named by its content: the same file twice is one module, an edited one another.

@@ -18,6 +18,7 @@ from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import EncoderOutputError, ImageReadError
 from embedcache.files.durable import canonical_json
+from embedcache.files.regular import read_regular
 
 FloatArray = NDArray[np.float32]
 Picture = Image.Image | Path | str  # itself, or the path of an image file
@@ -232,7 +233,7 @@ def _opened(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     try:
-        return decode_image(Path(picture).read_bytes())
+        return decode_image(read_regular(picture))
     except OSError as error:  # `ImageReadError` is one, without the name of the file
         raise ImageReadError(f"{picture}: {error.strerror or error}") from None
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from embedcache.data.image_files import ImageFile, read_and_hash
+from embedcache.data.image_files import ImageFile, in_chunks, read_and_hash
 from embedcache.data.images import decode_image
 from embedcache.encoders.spec import FloatArray
 from embedcache.errors import ImageReadError, StoreWriteError
@@ -28,6 +28,7 @@ from embedcache.extract.lane import Job, Lane
 from embedcache.extract.report import Clock, PassReport, Progress, Tally, slowest_stage
 from embedcache.files.cores import usable_cores
 from embedcache.files.digests import DigestCache, stamp_of
+from embedcache.files.threads import ReadingThreads
 
 _AHEAD_BYTES: Final = 256 << 20  # of arrays that wait for an encoder
 
@@ -150,10 +151,10 @@ class _Flow:
         return {stage: sum(c.seconds[stage] for c in clocks) for stage in self.shared.seconds}
 
     def run(self, *, fail_fast: bool, on_progress: Callable[[Progress], None]) -> None:
-        todo = [number for number in range(len(self.images)) if not self._is_settled(number)]
         n_failed = 0
-        pool = ThreadPoolExecutor(self.workers, "decode", initializer=_give_way)
+        pool = ReadingThreads(self.workers, _give_way)
         with self.writer, pool:
+            todo = self._todo(pool)
             try:
                 for n_done, (number, prepared) in enumerate(self._prepared(todo, pool), 1):
                     self._take(number, prepared)
@@ -172,6 +173,15 @@ class _Flow:
             for lane in self.lanes:
                 lane.finish()
 
+    def _todo(self, pool: ReadingThreads) -> list[int]:
+        """Return the images that need work. A look at a file may hang, so other threads take it."""
+
+        def unsettled(chunk: Sequence[int]) -> list[int]:
+            return [number for number in chunk if not self._is_settled(number)]
+
+        chunks = in_chunks(range(len(self.images)))
+        return [number for chunk in pool.map(unsettled, chunks) for number in chunk]
+
     def _is_settled(self, number: int) -> bool:
         """Tell whether every lane is done with an image, if that shows without reading its file."""
         image = self.images[number]
@@ -185,9 +195,7 @@ class _Flow:
         key = self.keys[number] = image.key_of(digest)
         return all(lane.job.is_settled(key) for lane in self.lanes)
 
-    def _prepared(
-        self, todo: list[int], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, _Prepared]]:
+    def _prepared(self, todo: list[int], pool: ReadingThreads) -> Iterator[tuple[int, _Prepared]]:
         """Yield images in order, with as many more under way as the memory bound allows."""
         size = sum(4 * int(np.prod(lane.job.spec.preprocess.shape)) for lane in self.lanes)
         most = self.workers + min(1024, _AHEAD_BYTES // max(1, size))

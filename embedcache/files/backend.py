@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from embedcache.files import durable
+from embedcache.files.regular import open_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class LocalBackend:
         path = f"{self.root}/{name}"
         try:
             # Rows are read one by one: this takes half the time of Path.open.
-            with io.FileIO(path) as stream:
+            with open_regular(path) as stream:
                 stream.seek(start)
                 if into is not None:
                     return into[: _fill(stream, into)]

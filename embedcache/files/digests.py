@@ -19,6 +19,7 @@ from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.durable import crc32c, replace
 from embedcache.files.kinds import ArtefactKind, Damage, Mended
+from embedcache.files.regular import open_regular, read_regular
 
 RACY_WINDOW_NS: Final = 2_000_000_000
 
@@ -63,7 +64,7 @@ class DigestCache:
         self._entries: dict[str, tuple[Stamp, str]] = {}
         self.is_damaged = False
         if file is not None and file.is_file():
-            self._load(file.read_bytes())
+            self._load(read_regular(file))
 
     def _load(self, data: bytes) -> None:
         head, _, body = data.partition(b"\n")
@@ -89,7 +90,7 @@ class DigestCache:
     def file_digest(self, path: Path) -> str:
         """Return the SHA-256 of a file, which is read only if its digest is not remembered."""
         key = str(path.absolute())
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             stamp = stamp_of(os.fstat(stream.fileno()))
             digest = self.get(key, stamp)
             if digest is None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 
 from embedcache.encoders.choices import PrecisionChoice
 from embedcache.errors import RunError
+from embedcache.files.regular import read_regular
 
 ClassWeights = Literal["balanced", "none"]
 RecipeValue = str | int | float | bool
@@ -134,7 +135,7 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(file).decode())
     except OSError as error:
         raise RunError(f"{file}: {error.strerror}; expected a TOML file of recipe keys") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

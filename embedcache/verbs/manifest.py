@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,8 @@ from embedcache.data.manifest import Manifest, read_manifest, write_manifest
 from embedcache.data.tabular import Tabular
 from embedcache.errors import ImageReadError, ManifestError
 from embedcache.files.cores import usable_cores
+from embedcache.files.regular import read_regular
+from embedcache.files.threads import ReadingThreads
 from embedcache.verbs.session import Session
 
 
@@ -194,8 +195,8 @@ def check(session: Session) -> CheckReport:
     # To check a folder must not make a store in it.
     if session.workspace.has_store():
         session.digests.save()
-    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-        # Threads do: Pillow decodes without the interpreter lock.
+    # Threads do: Pillow decodes without the interpreter lock.
+    with ReadingThreads(max(2, usable_cores())) as pool:
         reasons = list(pool.map(_reason, files))
     columns = manifest.columns
     cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -212,7 +213,7 @@ def check(session: Session) -> CheckReport:
 
 def _reason(file: ImageFile) -> str:
     try:
-        decode_image(Path(file.path).read_bytes(), file.frame)
+        decode_image(read_regular(file.path), file.frame)
     except FileNotFoundError:
         return "missing"
     except ImageReadError as error:

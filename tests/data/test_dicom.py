@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import embedcache
-from embedcache.data.images import count_frames, decode_image
+from embedcache.data.dicom import count_frames
+from embedcache.data.images import decode_image
 from embedcache.errors import ImageReadError, ManifestError, MissingExtraError
 
 pydicom = pytest.importorskip("pydicom")

@@ -107,7 +107,7 @@ def test_a_strip_that_would_take_gigabytes_to_resize_is_refused():
 
 
 def test_whatever_a_decoder_raises_is_an_image_that_cannot_be_decoded(monkeypatch):
-    def confused(*_):
+    def confused(*_, **__):
         raise TypeError("Missing dimensions")
 
     monkeypatch.setattr(Image, "open", confused)

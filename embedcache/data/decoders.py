@@ -1,0 +1,79 @@
+"""What foreign decoders say, in one line: their warnings, thread by thread, and their errors."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+_DECODERS: Final = r"(PIL|pydicom|embedcache\.data)(\.|$)"
+_LONGEST: Final = 200  # characters of a reason
+# Of a decoder that stumbled over the bytes, not of one that says what is wrong with them.
+_PYTHON_WORDS: Final = re.compile(
+    r"NoneType|operand|\bobject\b|attribute|subscriptable|argument|out of (range|bounds)|unpack"
+    r"|broadcast|reshape|invalid literal|codec can't|iterable|not supported between|sequence item"
+    r"|could not convert|\bbuffer\b|dtype"
+)
+
+_lock = threading.Lock()
+_heard: dict[int, list[str]] = {}  # warnings by the thread whose decoder warns
+_catching: list[Any] = []  # the one `catch_warnings` of all threads that decode
+
+
+@contextmanager
+def decoder_warnings() -> Iterator[list[str]]:
+    """Collect the warnings of Pillow, pydicom and this room in this thread, one line each.
+
+    `warnings.catch_warnings` alone is of the whole process: threads that decode side by side would
+    undo each other's, and take each other's warnings. So the first of them to come in enters it,
+    and the last to leave leaves it.
+    """
+    thread = threading.get_ident()
+    messages: list[str] = []
+    with _lock:
+        if not _heard:
+            _enter()
+        _heard[thread] = messages
+    try:
+        yield messages
+    finally:
+        with _lock:
+            del _heard[thread]
+            if not _heard:
+                _catching.pop().__exit__(None, None, None)
+
+
+def _enter() -> None:
+    catching = warnings.catch_warnings()
+    catching.__enter__()
+    _catching.append(catching)
+    warnings.filterwarnings("always", module=_DECODERS)
+    show = warnings.showwarning
+
+    def hear(message: Warning | str, *place: Any, **more: Any) -> None:
+        messages = _heard.get(threading.get_ident())
+        if messages is None:
+            show(message, *place, **more)
+        elif (text := one_line(str(message))) not in messages:
+            messages.append(text)
+
+    warnings.showwarning = hear
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and control characters, cut to a readable length."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def why_undecodable(error: Exception) -> str:
+    """Return what a decoder's error says of a file, or that it makes no sense to the decoder."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    text = one_line(str(error))
+    if not text or isinstance(error, KeyError | RecursionError) or _PYTHON_WORDS.search(text):
+        return f"damaged, or of a kind that its decoder does not know ({type(error).__name__})"
+    return text
