@@ -75,7 +75,7 @@ LATE = (
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.data.folds",
-    "embedcache.data.images",
+    "embedcache.data.dicom",
     "embedcache.files.documents",
     "embedcache.finetune.material",
     "embedcache.finetune.regimes",

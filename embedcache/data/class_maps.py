@@ -51,7 +51,7 @@ def read_class_map(name: str) -> Mapping[str, str]:
         data = read_regular(name)
     except OSError as error:
         raise ManifestError(
-            f"{name}: {error.strerror}; expected a CSV file (label, class) or one of "
+            f"{name}: no class map: {error.strerror}; expected a CSV file (label, class) or one of "
             f"{', '.join(BUILTIN)}"
         ) from None
     mapping: dict[str, str] = {}

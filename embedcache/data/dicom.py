@@ -188,7 +188,7 @@ def _stored(header: Any, index: int, n_frames: int) -> NDArray[Any]:
     try:
         # Unused bits are looked at before they are put away.
         stored, facts = decoder.as_array(header, index=index, correct_unused_bits=False)
-    except (RuntimeError, NotImplementedError) as error:  # of all its decoders
+    except RuntimeError as error:  # of all its decoders
         if re.search("Pillow (does not support|cannot decode)", str(error)):
             raise _without_decoder(syntax) from None
         reason = why_undecodable(error).partition("plugins: ")
@@ -238,7 +238,7 @@ def _decoder(header: Any) -> Any:
         raise ImageReadError("its DICOM header names no transfer syntax")
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:
+    except RuntimeError:  # none is known
         raise ImageReadError(
             f"encoded as {syntax.name}, which is not decoded; export its frames as pictures"
         ) from None

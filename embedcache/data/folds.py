@@ -170,7 +170,7 @@ def read_folds(file: Path) -> FoldTable:
         rows = [(row["patient_id"], int(row["fold"])) for row in csv.DictReader(text)]
     except OSError as error:
         raise RunError(
-            f"{file}: {error.strerror}; expected a CSV file of folds (patient_id, fold)"
+            f"{file}: no fold table: {error.strerror}; expected a CSV file (patient_id, fold)"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(

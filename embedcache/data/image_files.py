@@ -70,7 +70,7 @@ def hash_images(images: Sequence[ImageFile], digests: DigestCache, workers: int)
 
 
 def in_chunks(items: Sequence[_Item]) -> list[Sequence[_Item]]:
-    """Return items in parts that are worth a task each: one for an image costs three looks at it."""
+    """Return items in parts worth a task each: a task costs as much as looks at three files."""
     return [items[first : first + _CHUNK] for first in range(0, len(items), _CHUNK)]
 
 

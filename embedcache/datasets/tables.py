@@ -35,8 +35,8 @@ def read_table(
         data = read_regular(file)
     except OSError as error:
         raise ManifestError(
-            f"{file}: {error.strerror}; pass the unpacked download as --root, or the table itself as "
-            "--table"
+            f"{file}: no table: {error.strerror}; pass the unpacked download as --root, or the "
+            "table itself as --table"
         ) from None
     rows = csv.reader(io.StringIO(decode_text(data, file), newline=""), delimiter=delimiter)
     header = [name.strip() for name in next(rows, [])]

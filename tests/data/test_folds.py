@@ -105,7 +105,9 @@ def test_a_wrong_table_is_refused(tmp_path, text, error, message):
     (tmp_path / "folds.csv").write_text(text)
     with pytest.raises(error, match=message):
         read_folds(tmp_path / "folds.csv")
-    with pytest.raises(RunError, match=f"{tmp_path}: no such fold table; expected a CSV file"):
+    with pytest.raises(
+        RunError, match=f"{tmp_path}: no fold table: a folder, expected a file; expected a CSV"
+    ):
         read_folds(tmp_path)
-    with pytest.raises(RunError, match="no such fold table"):
+    with pytest.raises(RunError, match="no fold table: No such file"):
         read_folds(tmp_path / "nowhere.csv")
