@@ -15,6 +15,7 @@ from embedcache.errors import ManifestError, StoreCorruptError, StoreMismatchErr
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import make_folder, utc_now, write_error
+from embedcache.files.regular import kind_of
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -312,10 +313,14 @@ def find_workspace(
                 f"{folder}: a file, not a store's folder; name a folder as --store"
             )
         store = on_disk(folder)
+    if kind := kind_of(manifest):
+        raise ManifestError(f"{manifest}: {kind}, expected a CSV file as manifest")
     if not manifest.is_file() and not (store / "manifests").list():
         raise ManifestError(
             f"{manifest}: no such manifest; write one with `embedcache manifest folder --root "
             "DIR`, name one with --manifest, or start with `embedcache quickstart`"
         )
     root = Path(data_root) if data_root is not None else manifest.parent
+    if (kind := kind_of(root)) not in {"", "a folder"}:
+        raise ManifestError(f"{root}: {kind}, expected the folder that image paths start from")
     return Workspace(manifest=manifest, data_root=root, store=store)

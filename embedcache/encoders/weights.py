@@ -17,6 +17,7 @@ from embedcache.errors import EncoderWeightsError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import utc_now
+from embedcache.files.regular import kind_of
 
 _log = logging.getLogger(__name__)
 HUB_FILES: Final = (
@@ -59,7 +60,8 @@ def find_weights(
         return None
     if given is not None:
         if not given.is_file():
-            raise EncoderWeightsError(f"{given}: no such weights file for '{spec.name}'")
+            what = f"{kind_of(given)}, no" if kind_of(given) else "no such"
+            raise EncoderWeightsError(f"{given}: {what} weights file for '{spec.name}'")
         return given
     # A file that the user has registered goes before the published one.
     if kind == "user" or _record(spec).exists():

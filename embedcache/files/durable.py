@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Final
 import google_crc32c
 
 from embedcache.errors import StoreReadError, StoreWriteError
+from embedcache.files.regular import kind_of
 
 TEMPORARY: Final = ".tmp-"
 _NO_HARD_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -156,6 +157,8 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
         The file system refused; what was at `path` is there still.
     """
     try:
+        if kind := kind_of(path):
+            raise OSError(errno.EINVAL, f"{kind}, which is not replaced by a file")
         make_folder(path.parent)
         temporary = _write_temporary(path.parent, write)
         with _unlinked_on_error(temporary):

@@ -9,6 +9,7 @@ import stat
 from typing import Final
 
 _NAMES: Final = {
+    stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -26,10 +27,10 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
         `strerror` names.
     """
     # Looked at before it is opened: to open a device can have effects.
-    check_regular(path, os.stat(path))  # noqa: PTH116 - one for each image
+    _check(path, os.stat(path))  # noqa: PTH116 - one for each image
     stream = io.FileIO(path, opener=_open)
     try:
-        check_regular(path, os.fstat(stream.fileno()))  # it may have been put there meanwhile
+        _check(path, os.fstat(stream.fileno()))  # it may have been put there meanwhile
     except OSError:
         stream.close()
         raise
@@ -42,14 +43,27 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return stream.readall()
 
 
-def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
-    """Refuse what is no regular file; see `open_regular`."""
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Return what a path leads to, as 'a folder' or 'a device'; '' for a regular file or nothing.
+
+    What cannot be looked at counts as nothing.
+    """
+    try:
+        return _kind(os.stat(path))  # noqa: PTH116 - as above
+    except OSError as error:
+        return "a link that leads to itself" if error.errno == errno.ELOOP else ""
+
+
+def _kind(status: os.stat_result) -> str:
     kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFDIR:
-        raise IsADirectoryError(errno.EISDIR, "a folder, expected a file", os.fspath(path))
-    if kind != stat.S_IFREG:
-        name = _NAMES.get(kind, "no regular file")
-        raise OSError(errno.EINVAL, f"{name}, expected a file", os.fspath(path))
+    return "" if kind == stat.S_IFREG else _NAMES.get(kind, "no regular file")
+
+
+def _check(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if kind := _kind(status):
+        error = IsADirectoryError if stat.S_ISDIR(status.st_mode) else OSError
+        number = errno.EISDIR if error is IsADirectoryError else errno.EINVAL
+        raise error(number, f"{kind}, not a file", os.fspath(path))
 
 
 def _open(path: str, flags: int) -> int:

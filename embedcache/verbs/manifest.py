@@ -73,7 +73,7 @@ def write_rows(
         `root` is outside the data root, an id is there already, images are missing, or another
         manifest is in the way.
     """
-    base = (data_root or file.parent).resolve()
+    base = Path(os.path.realpath(data_root or file.parent))
     new_rows = _relative_to(base, root, rows)
     missing = _missing(base, new_rows)
     if missing and not allow_missing:

@@ -106,7 +106,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, error, message):
     with pytest.raises(error, match=message):
         read_folds(tmp_path / "folds.csv")
     with pytest.raises(
-        RunError, match=f"{tmp_path}: no fold table: a folder, expected a file; expected a CSV"
+        RunError, match=f"{tmp_path}: no fold table: a folder, not a file; expected a CSV"
     ):
         read_folds(tmp_path)
     with pytest.raises(RunError, match="no fold table: No such file"):
