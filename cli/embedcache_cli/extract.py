@@ -14,7 +14,7 @@ from embedcache_cli.progress import image_progress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from embedcache.extract.report import PassReport, Tally
+    from embedcache.extract.report import PassReport
     from embedcache.project import Project
     from embedcache.verbs.extract import Plan
 
@@ -113,17 +113,18 @@ def print_report(report: PassReport, *, every_failure: bool = False) -> None:
         )
     shown: set[str] = set()
     for tally in report.tallies:
-        _print_failures(tally, shown, every=every_failure)
+        new = [failure for failure in tally.failures if failure[0] not in shown]
+        shown.update(image_id for image_id, _ in new)
+        _print_images("failed", new, every=every_failure)
+    _print_images("note", report.notes, every=every_failure)
     click.echo(_time_line(report))
 
 
-def _print_failures(tally: Tally, shown: set[str], *, every: bool) -> None:
-    new = [failure for failure in tally.failures if failure[0] not in shown]
-    shown.update(image_id for image_id, _ in new)
-    for image_id, reason in new if every else new[:_SHOWN]:
-        click.echo(f"  failed: {image_id}: {reason}")
-    if len(new) > _SHOWN and not every:
-        click.echo(f"  ... and {len(new) - _SHOWN} more; -v lists them all")
+def _print_images(what: str, images: Sequence[tuple[str, str]], *, every: bool) -> None:
+    for image_id, reason in images if every else images[:_SHOWN]:
+        click.echo(f"  {what}: {image_id}: {reason}")
+    if len(images) > _SHOWN and not every:
+        click.echo(f"  ... and {len(images) - _SHOWN} more; -v lists them all")
 
 
 def _time_line(report: PassReport) -> str:

@@ -43,6 +43,8 @@ class _Prepared:
         SHA-256 of the image's bytes; '' where the file could not be read.
     failure
         Reason why the image cannot be encoded; '' where it can.
+    note
+        Warnings about the picture; '' where there is none.
     lanes
         Numbers of the lanes that encode the image.
     arrays
@@ -51,6 +53,7 @@ class _Prepared:
 
     key: str
     failure: str = ""
+    note: str = ""
     lanes: tuple[int, ...] = ()
     arrays: tuple[FloatArray, ...] = ()
 
@@ -130,6 +133,7 @@ class _Flow:
         self.waited_s = 0.0
         self.keys: dict[int, str] = {}  # image number to digest
         self.troubles: dict[int, str] = {}  # image number to the reason why its file is unusable
+        self.notes: dict[int, str] = {}  # image number to the warnings about its picture
         self.shared = Clock()  # read and decode, for all lanes together
         self.writer = ThreadPoolExecutor(1, "append")
         self.lanes = [self._lane(job) for job in jobs]
@@ -138,10 +142,13 @@ class _Flow:
         clock = Clock()
         before: dict[str, float] = {}
 
-        def context() -> dict[str, Any]:
+        def context(keys: Sequence[str]) -> dict[str, Any]:
             spent = {stage: s - before.get(stage, 0.0) for stage, s in clock.seconds.items()}
             before.update(clock.seconds)
-            return {**self.context, "seconds": {k: round(v, 3) for k, v in spent.items()}}
+            seconds = {stage: round(s, 3) for stage, s in spent.items()}
+            by_key = {self.keys[number]: note for number, note in list(self.notes.items())}
+            notes = {key: by_key[key] for key in keys if key in by_key}
+            return {**self.context, "seconds": seconds, **({"notes": notes} if notes else {})}
 
         return Lane(job, self.writer, clock, context)
 
@@ -244,9 +251,10 @@ class _Flow:
         wanting = tuple(n for n, lane in enumerate(self.lanes) if lane.job.claim(key))
         if not wanting:
             return _Prepared(key)
+        notes: list[str] = []
         try:
             with self.shared.timed("decode"):
-                picture = decode_image(data, image.frame)
+                picture = decode_image(data, image.frame, notes.append)
         except ImageReadError as error:
             return _Prepared(key, failure=str(error), lanes=wanting)
         arrays = []
@@ -254,13 +262,15 @@ class _Flow:
             lane = self.lanes[number]
             with lane.clock.timed("preprocess"):
                 arrays.append(lane.job.encoder.preprocess(picture))
-        return _Prepared(key, lanes=wanting, arrays=tuple(arrays))
+        return _Prepared(key, note="; ".join(notes), lanes=wanting, arrays=tuple(arrays))
 
     def _take(self, number: int, prepared: _Prepared) -> None:
         if not prepared.key:
             self.troubles[number] = prepared.failure
             return
         self.keys[number] = prepared.key
+        if prepared.note:
+            self.notes[number] = prepared.note
         if prepared.failure:
             for lane_number in prepared.lanes:
                 self.lanes[lane_number].fail(prepared.key, prepared.failure)
@@ -271,6 +281,7 @@ class _Flow:
         """Return what a pass did that began at `start`, by the clock `time.perf_counter`."""
         return PassReport(
             tallies=tuple(self._tally(lane) for lane in self.lanes),
+            notes=tuple((self.images[n].image_id, note) for n, note in self.notes.items()),
             wall_s=time.perf_counter() - start,
             loaded_s=sum(lane.job.load_s for lane in self.lanes),
             waited_s=self.waited_s,

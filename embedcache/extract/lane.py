@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Final
@@ -130,7 +130,7 @@ class Lane:
     clock
         Clock of the stages 'preprocess', 'encode' and 'write'.
     context
-        Function that returns the JSON values kept with a commit.
+        Function that returns the JSON values kept with the commit of some images, by their keys.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Lane:
         job: Job,
         writer: ThreadPoolExecutor,
         clock: Clock,
-        context: Callable[[], dict[str, Any]],
+        context: Callable[[Sequence[str]], dict[str, Any]],
     ) -> None:
         self.job = job
         self.clock = clock
@@ -222,7 +222,7 @@ class Lane:
 
     def _append(self, keys: list[str], rows: FloatArray, failures: dict[str, str]) -> None:
         with self.clock.timed("write"):
-            self.job.store.append(keys, rows, failures=failures, context=self._context())
+            self.job.store.append(keys, rows, failures=failures, context=self._context(keys))
 
     def _settle(self) -> None:
         """Wait for the last commit and raise what went wrong with it."""

@@ -33,7 +33,9 @@ def put_in_order(store: EmbeddingStore, images: Images, context: Mapping[str, An
     order = [*wanted, *(key for key in store.row_keys() if key not in wanted)]
     if len(store.records) <= 1 and order == store.row_keys():
         return False
-    store.rewrite(order, context={**context, "seconds": stage_seconds(store)})
+    notes = {k: v for record in store.records for k, v in record.context.get("notes", {}).items()}
+    context = {**context, "seconds": stage_seconds(store), **({"notes": notes} if notes else {})}
+    store.rewrite(order, context=context)
     return True
 
 

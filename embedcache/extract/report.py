@@ -99,6 +99,8 @@ class PassReport(Tabular):
         Seconds by stage, summed over threads.
     workers
         Number of threads that read, decoded and preprocessed.
+    notes
+        Image id and warnings of each picture that was read with warnings.
     """
 
     tallies: tuple[Tally, ...]
@@ -107,6 +109,7 @@ class PassReport(Tabular):
     waited_s: float
     seconds: dict[str, float]
     workers: int
+    notes: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_failed(self) -> int:
@@ -152,4 +155,5 @@ def merge_reports(reports: Sequence[PassReport]) -> PassReport:
             stage: sum(report.seconds[stage] for report in reports) for stage in reports[0].seconds
         },
         workers=max(report.workers for report in reports),
+        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
     )

@@ -123,7 +123,7 @@ class Trouble:
     ----------
     kind
         'missing', 'unreadable', 'changed', 'patient-in-two-cohorts', 'bytes-under-two-patients',
-        'bytes-under-two-labels' or 'label-spelling'.
+        'bytes-under-two-labels', 'label-spelling' or 'warning'.
     message
         One line, with the first offender.
     images
@@ -197,7 +197,8 @@ def check(session: Session) -> CheckReport:
         session.digests.save()
     # Threads do: Pillow decodes without the interpreter lock.
     with ReadingThreads(max(2, usable_cores())) as pool:
-        reasons = list(pool.map(_reason, files))
+        outcomes = list(pool.map(_outcome, files))
+    reasons, notes = [reason for reason, _ in outcomes], [note for _, note in outcomes]
     columns = manifest.columns
     cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for cohort, label in zip(columns["cohort"], columns["label"], strict=True):
@@ -207,20 +208,29 @@ def check(session: Session) -> CheckReport:
         n_images=len(manifest),
         n_patients=len(set(columns["patient_id"])),
         cohorts={name: dict(sorted(labels.items())) for name, labels in sorted(cohorts.items())},
-        troubles=tuple(_troubles(manifest, files, file_digests, reasons)),
+        troubles=(*_troubles(manifest, files, file_digests, reasons), *_noted(manifest, notes)),
     )
 
 
-def _reason(file: ImageFile) -> str:
+def _outcome(file: ImageFile) -> tuple[str, str]:
+    """Return why an image cannot be read, and the warnings about it; '' where there is nothing."""
+    notes: list[str] = []
     try:
-        decode_image(read_regular(file.path), file.frame)
+        decode_image(read_regular(file.path), file.frame, notes.append)
     except FileNotFoundError:
-        return "missing"
+        return "missing", ""
     except ImageReadError as error:
-        return str(error)
+        return str(error), ""
     except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        return error.strerror or str(error), ""
+    return "", "; ".join(notes)
+
+
+def _noted(manifest: Manifest, notes: Sequence[str]) -> Iterable[Trouble]:
+    numbers = [number for number, note in enumerate(notes) if note]
+    if numbers:
+        what = f"images are read with a warning ({notes[numbers[0]]})"
+        yield _trouble("warning", what, numbers, manifest.column("image_id"))
 
 
 def _troubles(
