@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 _DECODERS: Final = r"(PIL|pydicom|embedcache\.data)(\.|$)"
-_LONGEST: Final = 200  # characters of a reason
+_LONGEST: Final = 400  # characters of a reason
+# pydicom cites what it warns of, which may be the name of a patient.
+_CITED: Final = re.compile(r"(Invalid value for VR \w\w).*", re.DOTALL)
 # Of a decoder that stumbled over the bytes, not of one that says what is wrong with them.
 _PYTHON_WORDS: Final = re.compile(
     r"NoneType|operand|\bobject\b|attribute|subscriptable|argument|out of (range|bounds)|unpack"
@@ -57,7 +59,7 @@ def _enter() -> None:
         messages = _heard.get(threading.get_ident())
         if messages is None:
             show(message, *place, **more)
-        elif (text := one_line(str(message))) not in messages:
+        elif (text := one_line(_CITED.sub(r"\1", str(message)))) not in messages:
             messages.append(text)
 
     warnings.showwarning = hear

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedcache.data.decoders import why_undecodable
+from embedcache.data.decoders import decoder_warnings, one_line, why_undecodable
 from embedcache.data.dicom_display import display_facts, float_pixels, grey_pixels, stored_range
 from embedcache.data.dicom_tables import palette
 from embedcache.data.pixel_ranges import Pixels, check_not_flattened, from_integers
@@ -35,7 +37,8 @@ _PACKAGES: Final = {
     "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
     "JPEG": "pylibjpeg pylibjpeg-libjpeg",
 }
-_FRAME_STARTS: Final = (b"\xff\xd8", b"\xff\x4f", b"\0\0")  # of JPEG, JPEG 2000, and that in a box
+_BOX: Final = b"\0\0\0\x0cjP"
+_FRAME_STARTS: Final = (b"\xff\xd8", b"\xff\x4f", _BOX[:2])  # of JPEG, JPEG 2000, and that boxed
 # A header without the 128 bytes and 'DICM' before it: its group 0002 or 0008, of any byte order,
 # with the type of its first element or without.
 _BARE: Final = re.compile(
@@ -56,15 +59,11 @@ def count_frames(data: bytes) -> int:
     ImageReadError
         No DICOM file, or one without pictures.
     """
-    header = _read(data, stop_before_pixels=True)
-    try:
+    with decoder_warnings(), _in_one_line():  # warnings are for who decodes it
+        header = _read(data, stop_before_pixels=True)
         if header.get("Rows") is None:
             raise _without_pixels(header)
         return _n_frames(header)
-    except ImageReadError:
-        raise
-    except Exception as error:  # a foreign header is parsed when it is asked for
-        raise ImageReadError(f"cannot be read as DICOM: {why_undecodable(error)}") from None
 
 
 def decode_dicom(data: bytes, frame: int | None) -> Pixels:
@@ -84,12 +83,23 @@ def decode_dicom(data: bytes, frame: int | None) -> Pixels:
     MissingExtraError
         pydicom is not installed.
     """
-    header = _read(data)
+    with _in_one_line():
+        return _decode(_read(data), frame)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Make one plain line of whatever a foreign file makes the parser and the decoders raise.
+
+    A header is parsed when it is asked for, and what is cited from it may hold anything.
+    """
     try:
-        return _decode(header, frame)
-    except ImageReadError:
+        yield
+    except MissingExtraError:
         raise
-    except Exception as error:  # whatever a foreign file makes the decoders raise
+    except ImageReadError as error:
+        raise ImageReadError(one_line(str(error))) from None
+    except Exception as error:
         raise ImageReadError(f"cannot be decoded: {why_undecodable(error)}") from None
 
 
@@ -180,11 +190,14 @@ def _n_frames(header: Any) -> int:
 
 def _stored(header: Any, index: int, n_frames: int) -> NDArray[Any]:
     """Return the stored values of a frame, colours as RGB, without the bits that are not used."""
+    from pydicom.encaps import get_frame
     from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
     decoder = _decoder(header)
     syntax = header.file_meta.TransferSyntaxUID
     _check_length(header, n_frames)
+    if syntax in JPEG2000TransferSyntaxes:
+        _check_boxes(get_frame(header.PixelData, index, number_of_frames=n_frames))
     try:
         # Unused bits are looked at before they are put away.
         stored, facts = decoder.as_array(header, index=index, correct_unused_bits=False)
@@ -272,6 +285,16 @@ def _check_length(header: Any, n_frames: int) -> None:
         raise ImageReadError(
             f"pixels of {n_stored} frames, but its Number of Frames says {n_frames}; correct it"
         )
+
+
+def _check_boxes(frame: bytes) -> None:
+    """Refuse a boxed JPEG 2000 file whose boxes lead nowhere: pydicom would look for ever."""
+    place = 12 if frame.startswith(_BOX) else len(frame)
+    while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
+        length = int.from_bytes(frame[place : place + 4], "big")
+        if length < 8:
+            raise ImageReadError("cannot be decoded: a box of its JPEG 2000 file has no length")
+        place += length
 
 
 def _encoded_frames(header: Any, data: bytes) -> int:
