@@ -110,6 +110,277 @@ def test_a_damaged_file_and_a_missing_package_say_so(monkeypatch):
         decode_image(data)
 
 
+WIDE = np.arange(256, dtype=np.uint16).reshape(1, 16, 16) * 16  # 12 bits
+TWELVE = {"BitsStored": 12, "HighBit": 11}
+
+
+def lut(entries: np.ndarray, *, first: int = 0, bits: int = 16) -> pydicom.Sequence:
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [len(entries) % 65536, first, bits]
+    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return pydicom.Sequence([item])
+
+
+def palette(entries: np.ndarray, bits: int) -> dict:
+    """Return a palette: red as given, green its half, blue nothing."""
+    tables = {"Red": entries, "Green": entries // 2, "Blue": entries * 0}
+    return {
+        f"{name}PaletteColorLookupTable{part}": value
+        for name, table in tables.items()
+        for part, value in (("Descriptor", [len(table), 0, bits]), ("Data", table.tobytes()))
+    }
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": "", "WindowWidth": ["", ""], "VOILUTFunction": ""},
+        {"WindowCenter": "40", "WindowWidth": None},
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": "2", "RescaleIntercept": ""},
+        {"VOILUTSequence": [], "ModalityLUTSequence": []},
+        {"NumberOfFrames": None},
+        {"NumberOfFrames": "0"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A value of")
+def test_what_is_present_but_empty_is_as_if_it_were_absent(empty):
+    assert np.array_equal(pixels(dicom(GREY, **empty)), GREY[0])
+
+
+def test_the_first_window_that_is_complete_is_the_one():
+    both = {"WindowCenter": ["", "100", "9"], "WindowWidth": ["", "100", "9"]}
+    one = {"WindowCenter": "100", "WindowWidth": "100"}
+    assert np.array_equal(pixels(dicom(GREY, **both)), pixels(dicom(GREY, **one)))
+
+
+def test_a_window_function_is_applied():
+    window = {"WindowCenter": "128", "WindowWidth": "128"}
+    seen = pixels(dicom(GREY, **window, VOILUTFunction="LINEAR_EXACT"))[0]
+    assert np.array_equal(seen == 0, GREY[0, 0] <= 64)
+    seen = pixels(dicom(GREY, **window, VOILUTFunction="SIGMOID")).astype(float)
+    expected = 255 / (1 + np.exp(-4 * (GREY[0] - 128.0) / 128))
+    assert np.abs(seen - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"WindowCenter": "40", "WindowWidth": "0"}, "its window has the width 0"),
+        ({"WindowCenter": "40", "WindowWidth": "-5"}, "its window has the width -5"),
+        ({"WindowCenter": "9999", "WindowWidth": "2"}, "but would be shown alike"),
+        (
+            {"WindowCenter": "4", "WindowWidth": "5", "VOILUTFunction": "CUBIC"},
+            "VOI LUT function CUBIC; expected LINEAR",
+        ),
+        (
+            {"RescaleSlope": "0", "RescaleIntercept": "0"},
+            "its RescaleSlope is 0, which shows nothing",
+        ),
+        ({"RescaleSlope": ["1", "2"], "RescaleIntercept": "0"}, "its RescaleSlope is"),
+        ({"PresentationLUTShape": "INVERSE"}, "contradict each other"),
+        ({"PixelPresentation": "COLOR"}, "supplemental palette"),
+        ({"PhotometricInterpretation": "YBR_PARTIAL_422"}, "photometric interpretation YBR_PART"),
+        ({"PhotometricInterpretation": "RGB"}, "RGB with 1 samples a pixel"),
+        ({"HighBit": 3}, "8 stored bits of 8 with high bit 3"),
+        ({"Rows": 8}, "pixels of 2 frames, but its Number of Frames says 1"),
+        ({"NumberOfFrames": "-1"}, "Number of Frames is no number"),
+        ({"BitsStored": None}, "header has no BitsStored"),
+        ({"VOILUTSequence": lut(np.arange(9), bits=7)}, "with 7 bits an entry"),
+        ({"VOILUTSequence": lut(np.arange(99) * 9, bits=8)}, "has the entry 882; expected 8 bits"),
+    ],
+)
+def test_what_shows_nothing_or_contradicts_itself_is_refused_in_one_line(values, reason):
+    with pytest.raises(ImageReadError, match=reason) as caught:
+        decode_image(dicom(GREY, **values))
+    assert str(caught.value).isprintable()
+    assert "NoneType" not in str(caught.value)
+
+
+def test_a_negative_slope_turns_the_picture_round_and_its_window_too():
+    slope = {"RescaleSlope": "-1", "RescaleIntercept": "255"}
+    assert np.array_equal(pixels(dicom(GREY, **slope)), 255 - GREY[0])
+    window = {"WindowCenter": "128", "WindowWidth": "256"}
+    assert np.array_equal(pixels(dicom(GREY, **slope, **window)), 255 - GREY[0])
+
+
+@pytest.mark.parametrize("kind", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_a_table_is_applied(kind):
+    falling = lut((255 - np.arange(256)) * 257)
+    assert np.array_equal(pixels(dicom(GREY, **{kind: falling})), 255 - GREY[0])
+    middle = lut(np.arange(0, 256, 2), first=64, bits=8)  # 64 to 191; beyond are its ends
+    expected = np.clip((GREY[0].astype(int) - 64) * 2, 0, 254)
+    seen = pixels(dicom(GREY, **{kind: middle}))
+    whole = 254 if kind == "ModalityLUTSequence" else 255
+    assert np.array_equal(seen, np.rint(expected / whole * 255))
+
+
+def test_a_window_goes_before_a_voi_table_which_needs_values_of_its_whole_range():
+    window = {"WindowCenter": "128", "WindowWidth": "256"}
+    table = lut((255 - np.arange(256)) * 257)
+    assert np.array_equal(pixels(dicom(GREY, **window, VOILUTSequence=table)), GREY[0])
+    with pytest.raises(ImageReadError, match="values from 0 to 255 of 0 to 65535 would be shown"):
+        decode_image(dicom(GREY, VOILUTSequence=lut(np.arange(256))))
+
+
+def test_enhanced_files_state_how_each_frame_is_shown():
+    group = pydicom.Dataset()
+    window = pydicom.Dataset()
+    window.WindowCenter, window.WindowWidth = "128", "128"
+    group.FrameVOILUTSequence = [window]
+    film = np.stack([GREY[0], GREY[0]])
+    groups = {"PerFrameFunctionalGroupsSequence": [pydicom.Dataset(), group]}
+    data = dicom(film, n_frames=2, **groups)
+    alone = pixels(dicom(GREY, WindowCenter="128", WindowWidth="128"))
+    assert np.array_equal(pixels(data, 0), GREY[0])
+    assert np.array_equal(pixels(data, 1), alone)
+
+
+@pytest.mark.parametrize(
+    ("entries", "bits"),
+    [
+        (np.arange(256, dtype="u1"), 8),
+        (np.arange(256, dtype="<u2"), 8),  # 8 bits in words
+        (np.arange(256, dtype="<u2"), 16),  # whatever the descriptor says
+        (np.arange(256, dtype="<u2") * 257, 16),
+    ],
+)
+def test_palettes_become_colours(entries, bits):
+    data = dicom(GREY, "PALETTE COLOR", **palette(entries, bits))
+    picture = np.stack([GREY[0], GREY[0] // 2, GREY[0] * 0], axis=-1)
+    assert np.abs(pixels(data).astype(int) - picture).max() <= (bits == 16)
+
+
+def test_segmented_palettes_are_read_and_a_missing_one_is_not_made_up():
+    line = bytes([0, 1, 0, 1, 255, 255])  # one entry 0, then a line to 255 over 255 entries
+    segments = {
+        f"{prefix}{name}PaletteColorLookupTable{part}": value
+        for name in ("Red", "Green", "Blue")
+        for prefix, part, value in (("", "Descriptor", [256, 0, 8]), ("Segmented", "Data", line))
+    }
+    assert np.array_equal(pixels(dicom(GREY, "PALETTE COLOR", **segments)), GREY[0])
+    with pytest.raises(ImageReadError, match="the colour palette has no descriptor"):
+        decode_image(dicom(GREY, "PALETTE COLOR"))
+
+
+def test_colours_of_sixteen_bits_are_scaled_not_cut():
+    colour = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
+    assert np.array_equal(pixels(dicom(colour.astype(np.uint16) * 257, "RGB")), colour[0])
+
+
+def test_values_beyond_the_stored_bits_are_refused_but_for_an_overlay_in_them():
+    with pytest.raises(ImageReadError, match="values from 0 to 4080 in 8 stored bits; correct"):
+        decode_image(dicom(WIDE, BitsStored=8, HighBit=7))
+    data = dicom(WIDE | 0x8000, **TWELVE)
+    with pytest.raises(ImageReadError, match="in 12 stored bits"):
+        decode_image(data)
+    marked = pydicom.dcmread(io.BytesIO(data))
+    marked.add_new((0x6000, 0x0102), "US", 15)
+    stream = io.BytesIO()
+    marked.save_as(stream)
+    assert np.array_equal(pixels(stream.getvalue()), pixels(dicom(WIDE, **TWELVE)))
+
+
+def test_few_of_the_stored_bits_without_a_window_are_refused_and_padding_does_not_count():
+    message = "values from 0 to 255 of 0 to 65535 would be shown nearly black .* write a window"
+    dark = GREY.astype(np.uint16)
+    with pytest.raises(ImageReadError, match=message):
+        decode_image(dicom(dark))
+    padded = np.where(dark == 7, 65535, dark)
+    with pytest.raises(ImageReadError, match="nearly black"):
+        decode_image(dicom(padded, PixelPaddingValue=65535))
+    window = {"WindowCenter": "128", "WindowWidth": "256"}
+    assert np.array_equal(pixels(dicom(dark, **window)), GREY[0])
+
+
+def test_a_picture_that_is_shown_with_few_levels_is_noted():
+    notes: list[str] = []
+    decode_image(dicom(GREY // 64), on_note=notes.append)  # stored so
+    assert not notes
+    flat = {"WindowCenter": "32768", "WindowWidth": "65536"}
+    decode_image(dicom(GREY.astype(np.uint16) * 4, **flat), on_note=notes.append)
+    assert notes == ["shown with grey levels from 0 to 4 only"]
+    with pytest.warns(UserWarning, match="shown with grey levels from 0 to 4 only"):
+        decode_image(dicom(GREY.astype(np.uint16) * 4, **flat))
+
+
+def test_float_pixels_are_read_as_those_of_other_files():
+    values = (GREY / 255).astype(np.float32)
+
+    def saved(kind: str, **more) -> bytes:
+        file = pydicom.dcmread(io.BytesIO(dicom(GREY, kind, **more)))
+        del file.PixelData, file.BitsStored, file.HighBit, file.PixelRepresentation
+        file.BitsAllocated, file.FloatPixelData = 32, values.tobytes()
+        stream = io.BytesIO()
+        file.save_as(stream)
+        return stream.getvalue()
+
+    assert np.array_equal(pixels(saved("MONOCHROME2")), GREY[0])
+    assert np.array_equal(pixels(saved("MONOCHROME1")), 255 - GREY[0])
+    with pytest.raises(ImageReadError, match="float pixels with a rescale, window or table"):
+        decode_image(saved("MONOCHROME2", WindowCenter="1", WindowWidth="2"))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "packages"),
+    [
+        ("JPEGLosslessSV1", "pylibjpeg pylibjpeg-libjpeg"),
+        ("JPEGLSLossless", "pyjpegls"),
+        ("HTJ2KLossless", "pylibjpeg pylibjpeg-openjpeg"),
+        ("MPEG4HP41", None),
+    ],
+)
+def test_a_missing_decoder_is_named_with_what_to_install(syntax, packages):
+    file = pydicom.dcmread(io.BytesIO(dicom(GREY)))
+    file.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    file.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    file["PixelData"].is_undefined_length = True
+    stream = io.BytesIO()
+    file.save_as(stream)
+    wanted = f"`pip install {packages}`, then" if packages else "export its frames as pictures"
+    with pytest.raises(ImageReadError, match=wanted):
+        decode_image(stream.getvalue())
+
+
+def test_undeclared_frames_of_an_encoded_film_are_refused():
+    def jpeg(picture: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(picture).save(stream, "JPEG", quality=95)
+        return stream.getvalue()
+
+    file = pydicom.dcmread(io.BytesIO(dicom(GREY)))
+    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    file.PixelData = pydicom.encaps.encapsulate([jpeg(GREY[0]), jpeg(255 - GREY[0])])
+    file["PixelData"].is_undefined_length = True
+    stream = io.BytesIO()
+    file.save_as(stream)
+    with pytest.raises(ImageReadError, match="pixels of 2 frames, but its Number of Frames says 1"):
+        decode_image(stream.getvalue())
+
+
+def test_dicom_files_without_a_picture_or_a_preamble_are_refused_as_such():
+    data = dicom(GREY)
+    for bare in (data[132:], data[data.index(b"\x08\0\x16\0") :]):
+        for read in (decode_image, count_frames):
+            with pytest.raises(ImageReadError, match="'DICM' is not at byte 128"):
+                read(bare)
+    report = pydicom.dcmread(io.BytesIO(data))
+    report.SOPClassUID = pydicom.uid.BasicTextSRStorage
+    del report.PixelData, report.Rows
+    stream = io.BytesIO()
+    report.save_as(stream)
+    for read in (decode_image, count_frames):
+        with pytest.raises(ImageReadError, match=r"without a picture \(Basic Text SR Storage\)"):
+            read(stream.getvalue())
+
+
+def test_what_is_cited_of_a_header_is_one_line():
+    data = dicom(GREY, NumberOfFrames="1").replace(b"MONOCHROME2", b"MONO\nHROME2")
+    with pytest.raises(ImageReadError, match="photometric interpretation MONO HROME2; expected"):
+        decode_image(data)
+
+
 def test_frames_are_rows_of_a_manifest_encoded_once_and_checked(tmp_path, command):
     film = np.stack([GREY[0], 255 - GREY[0], GREY[0] // 2])
     (tmp_path / "img" / "heart").mkdir(parents=True)
