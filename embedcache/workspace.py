@@ -313,14 +313,19 @@ def find_workspace(
                 f"{folder}: a file, not a store's folder; name a folder as --store"
             )
         store = on_disk(folder)
-    if kind := kind_of(manifest):
-        raise ManifestError(f"{manifest}: {kind}, expected a CSV file as manifest")
+    _check_kinds(manifest, data_root)
     if not manifest.is_file() and not (store / "manifests").list():
         raise ManifestError(
             f"{manifest}: no such manifest; write one with `embedcache manifest folder --root "
             "DIR`, name one with --manifest, or start with `embedcache quickstart`"
         )
     root = Path(data_root) if data_root is not None else manifest.parent
-    if (kind := kind_of(root)) not in {"", "a folder"}:
-        raise ManifestError(f"{root}: {kind}, expected the folder that image paths start from")
     return Workspace(manifest=manifest, data_root=root, store=store)
+
+
+def _check_kinds(manifest: Path, data_root: str | Path | None) -> None:
+    """Refuse a manifest that is there but no file, and a data root that is no folder."""
+    if kind := kind_of(manifest):
+        raise ManifestError(f"{manifest}: {kind}, expected a CSV file as manifest")
+    if data_root is not None and (kind := kind_of(data_root)) not in {"", "a folder"}:
+        raise ManifestError(f"{data_root}: {kind}, expected the folder that image paths start from")

@@ -140,11 +140,12 @@ def _proportioned(image: Image.Image) -> Image.Image:
 def _tiff(image: Any) -> Image.Image:
     """Return a TIFF as its tags say; Pillow follows them where pixels have 8 bits."""
     tags = image.tag_v2
-    if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
-        raise ImageReadError("signed integer pixels; expected unsigned ones or floats")
+    bits = int(tags.get(_BITS, (1,))[0])
+    if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED and bits < 32:
+        raise ImageReadError(f"signed {bits}-bit pixels; expected unsigned ones or floats")
     if not (image.mode.startswith("I") or image.mode == "F"):
         return grey_or_rgb(_proportioned(image))
-    pixels, bits = np.asarray(_proportioned(image)), int(tags.get(_BITS, (1,))[0])
+    pixels = np.asarray(_proportioned(image))
     shown = from_float(pixels) if image.mode == "F" else from_integers(pixels, min(bits, 16))
     check_not_flattened(pixels, shown)
     return Image.fromarray(255 - shown if tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE else shown)
