@@ -156,9 +156,8 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
     StoreWriteError
         The file system refused; what was at `path` is there still.
     """
+    _check_kind(path)
     try:
-        if kind := kind_of(path):
-            raise OSError(errno.EINVAL, f"{kind}, which is not replaced by a file")
         make_folder(path.parent)
         temporary = _write_temporary(path.parent, write)
         with _unlinked_on_error(temporary):
@@ -176,6 +175,11 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_kind(path: Path) -> None:
+    if kind := kind_of(path):
+        raise StoreWriteError(f"{path}: {kind}, which no file can replace; name another path")
 
 
 def write_error(path: Path, error: OSError) -> StoreWriteError:
