@@ -6,8 +6,8 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from typing import Any, Final, cast
 
 _DECODERS: Final = r"(PIL|pydicom|embedcache\.data)(\.|$)"
 _LONGEST: Final = 400  # characters of a reason
@@ -22,22 +22,20 @@ _PYTHON_WORDS: Final = re.compile(
 
 _lock = threading.Lock()
 _heard: dict[int, list[str]] = {}  # warnings by the thread whose decoder warns
-_catching: list[Any] = []  # the one `catch_warnings` of all threads that decode
+_show = warnings.showwarning  # what shows the warnings of all other threads
 
 
 @contextmanager
 def decoder_warnings() -> Iterator[list[str]]:
     """Collect the warnings of Pillow, pydicom and this room in this thread, one line each.
 
-    `warnings.catch_warnings` alone is of the whole process: threads that decode side by side would
-    undo each other's, and take each other's warnings. So the first of them to come in enters it,
-    and the last to leave leaves it.
+    `warnings.catch_warnings` is of the whole process: threads that decode side by side would undo
+    each other's, and take each other's warnings.
     """
     thread = threading.get_ident()
     messages: list[str] = []
     with _lock:
-        if not _heard:
-            _enter()
+        _listen()
         _heard[thread] = messages
     try:
         yield messages
@@ -45,24 +43,31 @@ def decoder_warnings() -> Iterator[list[str]]:
         with _lock:
             del _heard[thread]
             if not _heard:
-                _catching.pop().__exit__(None, None, None)
+                _stop_listening()
 
 
-def _enter() -> None:
-    catching = warnings.catch_warnings()
-    catching.__enter__()
-    _catching.append(catching)
+def _listen() -> None:
+    """Have `_hear` called, again where another thread has left a `catch_warnings` meanwhile."""
+    global _show
     warnings.filterwarnings("always", module=_DECODERS)
-    show = warnings.showwarning
+    if warnings.showwarning is not _hear:
+        _show, warnings.showwarning = warnings.showwarning, _hear
 
-    def hear(message: Warning | str, *place: Any, **more: Any) -> None:
-        messages = _heard.get(threading.get_ident())
-        if messages is None:
-            show(message, *place, **more)
-        elif (text := one_line(_CITED.sub(r"\1", str(message)))) not in messages:
-            messages.append(text)
 
-    warnings.showwarning = hear
+def _stop_listening() -> None:
+    ours = ("always", None, Warning, re.compile(_DECODERS), 0)
+    with suppress(ValueError):
+        list.remove(cast("list[object]", warnings.filters), ours)
+    if warnings.showwarning is _hear:
+        warnings.showwarning = _show
+
+
+def _hear(message: Warning | str, *place: Any, **more: Any) -> None:
+    messages = _heard.get(threading.get_ident())
+    if messages is None:
+        _show(message, *place, **more)
+    elif (text := one_line(_CITED.sub(r"\1", str(message)))) not in messages:
+        messages.append(text)
 
 
 def one_line(text: str) -> str:

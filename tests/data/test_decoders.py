@@ -32,6 +32,25 @@ def test_each_thread_hears_its_own_decoder():
     assert heard == {"a": ["a is odd"], "b": ["b is odd"]}
 
 
+def test_a_catch_that_another_thread_leaves_makes_no_decoder_unheard():
+    def decode_another() -> None:
+        with decoder_warnings():
+            pass
+
+    before = warnings.showwarning, list(warnings.filters)
+    catch = warnings.catch_warnings()  # of a thread that loads an encoder
+    catch.__enter__()
+    warnings.simplefilter("ignore")
+    with decoder_warnings() as messages:
+        catch.__exit__(None, None, None)
+        thread = threading.Thread(target=decode_another)
+        thread.start()
+        thread.join()
+        warn("heard")
+    assert messages == ["heard"]
+    assert (warnings.showwarning, list(warnings.filters)) == before
+
+
 def test_other_warnings_and_those_afterwards_are_as_ever():
     with decoder_warnings() as messages, pytest.raises(UserWarning, match="of torch"):
         warn("of torch", module="torch.nn")

@@ -67,7 +67,5 @@ def test_files_are_read_and_what_is_missing_or_looped_is_as_ever(tmp_path):
 
 
 def test_nothing_but_a_file_is_replaced_by_a_file(special):
-    with pytest.raises(
-        StoreWriteError, match="pipe: a named pipe, which no file can replace"
-    ):
+    with pytest.raises(StoreWriteError, match="pipe: a named pipe, which no file can replace"):
         replace(special["a named pipe"], b"1")
