@@ -261,7 +261,9 @@ def _decoder(header: Any) -> Any:
 
 
 def _without_decoder(syntax: Any) -> ImageReadError:
-    packages = next((value for part, value in _PACKAGES.items() if part in syntax.name), "gdcm")
+    packages = next(
+        (value for part, value in _PACKAGES.items() if part in syntax.name), "python-gdcm"
+    )
     return ImageReadError(
         f"encoded as {syntax.name}, for which no decoder is installed; run `pip install "
         f"{packages}`, then `embedcache extract --retry-failed`"

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.images import picture_size
 from embedcache.data.predictions import Answers
+from embedcache.files.cores import usable_cores
+from embedcache.files.threads import ReadingThreads
 from embedcache.protocol.controls import majority_features, metadata_features, shuffled_labels
 from embedcache.protocol.protocols import check_method
 from embedcache.runs.methods import ProbeMethod
@@ -146,5 +148,6 @@ def _metadata(study: Study) -> NDArray[np.float32]:
     device = None
     if "device" in images.table.column_names:
         device = [str(value or "") for value in images.table["device"].to_pylist()]
-    sizes = np.array([picture_size(file.path) for file in images.files], np.int64)
+    with ReadingThreads(max(2, usable_cores())) as threads:
+        sizes = np.array(list(threads.map(picture_size, [f.path for f in images.files])), np.int64)
     return metadata_features(study.cohorts.train, device=device, sizes=sizes)
