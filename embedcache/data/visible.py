@@ -1,0 +1,34 @@
+"""Text from outside as a terminal may be shown it: nothing in it moves, hides or breaks a line."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+# Characters without a glyph that Unicode counts among letters and marks.
+_FILLERS: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+_HIDDEN: Final = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+
+
+def is_invisible(character: str) -> bool:
+    """Return whether a character shows nothing, or steers how others are shown.
+
+    Control and format characters, line separators, overrides of the writing direction, variation
+    selectors, fillers, and halves of surrogate pairs, as which bytes that are not UTF-8 come in.
+    """
+    return (
+        unicodedata.category(character) in _HIDDEN
+        or character in _FILLERS
+        or "\ufe00" <= character <= "\ufe0f"
+        or "\U000e0100" <= character <= "\U000e01ef"
+    )
+
+
+def visible_text(text: str) -> str:
+    r"""Return a text with each invisible character as its escape: `\n`, `\x1b`, `\u200b`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if is_invisible(character) else character
+        for character in text
+    )
