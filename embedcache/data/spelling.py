@@ -11,7 +11,7 @@ from typing import Final
 from embedcache.data.visible import is_invisible, visible_text
 
 # Letters that look like Latin ones, at least as capitals: Cyrillic, then Greek.
-_FOREIGN: Final = "авекмнорстухіјѕαβεζηικμνορτυχ"  # noqa: RUF001 - these are the look-alikes
+_FOREIGN: Final = "авекмнорстухіјѕαβεζηικμνορτυχ"
 _LATIN: Final = "abekmhopctyxijsabezhikmnoptyx"
 _LOOK_ALIKES: Final = str.maketrans(_FOREIGN + _FOREIGN.upper(), _LATIN + _LATIN.upper())
 _DASHES: Final = re.compile(r"[-\u2010-\u2015\u2212]+")
