@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from embedcache.data.visible import is_invisible, visible_text
+from embedcache.visible import is_invisible, visible_text
 
 # Letters that look like Latin ones, at least as capitals: Cyrillic, then Greek.
 _FOREIGN: Final = "авекмнорстухіјѕαβεζηικμνορτυχ"

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from embedcache.data.spelling import spelling_key, spelling_twins, spellings_text
-from embedcache.data.visible import visible_text
+from embedcache.visible import visible_text
 
 
 @pytest.mark.parametrize(
