@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from embedcache.visible import visible_text
+
 if TYPE_CHECKING:
     from embedcache.files.backend import Location
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document; dataclasses become objects, paths and other things strings."""
-    click.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    # JSON is UTF-8 whatever the terminal's encoding; half a surrogate pair becomes JSON's escape.
+    click.echo(text.encode(errors="backslashreplace"))
+
+
+def print_line(line: str) -> None:
+    """Print a line of the result; control characters and line breaks in it are shown escaped."""
+    click.echo(visible_text(line))
 
 
 def _plain(value: Any) -> Any:
@@ -40,8 +49,8 @@ def _plain(value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """Print a line for people on stderr."""
-    click.echo(message, err=True)
+    """Print a line for people on stderr; see `print_line`."""
+    click.echo(visible_text(message), err=True)
 
 
 ProgressMode = Literal["auto", "bar", "plain", "jsonl", "off"]

@@ -18,9 +18,13 @@ from embedcache.errors import ImageReadError, MissingExtraError
 _MOVING: Final = {"TIFF", "GIF", "PNG", "WEBP"}  # formats that may hide further frames
 # Resized to a shorter side of 224, a strip of 1 x 60,000 would take gigabytes.
 _LONGEST: Final = 100
-_FRAME: Final = re.compile(r"(.+\.(?:dcm|dicom))#(\d+)", re.IGNORECASE)
+# Behind a DICOM suffix, a name without any (IM_0001), or a DICOM UID.
+_FRAME: Final = re.compile(r"((?:.+/)?(?:[^/]+\.(?:dcm|dicom)|[^/.]+|[\d.]+))#(\d+)", re.I | re.S)
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM_SUFFIXES)
+SUFFIXES: Final = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp"),
+    *DICOM_SUFFIXES,
+)
 
 
 def split_frame(path: str) -> tuple[str, int | None]:

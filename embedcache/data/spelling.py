@@ -49,7 +49,7 @@ def spelling_twins(names: Iterable[str]) -> list[tuple[str, ...]]:
         Names of patients or labels; a name may occur more than once, an empty one is none.
     """
     spellings: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for name in filter(None, names):
+    for name in dict.fromkeys(filter(None, names)):
         spellings[spelling_key(name)][name] = None
     return [tuple(group) for group in spellings.values() if len(group) > 1]
 
