@@ -156,7 +156,11 @@ def _learning_curves(
     settings = {name: value for name, value in settings.items() if name != "external"}
     with step_progress(screen, n_models) as step:
         curves = project.learning_curves(
-            models, task=task, on_run=lambda outcome: step(outcome.encoder), **settings
+            models,
+            task=task,
+            on_message=screen.note,
+            on_run=lambda outcome: step(outcome.encoder),
+            **settings,
         )
     print_curves(curves, as_json=screen.as_json)
     return 3 if any(curve.n_skipped for curve in curves) else 0

@@ -18,6 +18,7 @@ _DASHES: Final = re.compile(r"[-\u2010-\u2015\u2212]+")
 _GAPS: Final = re.compile(r"[\s_.]+")
 _WHOLE_NUMBER: Final = re.compile(r"(\d+)\.0+")  # what pandas makes of a number among gaps
 _DIGITS: Final = re.compile(r"\d+")
+_SHOWN: Final = 3  # groups in a message
 
 
 def spelling_key(name: str) -> str:
@@ -61,3 +62,26 @@ def spellings_text(names: Sequence[str]) -> str:
     if len(looks) < len(names):
         shown = [name.encode("unicode_escape").decode() for name in names]
     return ", ".join(f"'{name}'" for name in shown)
+
+
+def twins_text(twins: Sequence[Sequence[str]]) -> str:
+    """Return the first groups of `spelling_twins` as a message shows them, and how many more."""
+    more = f"; and {len(twins) - _SHOWN} more" if len(twins) > _SHOWN else ""
+    return "; ".join(map(spellings_text, twins[:_SHOWN])) + more
+
+
+def patient_notes(patient_ids: Iterable[str]) -> list[str]:
+    """Return a note on patients of a study who may be one: none where all differ.
+
+    Parameters
+    ----------
+    patient_ids
+        Patient of each image that trains or tests.
+    """
+    twins = spelling_twins(patient_ids)
+    if not twins:
+        return []
+    return [
+        f"{sum(map(len, twins))} patients differ in spelling only ({twins_text(twins)}): where two "
+        "are one, a patient is tested who was trained on; `embedcache manifest check` has more"
+    ]

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from embedcache.data.image_files import ImageFile
+from embedcache.data.labels import looks_missing
 from embedcache.data.manifest import Manifest
-from embedcache.data.spelling import spelling_twins, spellings_text
-from embedcache.visible import is_invisible, visible_text
+from embedcache.data.spelling import spelling_twins, twins_text
+from embedcache.visible import visible_text
 
 NOT_READABLE: Final = ("missing", "unreadable", "changed")
 LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
-# What programs write where there is no value, in lower case.
-_MISSING: Final = frozenset(
-    {"nan", "na", "n/a", "n.a.", "none", "null", "nil", "nat", "<na>", "#n/a", "#na", "missing"}
-    | {"undefined", "not available", "not applicable", "?", "--", ".", "_", ""}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +62,6 @@ def count_classes(manifest: Manifest) -> tuple[ClassCount, ...]:
     images = Counter((cohort, label) for cohort, label, _ in cells)
     patients = Counter((cohort, label) for cohort, label, _ in set(cells))
     return tuple(ClassCount(*pair, n, patients[pair]) for pair, n in sorted(images.items()))
-
-
-def looks_missing(label: str) -> bool:
-    """Return whether a label that is not empty looks like what programs write for no value."""
-    visible = "".join(character for character in label if not is_invisible(character))
-    return bool(label) and visible.strip().lower() in _MISSING
 
 
 def find_troubles(
@@ -149,9 +139,7 @@ def _spelling_troubles(name: Sequence[str], what: str, values: Sequence[str]) ->
     if twins:
         several = {value for group in twins for value in group}
         numbers = [i for i, value in enumerate(values) if value in several]
-        shown = "; ".join(map(spellings_text, twins[:3]))
-        more = f"; and {len(twins) - 3} more" if len(twins) > 3 else ""
-        message = f"images have {what}s that differ in spelling only ({shown}{more})"
+        message = f"images have {what}s that differ in spelling only ({twins_text(twins)})"
         yield _trouble(f"{what}-spelling", message, numbers, name)
 
 

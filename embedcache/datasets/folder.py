@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.data.images import SUFFIXES
-from embedcache.data.spelling import spelling_twins, spellings_text
+from embedcache.data.spelling import spelling_twins, twins_text
 from embedcache.datasets.folder_files import LeftOut, find_files
 from embedcache.errors import ManifestError
 
@@ -146,7 +146,7 @@ def _patient_notes(
         if twins:
             yield (
                 f"{sum(map(len, twins))} values of {what} differ in spelling only: "
-                f"{spellings_text(twins[0])}{' and others' if len(twins) > 1 else ''}"
+                f"{twins_text(twins)}"
             )
 
 

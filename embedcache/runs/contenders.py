@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from embedcache.data.predictions import Answers
+from embedcache.data.spelling import patient_notes
 from embedcache.errors import RunError
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import UnknownMethod
@@ -55,7 +56,7 @@ class Contest:
     cohorts
         Cohorts to compare on, as the leading run predicted them.
     notes
-        Runs that were left out, with the reason.
+        Runs that were left out, with the reason, and patients who may be one.
     """
 
     contenders: Mapping[str, Contender]
@@ -112,11 +113,14 @@ def choose_runs(
         for record in same_task
     ]
     contest = _contest(contenders, (lambda c: c.record.run_id) if run_ids else _method_of)
-    if not others:
-        return contest
-    tasks = ", ".join(sorted({record.task for record in others}))
-    note = f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
-    return replace(contest, notes=(*contest.notes, note))
+    notes = [*contest.notes]
+    if others:
+        tasks = ", ".join(sorted({record.task for record in others}))
+        notes.append(
+            f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
+        )
+    patients = [name for answers in contest.cohorts.values() for name in answers.patient_id]
+    return replace(contest, notes=(*notes, *patient_notes(patients)))
 
 
 def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:
