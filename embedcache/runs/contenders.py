@@ -113,14 +113,17 @@ def choose_runs(
         for record in same_task
     ]
     contest = _contest(contenders, (lambda c: c.record.run_id) if run_ids else _method_of)
-    notes = [*contest.notes]
-    if others:
-        tasks = ", ".join(sorted({record.task for record in others}))
-        notes.append(
-            f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
-        )
     patients = [name for answers in contest.cohorts.values() for name in answers.patient_id]
-    return replace(contest, notes=(*notes, *patient_notes(patients)))
+    notes = (*contest.notes, *_other_tasks(leader, others), *patient_notes(patients))
+    return replace(contest, notes=notes)
+
+
+def _other_tasks(leader: RunRecord, others: Sequence[RunRecord]) -> list[str]:
+    """Return a note on runs of another task than that of the leading run, if there are any."""
+    if not others:
+        return []
+    tasks = ", ".join(sorted({record.task for record in others}))
+    return [f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"]
 
 
 def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:

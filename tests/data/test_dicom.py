@@ -131,6 +131,6 @@ def test_frames_are_rows_of_a_manifest_encoded_once_and_checked(tmp_path, comman
     assert digest in keys
     (tmp_path / "img" / "brain" / "P4.dcm").write_bytes(b"no DICOM")
     answer = command("manifest", "folder", "--root", "img", "--patient", "(P[0-9])", "-o", "b.csv")
-    assert (answer.code, "P4.dcm: cannot be read as DICOM" in answer.err) == (1, True)
+    assert (answer.code, "P4.dcm (cannot be read as DICOM" in answer.err) == (3, True)
     with pytest.raises(ManifestError, match="no such manifest"):
         embedcache.open(manifest=tmp_path / "b.csv", store=tmp_path / "other")
