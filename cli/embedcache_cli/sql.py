@@ -78,6 +78,4 @@ def _text(result: QueryRows, kind: str) -> bytes:
 
 
 def _shown(value: object) -> object:
-    if isinstance(value, list | dict | tuple):
-        return json.dumps(value, default=str)
-    return value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

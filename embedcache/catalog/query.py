@@ -19,6 +19,7 @@ from embedcache.catalog import connection as connections
 from embedcache.catalog.index import check_catalog, connect_memory, open_fresh, update
 from embedcache.catalog.output import QueryRows, plain_value
 from embedcache.catalog.sources import SourceItem
+from embedcache.catalog.types import ARROW, PLAIN, with_types
 from embedcache.errors import CatalogError, StoreWriteError
 
 if TYPE_CHECKING:
@@ -35,11 +36,6 @@ _READING: Final = {
     duckdb.StatementType.EXPLAIN,
     duckdb.StatementType.MULTI,  # PIVOT: a temporary type, then a SELECT
 }
-# Types whose values DuckDB gives as the plain Python values that Arrow gives too.
-_PLAIN_TYPE: Final = re.compile(
-    r"(?:VARCHAR|BOOLEAN|U?(?:TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DATE|TIMESTAMP"
-    r"|MAP\(VARCHAR, (?:DOUBLE|BIGINT|VARCHAR)\))(?:\[\])?"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +60,8 @@ class CatalogSource:
 def query_table(source: CatalogSource, query: str) -> pa.Table:
     """Return the result of one reading statement as an Arrow table.
 
+    A value of a type that Parquet lacks, such as INTERVAL, is the text that DuckDB shows for it.
+
     Raises
     ------
     CatalogError
@@ -73,7 +71,9 @@ def query_table(source: CatalogSource, query: str) -> pa.Table:
 
 
 def query_rows(source: CatalogSource, query: str) -> QueryRows:
-    """Return the result of one reading statement as rows; Arrow is not needed for plain types.
+    """Return the result of one reading statement as rows of numbers, texts, lists and dicts.
+
+    A value of another type, such as a date, is the text that DuckDB shows for it.
 
     Raises
     ------
@@ -140,17 +140,14 @@ def reading(source: CatalogSource) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _as_table(relation: duckdb.DuckDBPyRelation) -> pa.Table:
-    table = relation.to_arrow_table()
-    return table.rename_columns(_distinct(table.column_names))
+    names = _distinct(relation.columns)
+    return with_types(relation, ARROW).to_arrow_table().rename_columns(names)
 
 
 def _as_rows(relation: duckdb.DuckDBPyRelation) -> QueryRows:
-    if all(_PLAIN_TYPE.fullmatch(str(kind)) for kind in relation.types):
-        columns, rows = _distinct(relation.columns), relation.fetchall()
-    else:
-        table = _as_table(relation)
-        columns, rows = table.column_names, [tuple(row.values()) for row in table.to_pylist()]
-    return QueryRows(tuple(columns), tuple(tuple(map(plain_value, row)) for row in rows))
+    names = _distinct(relation.columns)
+    rows = with_types(relation, PLAIN).fetchall()
+    return QueryRows(tuple(names), tuple(tuple(map(plain_value, row)) for row in rows))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
