@@ -10,7 +10,7 @@ from embedcache.data.class_maps import read_class_map
 from embedcache.data.image_table import Images
 from embedcache.data.labels import looks_missing, separate_labels
 from embedcache.data.question import Question
-from embedcache.data.spelling import patient_notes, spelling_twins, twins_text
+from embedcache.data.spelling import spelling_twins, twins_text
 from embedcache.data.task_names import TaskName
 from embedcache.errors import ManifestError, RunError
 
@@ -102,8 +102,6 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
     external, left_out = _with_known_classes(question, labels, train_cohort, train, others)
     notes += left_out
     notes += _doubles(images, train, external)
-    in_question = [n for numbers in (train, *external.values()) for n in numbers]
-    notes += patient_notes(images.column("patient_id", in_question))
     notes += _label_notes(question, [labels[number] for number in labelled])
     closed = replace(question, train_cohort=train_cohort, external=tuple(external), classes=classes)
     cohorts = Cohorts(images, tuple(labels), closed, tuple(train), external, tuple(notes))

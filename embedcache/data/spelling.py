@@ -68,20 +68,3 @@ def twins_text(twins: Sequence[Sequence[str]]) -> str:
     """Return the first groups of `spelling_twins` as a message shows them, and how many more."""
     more = f"; and {len(twins) - _SHOWN} more" if len(twins) > _SHOWN else ""
     return "; ".join(map(spellings_text, twins[:_SHOWN])) + more
-
-
-def patient_notes(patient_ids: Iterable[str]) -> list[str]:
-    """Return a note on patients of a study who may be one: none where all differ.
-
-    Parameters
-    ----------
-    patient_ids
-        Patient of each image that trains or tests.
-    """
-    twins = spelling_twins(patient_ids)
-    if not twins:
-        return []
-    return [
-        f"{sum(map(len, twins))} patients differ in spelling only ({twins_text(twins)}): where two "
-        "are one, a patient is tested who was trained on; `embedcache manifest check` has more"
-    ]

@@ -9,7 +9,6 @@ from typing import Final
 import numpy as np
 
 from embedcache.data.predictions import Answers
-from embedcache.data.spelling import patient_notes
 from embedcache.errors import RunError
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import UnknownMethod
@@ -56,7 +55,7 @@ class Contest:
     cohorts
         Cohorts to compare on, as the leading run predicted them.
     notes
-        Runs that were left out, with the reason, and patients who may be one.
+        Runs that were left out, with the reason.
     """
 
     contenders: Mapping[str, Contender]
@@ -113,17 +112,11 @@ def choose_runs(
         for record in same_task
     ]
     contest = _contest(contenders, (lambda c: c.record.run_id) if run_ids else _method_of)
-    patients = [name for answers in contest.cohorts.values() for name in answers.patient_id]
-    notes = (*contest.notes, *_other_tasks(leader, others), *patient_notes(patients))
-    return replace(contest, notes=notes)
-
-
-def _other_tasks(leader: RunRecord, others: Sequence[RunRecord]) -> list[str]:
-    """Return a note on runs of another task than that of the leading run, if there are any."""
     if not others:
-        return []
+        return contest
     tasks = ", ".join(sorted({record.task for record in others}))
-    return [f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"]
+    note = f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
+    return replace(contest, notes=(*contest.notes, note))
 
 
 def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:
