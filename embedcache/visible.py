@@ -24,6 +24,15 @@ def is_invisible(character: str) -> bool:
     )
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be UTF-8: bytes that are not come in as halves of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def visible_text(text: str) -> str:
     r"""Return a text with each invisible character as its escape: `\n`, `\x1b`, `\u200b`."""
     if text.isascii() and text.isprintable():

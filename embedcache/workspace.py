@@ -15,6 +15,7 @@ from embedcache.errors import ManifestError, StoreCorruptError, StoreMismatchErr
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import make_folder, utc_now, write_error
+from embedcache.visible import is_unicode
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -297,7 +298,7 @@ def find_workspace(
     ManifestError
         Neither a manifest nor a store is there.
     StoreMismatchError
-        The store is no folder.
+        The store is no folder, or has a path that is not UTF-8.
     """
     if manifest is None:
         given = Path(path)
@@ -310,6 +311,11 @@ def find_workspace(
         if folder.exists() and not folder.is_dir():
             raise StoreMismatchError(
                 f"{folder}: a file, not a store's folder; name a folder as --store"
+            )
+        if not is_unicode(str(folder.absolute())):
+            raise StoreMismatchError(
+                f"{folder.absolute()}: a path that is not UTF-8, where DuckDB opens no file; name "
+                "another folder as --store"
             )
         store = on_disk(folder)
     if not manifest.is_file() and not (store / "manifests").list():

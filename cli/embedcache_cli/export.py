@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import say, short_path
+from embedcache_cli.output import print_line, say, short_path
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -50,7 +50,7 @@ def export(
 
     rows = project.embeddings(model, where=where, label=label)
     for path in write_embeddings(rows, output, kind):
-        click.echo(short_path(path))
+        print_line(short_path(path))
     if rows.n_failed:
         say(f"{rows.n_failed} images that could not be encoded are left out")
     return 3 if rows.n_failed else 0

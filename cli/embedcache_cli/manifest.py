@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, print_line, say, short_path
+from embedcache_cli.output import print_json, print_line, print_table, say, short_path
 
 if TYPE_CHECKING:
     from embedcache.data.troubles import ClassCount
@@ -168,7 +167,7 @@ def _print_written(written: Written) -> None:
 
 def _print_classes(classes: Sequence[ClassCount]) -> None:
     rows = [(c.cohort, c.label or "(none)", c.n_images, c.n_patients) for c in classes]
-    click.echo(text_table(("cohort", "label", "images", "patients"), rows))
+    print_table(("cohort", "label", "images", "patients"), rows)
 
 
 def _print_left_out(left_out: Sequence[LeftOut]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache.data.tabular import text_table
+from embedcache.errors import CatalogError
 from embedcache_cli import options
 from embedcache_cli.output import say, short_path
 
@@ -49,7 +50,7 @@ def sql(
     from embedcache.catalog.output import parquet_bytes, write_file
 
     if query == "-":
-        query = sys.stdin.read()
+        query = _read_stdin()
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     suffix = output.suffix.removeprefix(".") if output else ""
     kind = kind or (
@@ -66,6 +67,17 @@ def sql(
         return
     write_file(output, data)
     say(f"{short_path(output)}: {n_rows} rows")
+
+
+def _read_stdin() -> str:
+    """Return the text on stdin, which is UTF-8 whatever the terminal's encoding."""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CatalogError(
+            f"stdin: byte 0x{data[error.start]:02x} at {error.start} is not UTF-8"
+        ) from None
 
 
 def _text(result: QueryRows, kind: str) -> bytes:

@@ -7,6 +7,7 @@ that whatever a query says, it can read these tables and nothing else.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from embedcache.catalog.output import QueryRows, plain_value
 from embedcache.catalog.sources import SourceItem
 from embedcache.catalog.types import ARROW, PLAIN, with_types
 from embedcache.errors import CatalogError, StoreWriteError
+from embedcache.visible import is_unicode
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +88,7 @@ def query_rows(source: CatalogSource, query: str) -> QueryRows:
 def _run(
     source: CatalogSource, query: str, fetch: Callable[[duckdb.DuckDBPyRelation], Result]
 ) -> Result:
+    query = _unicode("the statement", query)
     check_reading(query)
     try:
         with reading(source) as connection:
@@ -207,6 +210,7 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
     """
     if where is None:
         return list(range(len(images)))
+    where = _unicode("--where", where)
     import pyarrow as pa
 
     number = "number"  # made longer than any column of the manifest, so that it is none of them
@@ -218,9 +222,25 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
             rows = connection.from_arrow(numbered).filter(where).project(number).fetchall()
         except duckdb.Error as error:
             raise CatalogError(
-                f"--where {where!r}: {_one_line(error)}; columns: {', '.join(images.column_names)}"
+                f"--where '{where}': {_one_line(error)}; columns: {', '.join(images.column_names)}"
             ) from None
     return sorted(row[0] for row in rows)
+
+
+def _unicode(word: str, text: str) -> str:
+    """Return a text of the command line, whose bytes may be UTF-8 where the locale is not.
+
+    Raises
+    ------
+    CatalogError
+        They are not.
+    """
+    if is_unicode(text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        raise CatalogError(f"{word} is not UTF-8: {text}") from None
 
 
 def _one_line(error: duckdb.Error) -> str:

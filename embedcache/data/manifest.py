@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from embedcache.errors import ManifestError
 from embedcache.files.durable import replace
+from embedcache.visible import is_unicode
 
 REQUIRED: Final = ("image_id", "path", "patient_id", "label", "cohort")
 _TEXT: Final = {*REQUIRED, "center", "split", "sha256", "device", "operator", "source_label"}
@@ -262,6 +263,12 @@ def write_manifest(
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    cells = ((name, cell) for row in rows for name, cell in row.items())
+    for name, cell in cells:
+        if not is_unicode(cell):
+            raise ManifestError(
+                f"{file}: {name} '{cell}' is not UTF-8; rename or spell it otherwise"
+            )
     manifest = parse_manifest(text.getvalue(), file)  # before it takes the place of a good one
     data = text.getvalue().encode()
     if not overwrite and file.is_file() and file.read_bytes() != data:

@@ -23,6 +23,7 @@ from embedcache.data.images import (
 )
 from embedcache.errors import ImageReadError
 from embedcache.files.cores import usable_cores
+from embedcache.visible import is_unicode
 
 LeftOutKind = Literal["excluded", "hidden", "mask", "no image", "no class", "unreadable"]
 
@@ -185,10 +186,8 @@ def _n_frames(file: Path) -> int:
 
 def _check_name(path: str) -> None:
     """Raise `ImageReadError` for a path that a manifest cannot hold as it is."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise ImageReadError("its name is not UTF-8; rename it") from None
+    if not is_unicode(path):
+        raise ImageReadError("its name is not UTF-8; rename it")
     if "\\" in path:
         raise ImageReadError("a backslash in its path; rename it")
     if path != path.strip():
