@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from typing import Final
 
@@ -31,6 +32,17 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def as_unicode(text: str) -> str | None:
+    """Return a text of the command line, whose bytes may be UTF-8 where the locale is not.
+
+    None where they are not.
+    """
+    try:
+        return text if is_unicode(text) else os.fsencode(text).decode()
+    except UnicodeError:
+        return None
 
 
 def visible_text(text: str) -> str:

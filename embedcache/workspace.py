@@ -309,14 +309,9 @@ def find_workspace(
     if not isinstance(store, Location):
         folder = Path(store) if store is not None else manifest.parent / STORE_NAME
         if folder.exists() and not folder.is_dir():
-            raise StoreMismatchError(
-                f"{folder}: a file, not a store's folder; name a folder as --store"
-            )
-        if not is_unicode(str(folder.absolute())):
-            raise StoreMismatchError(
-                f"{folder.absolute()}: a path that is not UTF-8, where DuckDB opens no file; name "
-                "another folder as --store"
-            )
+            raise StoreMismatchError(f"{folder}: a file, not a store's; name a folder as --store")
+        if not is_unicode(str(folder.absolute())):  # DuckDB opens no file there
+            raise StoreMismatchError(f"{folder}: a path that is not UTF-8; name another as --store")
         store = on_disk(folder)
     if not manifest.is_file() and not (store / "manifests").list():
         raise ManifestError(

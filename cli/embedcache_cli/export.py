@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @options.option("--where", metavar="SQL", help="Only images for which this predicate holds.")
 @options.option("--label", default="label", show_default=True, help="Manifest column to add.")
+@options.overwrite
 @options.with_project
 def export(
     model: str,
@@ -40,6 +41,7 @@ def export(
     kind: str | None,
     where: str | None,
     label: str,
+    overwrite: bool,
     project: Project,
 ) -> int:
     """Write one encoder's embeddings, with image, patient, cohort and label, to a file.
@@ -49,7 +51,7 @@ def export(
     from embedcache.catalog.export import write_embeddings
 
     rows = project.embeddings(model, where=where, label=label)
-    for path in write_embeddings(rows, output, kind):
+    for path in write_embeddings(rows, output, kind, overwrite=overwrite):
         print_line(short_path(path))
     if rows.n_failed:
         say(f"{rows.n_failed} images that could not be encoded are left out")

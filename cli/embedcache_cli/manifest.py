@@ -44,9 +44,7 @@ _writing = options.compose(
         help="Write paths relative to it.  [default: the manifest's]",
     ),
     options.option("--append", is_flag=True, help="Keep the rows that the manifest has already."),
-    options.option(
-        "--overwrite", is_flag=True, help="Replace a manifest that holds something else."
-    ),
+    options.overwrite,
     options.option(
         "--allow-missing", is_flag=True, help="Write it although images are missing on disk."
     ),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     type=options.FILE,
     help="File to write instead of stdout.",
 )
+@options.overwrite
 @options.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def sql(
     query: str,
@@ -43,11 +44,13 @@ def sql(
     data_root: Path | None,
     kind: str | None,
     output: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
     from embedcache.catalog.output import parquet_bytes, write_file
+    from embedcache.data.outputs import check_output
 
     if query == "-":
         query = _read_stdin()
@@ -56,6 +59,8 @@ def sql(
     kind = kind or (
         "json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table"
     )
+    if output is not None:
+        check_output(output, kind, overwrite=overwrite)
     if kind == "parquet":
         table = project.sql(query)
         n_rows, data = len(table), parquet_bytes(table)

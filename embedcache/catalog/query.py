@@ -7,7 +7,6 @@ that whatever a query says, it can read these tables and nothing else.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from embedcache.catalog.output import QueryRows, plain_value
 from embedcache.catalog.sources import SourceItem
 from embedcache.catalog.types import ARROW, PLAIN, with_types
 from embedcache.errors import CatalogError, StoreWriteError
-from embedcache.visible import is_unicode
+from embedcache.visible import as_unicode
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,19 +227,17 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
 
 
 def _unicode(word: str, text: str) -> str:
-    """Return a text of the command line, whose bytes may be UTF-8 where the locale is not.
+    """Return a text that DuckDB can take.
 
     Raises
     ------
     CatalogError
-        They are not.
+        It is not UTF-8.
     """
-    if is_unicode(text):
-        return text
-    try:
-        return os.fsencode(text).decode()
-    except UnicodeError:
-        raise CatalogError(f"{word} is not UTF-8: {text}") from None
+    decoded = as_unicode(text)
+    if decoded is None:
+        raise CatalogError(f"{word} is not UTF-8: {text}")
+    return decoded
 
 
 def _one_line(error: duckdb.Error) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import decode_image, split_frame
 from embedcache.data.manifest import Manifest, read_manifest, write_manifest
+from embedcache.data.outputs import check_place
 from embedcache.data.tabular import Tabular
 from embedcache.data.troubles import (
     LEAKS,
@@ -84,6 +85,7 @@ def write_rows(
         `root` is outside the data root, an id is there already, images are missing, or another
         manifest is in the way.
     """
+    check_place(file)
     base = (data_root or file.parent).resolve()
     new_rows = _relative_to(base, root, rows)
     missing = _missing(base, new_rows)

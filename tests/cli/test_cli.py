@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import IN_BACKGROUND, IN_FOREGROUND, PATIENCE
+from conftest import IN_BACKGROUND, IN_FOREGROUND, PATIENCE, Printed
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS
 from embedcache_cli.output import bytes_text, seconds_text
@@ -219,8 +219,13 @@ def test_a_score_of_one_patient_has_no_interval(encoded, command):
 
 
 def test_sql_reads_a_query_from_stdin(encoded, command, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 41 + 1 AS answer"))
-    assert "42" in command("sql", "-").out
+    def ask(data: bytes) -> Printed:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+        return command("sql", "-")
+
+    assert "42" in ask(b"SELECT 41 + 1 AS answer").out
+    assert "Zo\u00eb" in ask("SELECT 'Zo\u00eb'".encode()).out
+    assert ask(b"SELECT '\xff'").err == "embedcache: stdin: byte 0xff at 8 is not UTF-8\n"
 
 
 def test_verify_names_the_damage_with_exit_4_and_repair_mends_it(encoded, command):
