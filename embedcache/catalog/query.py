@@ -221,7 +221,7 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
             rows = connection.from_arrow(numbered).filter(where).project(number).fetchall()
         except duckdb.Error as error:
             raise CatalogError(
-                f"--where '{where}': {_one_line(error)}; columns: {', '.join(images.column_names)}"
+                f"--where {where!r}: {_one_line(error)}; columns: {', '.join(images.column_names)}"
             ) from None
     return sorted(row[0] for row in rows)
 
