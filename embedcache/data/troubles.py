@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from embedcache.data.image_files import ImageFile
 from embedcache.data.labels import looks_missing
-from embedcache.data.manifest import Manifest
+from embedcache.data.manifest import REQUIRED, Manifest
 from embedcache.data.spelling import spelling_twins, twins_text
-from embedcache.visible import visible_text
+from embedcache.visible import is_invisible, visible_text
 
 NOT_READABLE: Final = ("missing", "unreadable", "changed")
 LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
@@ -25,8 +27,8 @@ class Trouble:
     ----------
     kind
         'missing', 'unreadable', 'changed', 'patient-in-two-cohorts', 'bytes-under-two-patients',
-        'bytes-under-two-labels', 'patient-spelling', 'one-patient-a-class', 'label-spelling' or
-        'label-looks-missing'.
+        'bytes-under-two-labels', 'id-spelling', 'patient-spelling', 'label-spelling',
+        'one-patient-a-class', 'label-looks-missing' or 'invisible-characters'.
     message
         One line, with the first offender.
     images
@@ -99,11 +101,14 @@ def find_troubles(
         if double:
             what = f"images are byte-identical to one under another of the {kind}"
             yield _trouble(f"bytes-under-two-{kind}", what, double, name)
-    yield from _spelling_troubles(name, "patient", patient)
+    # Other spellings of an image are other images: `P1_1`, `P1_01`.
+    alike = [group for group in spelling_twins(name) if len(set(map(_look, group))) < len(group)]
+    yield from _spelling_troubles(name, "id", name, alike)
+    yield from _spelling_troubles(name, "patient", patient, spelling_twins(patient))
+    yield from _spelling_troubles(name, "label", label, spelling_twins(label))
     if _has_one_patient_a_class(label, patient):
         what = "images in classes of one patient each; was the patient read from the class?"
         yield _trouble("one-patient-a-class", what, range(len(name)), name)
-    yield from _spelling_troubles(name, "label", label)
     empty = [i for i, text in enumerate(label) if looks_missing(text)]
     if empty:
         what = (
@@ -111,6 +116,11 @@ def find_troubles(
             "class; leave the cell empty if they have none"
         )
         yield _trouble("label-looks-missing", what, empty, name)
+    rows = list(enumerate(zip(*map(manifest.column, REQUIRED), strict=True)))
+    hidden = [(i, cell) for i, row in rows for cell in row if any(map(is_invisible, cell))]
+    if hidden:
+        what = f"images have characters in a cell that cannot be seen ('{hidden[0][1]}' is one)"
+        yield _trouble("invisible-characters", what, sorted({i for i, _ in hidden}), name)
 
 
 def _file_troubles(
@@ -126,7 +136,13 @@ def _file_troubles(
         i for i, file in enumerate(files) if digests[i] and file.expected not in {"", digests[i]}
     ]
     if missing:
-        yield _trouble("missing", "images are not on disk", missing, name)
+        other = _other_form(Path(files[missing[0]].path))
+        hint = (
+            f" (the first is there in another Unicode form, '{ascii(other)[1:-1]}')"
+            if other
+            else ""
+        )
+        yield _trouble("missing", f"images are not on disk{hint}", missing, name)
     if broken:
         why = f"images cannot be read ({reasons[broken[0]]})"
         yield _trouble("unreadable", why, broken, name)
@@ -134,8 +150,22 @@ def _file_troubles(
         yield _trouble("changed", "images differ from the manifest's sha256", changed, name)
 
 
-def _spelling_troubles(name: Sequence[str], what: str, values: Sequence[str]) -> Iterator[Trouble]:
-    twins = spelling_twins(values)
+def _other_form(path: Path) -> str:
+    """Return the file beside a path that has its name in another Unicode form, '' for none."""
+    form = unicodedata.normalize("NFC", path.name)
+    files = path.parent.iterdir() if not form.isascii() and path.parent.is_dir() else ()
+    return next((f.name for f in files if unicodedata.normalize("NFC", f.name) == form), "")
+
+
+def _look(name: str) -> str:
+    """Return a name as a reader sees it."""
+    visible = "".join(character for character in name if not is_invisible(character))
+    return unicodedata.normalize("NFC", visible)
+
+
+def _spelling_troubles(
+    name: Sequence[str], what: str, values: Sequence[str], twins: Sequence[Sequence[str]]
+) -> Iterator[Trouble]:
     if twins:
         several = {value for group in twins for value in group}
         numbers = [i for i, value in enumerate(values) if value in several]

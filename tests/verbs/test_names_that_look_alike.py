@@ -28,8 +28,9 @@ def test_patients_who_may_be_one_are_named_by_the_check(project):
         },
     )
     report = project.check_manifest()
-    [trouble] = report.troubles
-    assert trouble.kind == "patient-spelling"
+    trouble, hidden = report.troubles
+    assert (trouble.kind, hidden.kind) == ("patient-spelling", "invisible-characters")
+    assert r"('home-003\u200b' is one), first 'home-003_abdomen_0'" in hidden.message
     assert (
         r"('home\uff0d005', 'home-005'; 'home-1', 'home-001'; 'Home_002', 'home-002'; and 1 more)"
         in trouble.message
@@ -80,3 +81,22 @@ def test_labels_of_two_cohorts_that_differ_in_spelling_are_named(project):
     project.learning_curves("pixels", sizes=[4], n_draws=1, on_message=messages.append)
     note = "classes differ in spelling only ('Brain', 'brain'); --class-map makes them one"
     assert messages.count(note) == 2
+
+
+def test_ids_that_look_alike_and_files_in_another_unicode_form_are_named(project):
+    first = project.images()["path"].to_pylist()[0]
+    folder = project.workspace.data_root
+    decomposed = (folder / first).with_name("zoe\u0308.png")
+    (folder / first).rename(decomposed)
+    name = project.images()["image_id"].to_pylist()[1]
+
+    def edit(lines: list[str]) -> list[str]:
+        cells = lines[0].split(",")
+        cells[0], cells[1] = f"{name}\u200b", "images/zo\u00eb.png"
+        return [",".join(cells), *lines[1:]]
+
+    rewrite_manifest(project, edit)
+    kinds = {trouble.kind: trouble.message for trouble in project.check_manifest().troubles}
+    assert set(kinds) == {"missing", "id-spelling", "invisible-characters"}
+    assert rf"('{name}\u200b', '{name}')" in kinds["id-spelling"]
+    assert r"(the first is there in another Unicode form, 'zoe\u0308.png')" in kinds["missing"]
