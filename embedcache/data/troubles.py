@@ -13,7 +13,7 @@ from embedcache.data.image_files import ImageFile
 from embedcache.data.labels import looks_missing
 from embedcache.data.manifest import REQUIRED, Manifest
 from embedcache.data.spelling import spelling_twins, twins_text
-from embedcache.visible import is_invisible, visible_text
+from embedcache.visible import has_invisible, is_invisible, visible_text
 
 NOT_READABLE: Final = ("missing", "unreadable", "changed")
 LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
@@ -101,26 +101,7 @@ def find_troubles(
         if double:
             what = f"images are byte-identical to one under another of the {kind}"
             yield _trouble(f"bytes-under-two-{kind}", what, double, name)
-    # Other spellings of an image are other images: `P1_1`, `P1_01`.
-    alike = [group for group in spelling_twins(name) if len(set(map(_look, group))) < len(group)]
-    yield from _spelling_troubles(name, "id", name, alike)
-    yield from _spelling_troubles(name, "patient", patient, spelling_twins(patient))
-    yield from _spelling_troubles(name, "label", label, spelling_twins(label))
-    if _has_one_patient_a_class(label, patient):
-        what = "images in classes of one patient each; was the patient read from the class?"
-        yield _trouble("one-patient-a-class", what, range(len(name)), name)
-    empty = [i for i, text in enumerate(label) if looks_missing(text)]
-    if empty:
-        what = (
-            f"images have a label that looks like a missing value ('{label[empty[0]]}'), and are a "
-            "class; leave the cell empty if they have none"
-        )
-        yield _trouble("label-looks-missing", what, empty, name)
-    rows = list(enumerate(zip(*map(manifest.column, REQUIRED), strict=True)))
-    hidden = [(i, cell) for i, row in rows for cell in row if any(map(is_invisible, cell))]
-    if hidden:
-        what = f"images have characters in a cell that cannot be seen ('{hidden[0][1]}' is one)"
-        yield _trouble("invisible-characters", what, sorted({i for i, _ in hidden}), name)
+    yield from _name_troubles(manifest)
 
 
 def _file_troubles(
@@ -137,17 +118,38 @@ def _file_troubles(
     ]
     if missing:
         other = _other_form(Path(files[missing[0]].path))
-        hint = (
-            f" (the first is there in another Unicode form, '{ascii(other)[1:-1]}')"
-            if other
-            else ""
-        )
+        form = f"in another Unicode form, '{ascii(other)[1:-1]}'"
+        hint = f" (the first is there {form})" if other else ""
         yield _trouble("missing", f"images are not on disk{hint}", missing, name)
     if broken:
         why = f"images cannot be read ({reasons[broken[0]]})"
         yield _trouble("unreadable", why, broken, name)
     if changed:
         yield _trouble("changed", "images differ from the manifest's sha256", changed, name)
+
+
+def _name_troubles(manifest: Manifest) -> Iterator[Trouble]:
+    name, patient, label = map(manifest.column, ("image_id", "patient_id", "label"))
+    # Other spellings of an image are other images: `P1_1`, `P1_01`.
+    alike = [group for group in spelling_twins(name) if len(set(map(_look, group))) < len(group)]
+    yield from _spelling_troubles(name, "id", name, alike)
+    yield from _spelling_troubles(name, "patient", patient, spelling_twins(patient))
+    yield from _spelling_troubles(name, "label", label, spelling_twins(label))
+    if _has_one_patient_a_class(label, patient):
+        what = "images in classes of one patient each; was the patient read from the class?"
+        yield _trouble("one-patient-a-class", what, range(len(name)), name)
+    empty = [i for i, text in enumerate(label) if looks_missing(text)]
+    if empty:
+        what = (
+            f"images have a label that looks like a missing value ('{label[empty[0]]}'), and are a "
+            "class; leave the cell empty if they have none"
+        )
+        yield _trouble("label-looks-missing", what, empty, name)
+    rows = list(enumerate(zip(*map(manifest.column, REQUIRED), strict=True)))
+    hidden = [(i, cell) for i, row in rows for cell in row if has_invisible(cell)]
+    if hidden:
+        what = f"images have characters in a cell that cannot be seen ('{hidden[0][1]}' is one)"
+        yield _trouble("invisible-characters", what, sorted({i for i, _ in hidden}), name)
 
 
 def _other_form(path: Path) -> str:
