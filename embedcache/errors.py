@@ -20,16 +20,21 @@ EmbedcacheError
 └ MissingExtraError(ImportError)    an optional dependency is not installed
 
 Messages are one line: what was found, what was expected, the first offender and how many, the
-way out.
+way out. A name from outside that holds a line break or another control character is shown escaped.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from embedcache.visible import visible_text
+
 
 class EmbedcacheError(Exception):
     """Base of every error raised on purpose."""
+
+    def __str__(self) -> str:
+        return visible_text(super().__str__())
 
 
 class ManifestError(EmbedcacheError, ValueError):

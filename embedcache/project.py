@@ -149,6 +149,7 @@ class Project(RunVerbs):
         kind: str | None = None,
         where: str | None = None,
         label: str = "label",
+        overwrite: bool = False,
     ) -> list[Path]:
         """Write the rows that `embeddings` returns to a file and return the files written.
 
@@ -158,10 +159,13 @@ class Project(RunVerbs):
             Rows to write; see `embeddings`.
         file, kind
             File to write, and 'parquet', 'npy' or 'safetensors'; None for what its suffix says.
+        overwrite
+            Whether a file that is no earlier output of that kind is replaced too.
         """
         from embedcache.catalog.export import write_embeddings
 
-        return write_embeddings(self.embeddings(model, where=where, label=label), Path(file), kind)
+        rows = self.embeddings(model, where=where, label=label)
+        return write_embeddings(rows, Path(file), kind, overwrite=overwrite)
 
     def sql(self, query: str) -> pa.Table:
         """Return the result of a SELECT over the views of docs/sql.md as an Arrow table."""

@@ -16,6 +16,7 @@ from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import make_folder, utc_now, write_error
 from embedcache.files.regular import kind_of
+from embedcache.visible import is_unicode
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -298,7 +299,7 @@ def find_workspace(
     ManifestError
         Neither a manifest nor a store is there.
     StoreMismatchError
-        The store is no folder.
+        The store is no folder, or has a path that is not UTF-8.
     """
     if manifest is None:
         given = Path(path)
@@ -309,9 +310,9 @@ def find_workspace(
     if not isinstance(store, Location):
         folder = Path(store) if store is not None else manifest.parent / STORE_NAME
         if folder.exists() and not folder.is_dir():
-            raise StoreMismatchError(
-                f"{folder}: a file, not a store's folder; name a folder as --store"
-            )
+            raise StoreMismatchError(f"{folder}: a file, not a store's; name a folder as --store")
+        if not is_unicode(str(folder.absolute())):  # DuckDB opens no file there
+            raise StoreMismatchError(f"{folder}: a path that is not UTF-8; name another as --store")
         store = on_disk(folder)
     _check_kinds(manifest, data_root)
     if not manifest.is_file() and not (store / "manifests").list():

@@ -26,6 +26,7 @@ FLOORS = (
     ("embedcache.workspace",),
     ("embedcache.files",),
     ("embedcache.errors",),
+    ("embedcache.visible",),
 )
 HOMES = {
     "torch": ("embedcache.encoders", "embedcache.finetune"),

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache.scoring.choices import Level, Scoring
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say
+from embedcache_cli.output import print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -95,12 +94,13 @@ def compare(
     if operating_points:
         _print_operating_points(report)
     for name, run_id in report.runs.items():
-        click.echo(f"{name}: {run_id}")
+        print_line(f"{name}: {run_id}")
 
 
 def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     if rows:
-        click.echo(f"{title}\n{text_table(header, rows)}\n")
+        print_table(header, rows, title)
+        print_line("")
 
 
 def _print_cohort(cohort: CohortComparison, metric: str) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say
+from embedcache_cli.output import print_json, print_line, print_table, say
 
 
 @click.group(invoke_without_command=True, short_help="What is registered, and whether it is here.")
@@ -43,8 +42,8 @@ def encoders(ctx: click.Context, as_json: bool) -> None:
         )
         for encoder in facts
     ]
-    click.echo(text_table(header, rows))
-    click.echo(
+    print_table(header, rows)
+    print_line(
         "any timm model: timm:NAME; a control: random:NAME; more: embedcache encoders show NAME"
     )
 
@@ -61,7 +60,7 @@ def show(name: str, as_json: bool) -> None:
     for key, value in facts.items():
         nested = isinstance(value, dict)
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if nested else value
-        click.echo(f"{key:14} {shown if shown is not None else '-'}")
+        print_line(f"{key:14} {shown if shown is not None else '-'}")
 
 
 _COMMERCIAL = {True: "yes", False: "no", None: "not stated"}

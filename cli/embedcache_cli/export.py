@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import say, short_path
+from embedcache_cli.output import print_line, say, short_path
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @options.option("--where", metavar="SQL", help="Only images for which this predicate holds.")
 @options.option("--label", default="label", show_default=True, help="Manifest column to add.")
+@options.overwrite
 @options.with_project
 def export(
     model: str,
@@ -40,6 +41,7 @@ def export(
     kind: str | None,
     where: str | None,
     label: str,
+    overwrite: bool,
     project: Project,
 ) -> int:
     """Write one encoder's embeddings, with image, patient, cohort and label, to a file.
@@ -49,8 +51,8 @@ def export(
     from embedcache.catalog.export import write_embeddings
 
     rows = project.embeddings(model, where=where, label=label)
-    for path in write_embeddings(rows, output, kind):
-        click.echo(short_path(path))
+    for path in write_embeddings(rows, output, kind, overwrite=overwrite):
+        print_line(short_path(path))
     if rows.n_failed:
         say(f"{rows.n_failed} images that could not be encoded are left out")
     return 3 if rows.n_failed else 0

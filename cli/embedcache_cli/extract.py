@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import Screen, bytes_text, print_json, seconds_text, short_path
+from embedcache_cli.output import (
+    Screen,
+    bytes_text,
+    print_json,
+    print_line,
+    print_table,
+    seconds_text,
+    short_path,
+)
 from embedcache_cli.progress import image_progress
 
 if TYPE_CHECKING:
@@ -100,14 +107,14 @@ def _show_plan(plans: Sequence[Plan], *, as_json: bool) -> int:
             )
             for plan in plans
         ]
-        click.echo(text_table(header, rows))
+        print_table(header, rows)
     return 3 if any(plan.n_failed for plan in plans) else 0
 
 
 def print_report(report: PassReport, *, every_failure: bool = False) -> None:
     """Print what a pass did and where its time went."""
     for tally in report.tallies:
-        click.echo(
+        print_line(
             f"{tally.encoder}@{tally.fingerprint[:12]}: {tally.n_images} images = "
             f"{tally.n_cached} cached + {tally.n_written} encoded + {tally.n_failed} failed"
         )
@@ -117,14 +124,14 @@ def print_report(report: PassReport, *, every_failure: bool = False) -> None:
         shown.update(image_id for image_id, _ in new)
         _print_images("failed", new, every=every_failure)
     _print_images("note", report.notes, every=every_failure)
-    click.echo(_time_line(report))
+    print_line(_time_line(report))
 
 
 def _print_images(what: str, images: Sequence[tuple[str, str]], *, every: bool) -> None:
     for image_id, reason in images if every else images[:_SHOWN]:
-        click.echo(f"  {what}: {image_id}: {reason}")
+        print_line(f"  {what}: {image_id}: {reason}")
     if len(images) > _SHOWN and not every:
-        click.echo(f"  ... and {len(images) - _SHOWN} more; -v lists them all")
+        print_line(f"  ... and {len(images) - _SHOWN} more; -v lists them all")
 
 
 def _time_line(report: PassReport) -> str:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say
+from embedcache_cli.output import print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -33,7 +32,7 @@ def folds(
         (size.fold, size.n_patients, size.n_images, *(size.classes.get(n, 0) for n in classes))
         for size in sizes
     ]
-    click.echo(text_table(("fold", "patients", "images", *classes), rows))
-    click.echo(f'folds {table.folds_id}, seed {table.seed}; patients: embedcache sql "FROM folds"')
+    print_table(("fold", "patients", "images", *classes), rows)
+    print_line(f'folds {table.folds_id}, seed {table.seed}; patients: embedcache sql "FROM folds"')
     for note in table.notes:
         say(f"note: {note}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import bytes_text, print_json
+from embedcache_cli.output import bytes_text, print_json, print_line
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -37,4 +37,4 @@ def gc(
         print_json(report)
         return
     verb = "would be dropped" if dry_run else f"dropped, {bytes_text(report.freed_bytes)} freed"
-    click.echo(f"{report.n_rows} rows {verb}")
+    print_line(f"{report.n_rows} rows {verb}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import short_path
+from embedcache_cli.output import print_line, short_path
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 @options.with_project
 def index(project: Project) -> None:
     """Rebuild the DuckDB index; it holds nothing that the files do not."""
-    click.echo(short_path(project.index()))
+    print_line(short_path(project.index()))

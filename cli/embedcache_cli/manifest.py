@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import print_json, say, short_path
+from embedcache_cli.output import print_json, print_line, print_table, say, short_path
 
 if TYPE_CHECKING:
+    from embedcache.data.troubles import ClassCount
+    from embedcache.datasets.folder import FolderRows
+    from embedcache.datasets.folder_files import LeftOut
     from embedcache.project import Project
     from embedcache.verbs.manifest import CheckReport, Written
 
@@ -41,9 +44,7 @@ _writing = options.compose(
         help="Write paths relative to it.  [default: the manifest's]",
     ),
     options.option("--append", is_flag=True, help="Keep the rows that the manifest has already."),
-    options.option(
-        "--overwrite", is_flag=True, help="Replace a manifest that holds something else."
-    ),
+    options.overwrite,
     options.option(
         "--allow-missing", is_flag=True, help="Write it although images are missing on disk."
     ),
@@ -61,7 +62,10 @@ def _published(name: str, cohort: str, rows_of: Callable[..., Any], what: str) -
     def command(
         root: Path, table: Path | None, cohort: str, output: Path, as_json: bool, **settings: Any
     ) -> int:
-        return _write(rows_of(root, table=table, cohort=cohort), root, output, as_json, settings)
+        from embedcache.datasets import folder
+
+        rows = folder.FolderRows(rows_of(root, table=table, cohort=cohort))
+        return _write(rows, root, output, as_json, settings)
 
     command.help = f"Write a manifest from the published download of {what}."
 
@@ -92,33 +96,47 @@ _published("african-planes", "africa", _african_planes, "the African planes (Zen
 )
 @options.option("--cohort", help="Name of the cohort.  [default: the folder's]")
 @options.option("--prefix", default="", help="Put before each patient.")
+@options.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out paths below the root, and files and folders, that match; repeat for several.",
+)
 def folder(
     root: Path,
     patient: str,
     cohort: str | None,
     prefix: str,
+    exclude: tuple[str, ...],
     output: Path,
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Write a manifest from ROOT/CLASS/IMAGE, the patient found in each path."""
+    """Write a manifest from ROOT/CLASS/IMAGE, the patient found in each path.
+
+    What gives no image is named. Exit code 3: images that cannot be read are left out.
+    """
     from embedcache.datasets.folder import folder_rows
 
-    rows = folder_rows(root, patient=patient, cohort=cohort, prefix=prefix)
+    rows = folder_rows(root, patient=patient, cohort=cohort, prefix=prefix, exclude=exclude)
     return _write(rows, root, output, as_json, settings)
 
 
 def _write(
-    rows: list[dict[str, str]], root: Path, output: Path, as_json: bool, settings: dict[str, Any]
+    rows: FolderRows, root: Path, output: Path, as_json: bool, settings: dict[str, Any]
 ) -> int:
     from embedcache.verbs.manifest import write_rows
 
-    written = write_rows(rows, root, output, **settings)
+    written = write_rows(rows.rows, root, output, **settings)
     if as_json:
-        print_json(_summary(written))
+        print_json({**_summary(written), "left_out": rows.left_out, "notes": rows.notes})
     else:
         _print_written(written)
-    return 3 if written.missing else 0
+        _print_left_out(rows.left_out)
+        for note in rows.notes:
+            say(f"note: {note}")
+    is_incomplete = any(item.kind == "unreadable" for item in rows.left_out)
+    return 3 if written.missing or is_incomplete else 0
 
 
 def _summary(written: Written) -> dict[str, Any]:
@@ -128,22 +146,42 @@ def _summary(written: Written) -> dict[str, Any]:
         "n_images": len(written.manifest),
         "n_patients": len(set(columns["patient_id"])),
         "cohorts": sorted(set(columns["cohort"])),
+        "classes": written.classes,
         "missing": written.missing,
     }
 
 
 def _print_written(written: Written) -> None:
     facts = _summary(written)
-    click.echo(
+    print_line(
         f"{short_path(written.manifest.file)}: {facts['n_images']} images, {facts['n_patients']} "
         f"patients, cohorts: {', '.join(facts['cohorts'])}"
     )
+    _print_classes(written.classes)
     if written.missing:
         say(f"{len(written.missing)} images are not on disk:")
-        for image_id in written.missing[:_SHOWN]:
-            say(f"  {image_id}")
-        if len(written.missing) > _SHOWN:
-            say(f"  ... and {len(written.missing) - _SHOWN} more; --json lists them all")
+        _say_first(written.missing)
+
+
+def _print_classes(classes: Sequence[ClassCount]) -> None:
+    rows = [(c.cohort, c.label or "(none)", c.n_images, c.n_patients) for c in classes]
+    print_table(("cohort", "label", "images", "patients"), rows)
+
+
+def _print_left_out(left_out: Sequence[LeftOut]) -> None:
+    by_kind: defaultdict[str, list[str]] = defaultdict(list)
+    for item in left_out:
+        by_kind[item.kind].append(f"{item.path} ({item.reason})")
+    for kind, lines in sorted(by_kind.items()):
+        say(f"left out, {kind}: {len(lines)}")
+        _say_first(lines)
+
+
+def _say_first(lines: Sequence[str]) -> None:
+    for line in lines[:_SHOWN]:
+        say(f"  {line}")
+    if len(lines) > _SHOWN:
+        say(f"  ... and {len(lines) - _SHOWN} more; --json lists them all")
 
 
 @manifest.command(short_help="Check a manifest and every image it names.")
@@ -159,16 +197,11 @@ def check(project: Project, as_json: bool) -> int:
     if as_json:
         print_json(report)
     else:
-        rows = [
-            (cohort, label or "(none)", count)
-            for cohort, labels in report.cohorts.items()
-            for label, count in labels.items()
-        ]
-        click.echo(f"{report.manifest}: {report.n_images} images, {report.n_patients} patients")
-        click.echo(text_table(("cohort", "label", "images"), rows))
+        print_line(f"{report.manifest}: {report.n_images} images, {report.n_patients} patients")
+        _print_classes(report.classes)
         for trouble in report.troubles:
-            click.echo(f"{trouble.kind}: {trouble.message}")
-        click.echo(_verdict(report))
+            print_line(f"{trouble.kind}: {trouble.message}")
+        print_line(_verdict(report))
     if report.has_leaks:
         return 5
     return 3 if report.is_incomplete else 0

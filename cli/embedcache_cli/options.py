@@ -229,6 +229,10 @@ batches = compose(
 )
 
 
+overwrite = option(
+    "--overwrite", is_flag=True, help="Replace a file that holds something else, but a store's."
+)
+
 as_json = option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 _talk = compose(

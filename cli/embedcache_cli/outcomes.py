@@ -6,10 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import click
-
-from embedcache.data.tabular import text_table
-from embedcache_cli.output import print_json, short_path
+from embedcache_cli.output import print_json, print_line, print_table, short_path
 
 if TYPE_CHECKING:
     from embedcache.runs.outcome import RunOutcome
@@ -53,18 +50,18 @@ def print_outcomes(
             ]
         )
     metric = outcomes[0].headlines[0].metric
-    click.echo(f"{_TITLES[metric]} [95 % interval over patients]\n{text_table(header, rows)}")
+    print_table(header, rows, f"{_TITLES[metric]} [95 % interval over patients]")
     for estimate in outcomes[0].headlines:
         if estimate.scoring == "all":
             kind = "tested out of fold" if estimate.role == "in-domain" else "external"
-            click.echo(
+            print_line(
                 f"{estimate.cohort}: {estimate.n_patients} patients, {estimate.n_images} images, "
                 f"{kind}"
             )
     for outcome in outcomes:
         for note in outcome.record.notes if verbose else ():
-            click.echo(f"note ({outcome.encoder}): {note}")
-        click.echo(f"run: {short_path(outcome.folder)}")
+            print_line(f"note ({outcome.encoder}): {note}")
+        print_line(f"run: {short_path(outcome.folder)}")
 
 
 def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
@@ -79,9 +76,9 @@ def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
     rows = [[row[0][0], *(_range(scores) for _, scores in row)] for row in points]
     metric = _TITLES[HEADLINES[curves[0].record.task]]
     title = f"{metric}, mean [least, most] over draws of training patients"
-    click.echo(f"{title}\n{text_table(header, rows)}")
+    print_table(header, rows, title)
     for curve in curves:
-        click.echo(f"run: {short_path(curve.folder)}")
+        print_line(f"run: {short_path(curve.folder)}")
 
 
 def _range(scores: Sequence[float]) -> str:

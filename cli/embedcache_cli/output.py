@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -14,13 +15,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from embedcache.data.tabular import text_table
+from embedcache.visible import visible_text
+
 if TYPE_CHECKING:
     from embedcache.files.backend import Location
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document; dataclasses become objects, paths and other things strings."""
-    click.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    # JSON is UTF-8 whatever the terminal's encoding; half a surrogate pair becomes JSON's escape.
+    click.echo(text.encode(errors="backslashreplace"))
+
+
+def print_line(line: str) -> None:
+    """Print a line of the result; control characters and line breaks in it are shown escaped."""
+    click.echo(visible_text(line))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+    """Print a table of the result, below a title if it has one; see `print_line`."""
+    if title:
+        print_line(title)
+    click.echo(text_table(header, rows))
 
 
 def _plain(value: Any) -> Any:
@@ -40,8 +58,9 @@ def _plain(value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """Print a line for people on stderr."""
-    click.echo(message, err=True)
+    """Print a line for people on stderr, if anybody can read it; see `print_line`."""
+    with contextlib.suppress(OSError):
+        click.echo(visible_text(message), err=True)
 
 
 ProgressMode = Literal["auto", "bar", "plain", "jsonl", "off"]

@@ -11,7 +11,7 @@ from embedcache.data.task_names import TaskName
 from embedcache.runs.methods import PROBE_NAMES, PROTOCOL_NAMES, ExternalBy, ProbeMethod, Rule
 from embedcache_cli import options
 from embedcache_cli.outcomes import print_curves, print_outcomes
-from embedcache_cli.output import Screen, print_json
+from embedcache_cli.output import Screen, print_json, print_line
 from embedcache_cli.progress import step_progress
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def probe(
         runs = [*report.runs, *report.controls]
         print_outcomes(runs, compared=report.comparison, verbose=screen.verbose)
         for text in report.not_beaten:
-            click.echo(text)
+            print_line(text)
     return 3 if any(outcome.n_skipped for outcome in report) else 0
 
 
@@ -156,7 +156,11 @@ def _learning_curves(
     settings = {name: value for name, value in settings.items() if name != "external"}
     with step_progress(screen, n_models) as step:
         curves = project.learning_curves(
-            models, task=task, on_run=lambda outcome: step(outcome.encoder), **settings
+            models,
+            task=task,
+            on_message=screen.note,
+            on_run=lambda outcome: step(outcome.encoder),
+            **settings,
         )
     print_curves(curves, as_json=screen.as_json)
     return 3 if any(curve.n_skipped for curve in curves) else 0

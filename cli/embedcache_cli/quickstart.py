@@ -9,7 +9,7 @@ import click
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
 from embedcache_cli.outcomes import print_outcomes
-from embedcache_cli.output import Screen, command_name, print_json, short_path
+from embedcache_cli.output import Screen, command_name, print_json, print_line, short_path
 from embedcache_cli.progress import image_progress
 
 _QUESTIONS = (
@@ -42,7 +42,7 @@ def quickstart(into: Path, seed: int, screen: Screen) -> int:
 
     def tell(text: str) -> None:
         if not (screen.quiet or screen.as_json):
-            click.echo(text)
+            print_line(text)
 
     tell("1. Two cohorts of generated ultrasound pictures, from two 'scanners'")
     project = embedcache.Project(steps.prepare(into, seed=seed))

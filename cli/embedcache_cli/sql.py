@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache.data.tabular import text_table
+from embedcache.errors import CatalogError
 from embedcache_cli import options
 from embedcache_cli.output import say, short_path
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     type=options.FILE,
     help="File to write instead of stdout.",
 )
+@options.overwrite
 @options.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def sql(
     query: str,
@@ -42,19 +44,23 @@ def sql(
     data_root: Path | None,
     kind: str | None,
     output: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
     from embedcache.catalog.output import parquet_bytes, write_file
+    from embedcache.data.outputs import check_output
 
     if query == "-":
-        query = sys.stdin.read()
+        query = _read_stdin()
     project = embedcache.open(manifest=manifest, store=store, data_root=data_root)
     suffix = output.suffix.removeprefix(".") if output else ""
     kind = kind or (
         "json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table"
     )
+    if output is not None:
+        check_output(output, kind, overwrite=overwrite)
     if kind == "parquet":
         table = project.sql(query)
         n_rows, data = len(table), parquet_bytes(table)
@@ -68,6 +74,17 @@ def sql(
     say(f"{short_path(output)}: {n_rows} rows")
 
 
+def _read_stdin() -> str:
+    """Return the text on stdin, which is UTF-8 whatever the terminal's encoding."""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CatalogError(
+            f"stdin: byte 0x{data[error.start]:02x} at {error.start} is not UTF-8"
+        ) from None
+
+
 def _text(result: QueryRows, kind: str) -> bytes:
     from embedcache.catalog.output import text_bytes
 
@@ -78,6 +95,4 @@ def _text(result: QueryRows, kind: str) -> bytes:
 
 
 def _shown(value: object) -> object:
-    if isinstance(value, list | dict | tuple):
-        return json.dumps(value, default=str)
-    return value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedcache.data.tabular import text_table
 from embedcache_cli import options
-from embedcache_cli.output import bytes_text, print_json, short_path
+from embedcache_cli.output import bytes_text, print_json, print_line, print_table, short_path
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -31,7 +30,7 @@ def status(project: Project, as_json: bool) -> int:
 
 def _print_status(report: Status) -> None:
     cohorts = ", ".join(f"{name} {count}" for name, count in report.cohorts.items())
-    click.echo(
+    print_line(
         f"{short_path(report.manifest)}: {report.n_images} images, {report.n_patients} patients "
         f"({cohorts})"
     )
@@ -48,7 +47,7 @@ def _print_status(report: Status) -> None:
         )
         for encoder in report.encoders
     ]  # fmt: skip
-    click.echo(text_table(header, rows))
-    click.echo(f"runs: {report.n_runs}, in {short_path(report.store)}")
+    print_table(header, rows)
+    print_line(f"runs: {report.n_runs}, in {short_path(report.store)}")
     if report.n_unreadable:
-        click.echo(f"{report.n_unreadable} images are not on this machine")
+        print_line(f"{report.n_unreadable} images are not on this machine")

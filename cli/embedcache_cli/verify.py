@@ -8,7 +8,7 @@ import click
 
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
-from embedcache_cli.output import Screen, print_json, short_path
+from embedcache_cli.output import Screen, print_json, print_line, short_path
 from embedcache_cli.progress import image_progress
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ def verify(project: Project, screen: Screen, **settings: Any) -> int:
 
 def _print_findings(report: VerifyReport, *, every_image: bool) -> None:
     for finding in report.findings:
-        click.echo(f"damaged: {short_path(finding.path)} {finding.problem}")
+        print_line(f"damaged: {short_path(finding.path)} {finding.problem}")
         shown = finding.images if every_image else finding.images[:_SHOWN]
         if finding.images:
             more = ", ..." if len(shown) < len(finding.images) else ""
-            click.echo(f"  {len(finding.images)} images lost with it: {', '.join(shown)}{more}")
+            print_line(f"  {len(finding.images)} images lost with it: {', '.join(shown)}{more}")
     for pass_report in report.passes:
         print_report(pass_report)
     for note in report.notes:
-        click.echo(f"note: {note}")
+        print_line(f"note: {note}")
     checked = f"{report.n_rows} rows of {report.n_encoders} encoders checked"
-    click.echo(f"{checked}: {_verdict(report)}")
+    print_line(f"{checked}: {_verdict(report)}")
 
 
 def _verdict(report: VerifyReport) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from embedcache_cli import options
+from embedcache_cli.output import print_line
 
 
 @click.group(short_help="Register a weights file that you downloaded.")
@@ -36,4 +37,4 @@ def add(name: str, file: Path, link: bool, encoder_file: Path | None) -> None:
     load(encoder, device="cpu")
     digest, spec = digests.file_digest(file), encoder.spec
     copy = register_weights(spec, file, digest, link=link)
-    click.echo(f"{spec.name}: {copy} (sha256 {digest[:12]}, {spec.weights.licence})")
+    print_line(f"{spec.name}: {copy} (sha256 {digest[:12]}, {spec.weights.licence})")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from embedcache.catalog.output import write_file
 from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.outputs import check_output
 from embedcache.errors import RunError
 
 _NAMES: Final = ("image_id", "patient_id", "cohort", "label")
@@ -36,11 +37,15 @@ def _npy(rows: LabelledEmbeddings, file: Path) -> list[Path]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_NAMES)
     writer.writerows(zip(*(getattr(rows, name) for name in _NAMES), strict=True))
-    beside = file.with_suffix(".rows.csv")
     return [
         *write_file(file, sink.getvalue()),
-        *write_file(beside, text.getvalue().encode()),
+        *write_file(_beside(file), text.getvalue().encode()),
     ]
+
+
+def _beside(file: Path) -> Path:
+    """Return the file that has the names of a matrix's rows."""
+    return file.with_suffix(".rows.csv")
 
 
 def _safetensors(rows: LabelledEmbeddings, file: Path) -> list[Path]:
@@ -62,7 +67,9 @@ FORMATS: Final[Mapping[str, Callable[[LabelledEmbeddings, Path], list[Path]]]] =
 }
 
 
-def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = None) -> list[Path]:
+def write_embeddings(
+    rows: LabelledEmbeddings, file: Path, kind: str | None = None, *, overwrite: bool = False
+) -> list[Path]:
     """Write embeddings and return the files written; a pipe or a device is none.
 
     Parameters
@@ -75,11 +82,13 @@ def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = No
         'parquet': one row an image, `embedding` a fixed-size list. 'npy': the matrix, and the
         names beside it, suffix '.rows.csv'. 'safetensors': tensor `embedding`, names as JSON
         metadata.
+    overwrite
+        Whether a file that is no earlier output is replaced too; see `check_output`.
 
     Raises
     ------
     RunError
-        No such format.
+        No such format, or something else is in the way.
     StoreWriteError
         The file system refused.
     """
@@ -88,4 +97,7 @@ def write_embeddings(rows: LabelledEmbeddings, file: Path, kind: str | None = No
         raise RunError(
             f"{file}: no format '{kind}'; expected {', '.join(FORMATS)} as suffix or --format"
         )
+    check_output(file, kind, overwrite=overwrite)
+    if kind == "npy":
+        check_output(_beside(file), "csv", overwrite=overwrite)
     return FORMATS[kind](rows, file)

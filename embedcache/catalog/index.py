@@ -392,7 +392,8 @@ def _digest(
     A sum can be brought up to date by what comes and goes. DuckDB's own hash of a row takes a
     twentieth of the time of a cryptographic one of its text.
     """
-    query = f"SELECT coalesce(sum(hash(one)), 0) FROM {table} AS one"  # noqa: S608 - names of our own
+    # The alias of a whole row: no column, for names of a manifest's columns are stripped.
+    query = f'SELECT coalesce(sum(hash(" row")), 0) FROM {table} AS " row"'  # noqa: S608 - names of our own
     where, values = (f" WHERE {ROW_KEYS[kind]} = ?", [row_key]) if kind in ROW_KEYS else ("", [])
     [(total,)] = connection.execute(query + where, values).fetchall()
     return int(total)

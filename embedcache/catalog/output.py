@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedcache.errors import CatalogError
 from embedcache.files.durable import replace, write_error
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QueryRows:
-    """The result of a query as values that JSON can hold, but for dates and bytes.
+    """The result of a query as values that JSON can hold.
 
     Parameters
     ----------
@@ -72,43 +72,51 @@ def text_bytes(result: QueryRows, kind: str) -> bytes:
     """
     if kind == "json":
         objects = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-        return json.dumps(objects, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
+        return json.dumps(objects, indent=1, ensure_ascii=False).encode() + b"\n"
     # The csv writer ends the lines itself; the stream must leave them as they are.
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(result.columns)
     for row in result.rows:
         writer.writerow(
-            json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, list | dict) else v
-            for v in row
+            json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else v for v in row
         )
     return text.getvalue().encode()
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a query's result as the bytes of a Parquet file, which keeps the types."""
+    """Return a query's result as the bytes of a Parquet file, which keeps the types.
+
+    Raises
+    ------
+    CatalogError
+        A column that Parquet cannot hold: a struct or a map of nothing, a time out of range.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    try:
+        pq.write_table(table, sink, compression="zstd")
+    except pa.ArrowException as error:
+        raise CatalogError(
+            f"the result cannot be Parquet: {error}; CAST the column to VARCHAR, or leave it out"
+        ) from None
     return bytes(sink.getvalue().to_pybytes())
 
 
 def plain_value(value: Any) -> Any:
     """Return a value as one that JSON can hold.
 
-    A MAP, which Arrow hands over as pairs, is a dict; a whole Decimal, which the sum of a BIGINT
-    column is, an int; a number that is not finite, None.
+    A whole Decimal, which the sum of a BIGINT column is, is an int; a number that is not finite,
+    None.
     """
     if isinstance(value, Decimal):
         return int(value) if value.as_tuple().exponent == 0 else float(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(inner) for key, inner in value.items()}
+    if isinstance(value, dict):
+        return {name: plain_value(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        # Arrow gives tuples for nothing but the pairs of a map.
-        is_map = bool(value) and all(isinstance(pair, tuple) for pair in value)
-        return plain_value(dict(value)) if is_map else [plain_value(inner) for inner in value]
+        return [plain_value(inner) for inner in value]
     return value

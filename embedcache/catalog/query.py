@@ -19,7 +19,9 @@ from embedcache.catalog import connection as connections
 from embedcache.catalog.index import check_catalog, connect_memory, open_fresh, update
 from embedcache.catalog.output import QueryRows, plain_value
 from embedcache.catalog.sources import SourceItem
+from embedcache.catalog.types import ARROW, PLAIN, with_types
 from embedcache.errors import CatalogError, StoreWriteError
+from embedcache.visible import as_unicode
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,11 +37,6 @@ _READING: Final = {
     duckdb.StatementType.EXPLAIN,
     duckdb.StatementType.MULTI,  # PIVOT: a temporary type, then a SELECT
 }
-# Types whose values DuckDB gives as the plain Python values that Arrow gives too.
-_PLAIN_TYPE: Final = re.compile(
-    r"(?:VARCHAR|BOOLEAN|U?(?:TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DATE|TIMESTAMP"
-    r"|MAP\(VARCHAR, (?:DOUBLE|BIGINT|VARCHAR)\))(?:\[\])?"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,8 @@ class CatalogSource:
 def query_table(source: CatalogSource, query: str) -> pa.Table:
     """Return the result of one reading statement as an Arrow table.
 
+    A value of a type that Parquet lacks, such as INTERVAL, is the text that DuckDB shows for it.
+
     Raises
     ------
     CatalogError
@@ -73,7 +72,9 @@ def query_table(source: CatalogSource, query: str) -> pa.Table:
 
 
 def query_rows(source: CatalogSource, query: str) -> QueryRows:
-    """Return the result of one reading statement as rows; Arrow is not needed for plain types.
+    """Return the result of one reading statement as rows of numbers, texts, lists and dicts.
+
+    A value of another type, such as a date, is the text that DuckDB shows for it.
 
     Raises
     ------
@@ -86,6 +87,7 @@ def query_rows(source: CatalogSource, query: str) -> QueryRows:
 def _run(
     source: CatalogSource, query: str, fetch: Callable[[duckdb.DuckDBPyRelation], Result]
 ) -> Result:
+    query = _unicode("the statement", query)
     check_reading(query)
     try:
         with reading(source) as connection:
@@ -140,17 +142,14 @@ def reading(source: CatalogSource) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _as_table(relation: duckdb.DuckDBPyRelation) -> pa.Table:
-    table = relation.to_arrow_table()
-    return table.rename_columns(_distinct(table.column_names))
+    names = _distinct(relation.columns)
+    return with_types(relation, ARROW).to_arrow_table().rename_columns(names)
 
 
 def _as_rows(relation: duckdb.DuckDBPyRelation) -> QueryRows:
-    if all(_PLAIN_TYPE.fullmatch(str(kind)) for kind in relation.types):
-        columns, rows = _distinct(relation.columns), relation.fetchall()
-    else:
-        table = _as_table(relation)
-        columns, rows = table.column_names, [tuple(row.values()) for row in table.to_pylist()]
-    return QueryRows(tuple(columns), tuple(tuple(map(plain_value, row)) for row in rows))
+    names = _distinct(relation.columns)
+    rows = with_types(relation, PLAIN).fetchall()
+    return QueryRows(tuple(names), tuple(tuple(map(plain_value, row)) for row in rows))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -210,6 +209,7 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
     """
     if where is None:
         return list(range(len(images)))
+    where = _unicode("--where", where)
     import pyarrow as pa
 
     number = "number"  # made longer than any column of the manifest, so that it is none of them
@@ -224,6 +224,20 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
                 f"--where {where!r}: {_one_line(error)}; columns: {', '.join(images.column_names)}"
             ) from None
     return sorted(row[0] for row in rows)
+
+
+def _unicode(word: str, text: str) -> str:
+    """Return a text that DuckDB can take.
+
+    Raises
+    ------
+    CatalogError
+        It is not UTF-8.
+    """
+    decoded = as_unicode(text)
+    if decoded is None:
+        raise CatalogError(f"{word} is not UTF-8: {text}")
+    return decoded
 
 
 def _one_line(error: duckdb.Error) -> str:

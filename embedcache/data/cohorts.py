@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from embedcache.data.class_maps import read_class_map
 from embedcache.data.image_table import Images
-from embedcache.data.labels import separate_labels
+from embedcache.data.labels import looks_missing, separate_labels
 from embedcache.data.question import Question
+from embedcache.data.spelling import spelling_twins, twins_text
 from embedcache.data.task_names import TaskName
 from embedcache.errors import ManifestError, RunError
 
@@ -101,6 +102,7 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
     external, left_out = _with_known_classes(question, labels, train_cohort, train, others)
     notes += left_out
     notes += _doubles(images, train, external)
+    notes += _label_notes(question, [labels[number] for number in labelled])
     closed = replace(question, train_cohort=train_cohort, external=tuple(external), classes=classes)
     cohorts = Cohorts(images, tuple(labels), closed, tuple(train), external, tuple(notes))
     return _with_official_split(cohorts) if question.official_split else cohorts
@@ -211,6 +213,21 @@ def _doubles(
                 f"{n_double} {what} are byte-identical to {twin}; `embedcache manifest check "
                 "--json` lists them"
             )
+
+
+def _label_notes(question: Question, labels: Sequence[str]) -> Iterator[str]:
+    """Say which classes may be one, and which may be none, before some are left out."""
+    if question.task == "regression":
+        return
+    twins = spelling_twins(labels)
+    if twins:
+        yield f"classes differ in spelling only ({twins_text(twins)}); --class-map makes them one"
+    empty = [label for label in labels if looks_missing(label)]
+    if empty:
+        yield (
+            f"{len(empty)} images have the class '{empty[0]}', which looks like a missing value; "
+            "leave the cell empty where there is none"
+        )
 
 
 def label_column(images: Images, column: str) -> list[str]:

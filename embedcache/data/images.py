@@ -25,9 +25,9 @@ _FORMATS: Final = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 _MOVING: Final = {"TIFF", "GIF", "PNG", "WEBP"}  # formats that may hide further frames
 # Resized to a shorter side of 224, a strip of 1 x 60,000 would take gigabytes.
 _LONGEST: Final = 100
-_FRAME: Final = re.compile(r"(.+\.(?:dcm|dicom))#(\d+)", re.IGNORECASE)
+# Behind a DICOM suffix, a name without any (IM_0001), or a DICOM UID.
+_FRAME: Final = re.compile(r"((?:.+/)?(?:[^/]+\.(?:dcm|dicom)|[^/.]+|[\d.]+))#(\d+)", re.I | re.S)
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM_SUFFIXES)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _MIN_IS_WHITE: Final = 0
 _SIGNED: Final = 2
@@ -45,6 +45,10 @@ _BEGINNINGS: Final = {
 }
 # Warnings of Pillow that tags of a TIFF were lost, which may be those that say what its pixels are.
 _LOST_TAGS: Final = re.compile("Skipping tag|offset too large|[Tt]runcated|file, expected to read")
+SUFFIXES: Final = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp"),
+    *DICOM_SUFFIXES,
+)
 
 
 def split_frame(path: str) -> tuple[str, int | None]:

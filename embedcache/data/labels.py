@@ -1,13 +1,27 @@
-"""Several labels in one cell of a manifest: `a|b`, or `-` for none."""
+"""Cells of the label column: several labels in one, and what looks like no label at all."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.errors import RunError
+from embedcache.visible import is_invisible
+
+# What programs write where there is no value, in lower case. A '-' says that no label applies.
+_MISSING: Final = frozenset(
+    {"nan", "na", "n/a", "n.a.", "none", "null", "nil", "nat", "<na>", "#n/a", "#na", "missing"}
+    | {"undefined", "not available", "not applicable", "?", "--", ".", "_", ""}
+)
+
+
+def looks_missing(label: str) -> bool:
+    """Return whether a label that is not empty looks like what programs write for no value."""
+    visible = "".join(character for character in label if not is_invisible(character))
+    return bool(label) and visible.strip().lower() in _MISSING
 
 
 def separate_labels(cells: Sequence[str], *, sep: str = "|") -> list[frozenset[str]]:

@@ -18,9 +18,11 @@ from typing import Final
 
 import pyarrow as pa
 
+from embedcache.data.spelling import spelling_key
 from embedcache.errors import ManifestError
 from embedcache.files.durable import replace
 from embedcache.files.regular import read_regular
+from embedcache.visible import is_blank, is_unicode
 
 REQUIRED: Final = ("image_id", "path", "patient_id", "label", "cohort")
 _TEXT: Final = {*REQUIRED, "center", "split", "sha256", "device", "operator", "source_label"}
@@ -101,9 +103,9 @@ def read_manifest(file: Path) -> Manifest:
     Raises
     ------
     ManifestError
-        Missing file, wrong encoding, missing or double column, ragged row, empty or double
-        `image_id`, empty `patient_id`, `cohort` or `path`, malformed `sha256`. Names file, line,
-        column and value.
+        Missing file, wrong encoding, missing or double column, second header, ragged row, empty or
+        double `image_id`, empty `patient_id`, `cohort` or `path`, malformed `sha256`. Names file,
+        line, column and value.
     """
     return parse_manifest(_read_text(file), file)
 
@@ -121,6 +123,10 @@ def parse_manifest(text: str, file: Path) -> Manifest:
         for row in rows:
             if not row:
                 continue
+            if [cell.strip() for cell in row] == header:
+                raise ManifestError(
+                    f"{file}:{rows.line_num}: the header again; expected it in line 1 alone"
+                )
             if len(row) != len(header):
                 raise ManifestError(
                     f"{file}:{rows.line_num}: {len(row)} cells, the header has {len(header)}; "
@@ -170,7 +176,10 @@ def _check_header(file: Path, header: list[str]) -> None:
     missing = [name for name in REQUIRED if name not in header]
     if missing:
         present = ", ".join(header) or "nothing"
-        hint = "; it looks ';'-separated, expected ','" if ";" in present else ""
+        hints = [f"; it looks '{sep}'-separated, expected ','" for sep in ";\t" if sep in present]
+        key = spelling_key(missing[0])
+        hints += [f"; rename '{name}'" for name in header if spelling_key(name) == key]
+        hint = hints[0] if hints else ""
         raise ManifestError(
             f"{file}:1: no column '{missing[0]}'; found {present}; expected "
             f"{', '.join(REQUIRED)}{hint}"
@@ -190,9 +199,11 @@ def _check_header(file: Path, header: list[str]) -> None:
 def _check_cells(file: Path, columns: Mapping[str, tuple[str, ...]], lines: Sequence[int]) -> None:
     first: dict[str, int] = {}
     for name in ("image_id", "path", "patient_id", "cohort"):
-        if "" in columns[name]:
-            line = lines[columns[name].index("")]
-            raise ManifestError(f"{file}:{line}: column '{name}' is empty; every image needs one")
+        empty = next((i for i, cell in enumerate(columns[name]) if is_blank(cell)), None)
+        if empty is not None:
+            raise ManifestError(
+                f"{file}:{lines[empty]}: column '{name}' is empty; every image needs one"
+            )
     for image_id, line in zip(columns["image_id"], lines, strict=True):
         if first.setdefault(image_id, line) != line:
             raise ManifestError(
@@ -263,6 +274,12 @@ def write_manifest(
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    cells = ((name, cell) for row in rows for name, cell in row.items())
+    for name, cell in cells:
+        if not is_unicode(cell):
+            raise ManifestError(
+                f"{file}: {name} '{cell}' is not UTF-8; rename or spell it otherwise"
+            )
     manifest = parse_manifest(text.getvalue(), file)  # before it takes the place of a good one
     data = text.getvalue().encode()
     if not overwrite and file.is_file() and file.read_bytes() != data:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from embedcache.errors import MissingExtraError
+from embedcache.visible import visible_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,8 +94,12 @@ def check_installed(name: str) -> Any:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as aligned text, numbers to the right; nothing is cut off."""
+    """Return rows as aligned text, numbers to the right; nothing is cut off.
+
+    Control characters and line breaks are shown escaped: a row is a line.
+    """
     cells = [[cell_text(value) for value in row] for row in rows]
+    header = [visible_text(name) for name in header]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     numeric = _numeric(header, rows)
     lines = []
@@ -110,7 +115,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def html_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return rows as an HTML table; every text is escaped."""
     numeric = _numeric(header, rows)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    head = "".join(f"<th>{html.escape(visible_text(name))}</th>" for name in header)
     lines = []
     for row in rows:
         cells = (
@@ -131,9 +136,9 @@ def _numeric(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[bool]
 
 
 def cell_text(value: Any) -> str:
-    """Return a value as a cell shows it."""
+    """Return a value as a cell shows it, control characters escaped."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.3f}"
-    return str(value)
+    return visible_text(str(value))

@@ -41,6 +41,7 @@ def learning_curves(
     method: CurveMethod,
     options: CurveOptions = CurveOptions(),
     *,
+    on_message: Callable[[str], None] = lambda _: None,
     on_run: Callable[[RunOutcome], None] = lambda _: None,
 ) -> RunOutcomes:
     """Return a run for each model, with an estimate for each number of patients.
@@ -50,6 +51,8 @@ def learning_curves(
     draws; those are in the record.
     """
     study = session.study(replace(question, external=()))
+    for note in study.notes:
+        on_message(note)
     outcomes = []
     for name in session.model_names(models):
         store = session.find_store(name)

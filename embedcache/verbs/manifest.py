@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,16 @@ import pyarrow as pa
 from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import decode_image, split_frame
 from embedcache.data.manifest import Manifest, read_manifest, write_manifest
+from embedcache.data.outputs import check_place
 from embedcache.data.tabular import Tabular
+from embedcache.data.troubles import (
+    LEAKS,
+    NOT_READABLE,
+    ClassCount,
+    Trouble,
+    count_classes,
+    find_troubles,
+)
 from embedcache.errors import ImageReadError, ManifestError
 from embedcache.files.cores import usable_cores
 from embedcache.files.regular import read_regular
@@ -36,6 +44,11 @@ class Written:
 
     manifest: Manifest
     missing: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[ClassCount, ...]:
+        """Images and patients by cohort and label."""
+        return count_classes(self.manifest)
 
 
 def write_rows(
@@ -73,6 +86,7 @@ def write_rows(
         `root` is outside the data root, an id is there already, images are missing, or another
         manifest is in the way.
     """
+    check_place(file)
     base = Path(os.path.realpath(data_root or file.parent))
     new_rows = _relative_to(base, root, rows)
     missing = _missing(base, new_rows)
@@ -115,30 +129,6 @@ def _rows_of(file: Path) -> list[dict[str, str]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """One kind of thing that is wrong with a manifest or its images.
-
-    Parameters
-    ----------
-    kind
-        'missing', 'unreadable', 'changed', 'patient-in-two-cohorts', 'bytes-under-two-patients',
-        'bytes-under-two-labels', 'label-spelling' or 'warning'.
-    message
-        One line, with the first offender.
-    images
-        All the images concerned.
-    """
-
-    kind: str
-    message: str
-    images: tuple[str, ...]
-
-
-NOT_READABLE: Final = ("missing", "unreadable", "changed")
-LEAKS: Final = ("patient-in-two-cohorts", "bytes-under-two-patients")
-
-
 _TROUBLES: Final = pa.schema(
     [("kind", pa.string()), ("message", pa.string()), ("n_images", pa.int64())]
 )
@@ -154,8 +144,8 @@ class CheckReport(Tabular):
         The file.
     n_images, n_patients
         What it holds.
-    cohorts
-        Images by cohort and label.
+    classes
+        Images and patients by cohort and label.
     troubles
         What is wrong, one entry a kind.
     """
@@ -163,7 +153,7 @@ class CheckReport(Tabular):
     manifest: Path
     n_images: int
     n_patients: int
-    cohorts: dict[str, dict[str, int]]
+    classes: tuple[ClassCount, ...]
     troubles: tuple[Trouble, ...]
 
     @property
@@ -198,17 +188,13 @@ def check(session: Session) -> CheckReport:
     # Threads do: Pillow decodes without the interpreter lock.
     with ReadingThreads(max(2, usable_cores())) as pool:
         outcomes = list(pool.map(_outcome, files))
-    reasons, notes = [reason for reason, _ in outcomes], [note for _, note in outcomes]
-    columns = manifest.columns
-    cohorts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for cohort, label in zip(columns["cohort"], columns["label"], strict=True):
-        cohorts[cohort][label] += 1
+    reasons, notes = zip(*outcomes, strict=True)
     return CheckReport(
         manifest=session.workspace.manifest,
         n_images=len(manifest),
-        n_patients=len(set(columns["patient_id"])),
-        cohorts={name: dict(sorted(labels.items())) for name, labels in sorted(cohorts.items())},
-        troubles=(*_troubles(manifest, files, file_digests, reasons), *_noted(manifest, notes)),
+        n_patients=len(set(manifest.column("patient_id"))),
+        classes=count_classes(manifest),
+        troubles=tuple(find_troubles(manifest, files, file_digests, reasons, notes)),
     )
 
 
@@ -224,70 +210,3 @@ def _outcome(file: ImageFile) -> tuple[str, str]:
     except OSError as error:
         return error.strerror or str(error), ""
     return "", "; ".join(notes)
-
-
-def _noted(manifest: Manifest, notes: Sequence[str]) -> Iterable[Trouble]:
-    numbers = [number for number, note in enumerate(notes) if note]
-    if numbers:
-        what = f"images are read with a warning ({notes[numbers[0]]})"
-        yield _trouble("warning", what, numbers, manifest.column("image_id"))
-
-
-def _troubles(
-    manifest: Manifest,
-    files: Sequence[ImageFile],
-    digests: Sequence[str],
-    reasons: Sequence[str],
-) -> Iterable[Trouble]:
-    name = manifest.column("image_id")
-    keys = [
-        file.key_of(digest) if digest else "" for file, digest in zip(files, digests, strict=True)
-    ]
-    missing = [i for i, reason in enumerate(reasons) if reason == "missing"]
-    broken = [i for i, reason in enumerate(reasons) if reason not in {"", "missing"}]
-    changed = [
-        i for i, file in enumerate(files) if digests[i] and file.expected not in {"", digests[i]}
-    ]
-    if missing:
-        yield _trouble("missing", "images are not on disk", missing, name)
-    if broken:
-        why = f"images cannot be read ({reasons[broken[0]]})"
-        yield _trouble("unreadable", why, broken, name)
-    if changed:
-        yield _trouble("changed", "images differ from the manifest's sha256", changed, name)
-    patient, label, cohort = (manifest.column(n) for n in ("patient_id", "label", "cohort"))
-    in_two = _several(patient, cohort)
-    if in_two:
-        what = f"images of patients in two cohorts ('{patient[in_two[0]]}' is one)"
-        yield _trouble("patient-in-two-cohorts", what, in_two, name)
-    for kind, values in (("patients", patient), ("labels", label)):
-        double = _several(keys, values)
-        if double:
-            what = f"images are byte-identical to one under another of the {kind}"
-            yield _trouble(f"bytes-under-two-{kind}", what, double, name)
-    near = _misspelt(set(label))
-    if near:
-        numbers = [i for i, text in enumerate(label) if text in near]
-        what = f"images have labels that differ in spelling only ({', '.join(sorted(near))})"
-        yield _trouble("label-spelling", what, numbers, name)
-
-
-def _trouble(kind: str, what: str, numbers: Sequence[int], name: Sequence[str]) -> Trouble:
-    images = tuple(name[number] for number in numbers)
-    return Trouble(kind, f"{len(images)} {what}, first '{images[0]}'", images)
-
-
-def _several(groups: Sequence[str], values: Sequence[str]) -> list[int]:
-    """Return the rows of groups that have more than one value; an empty group is none."""
-    by_group: defaultdict[str, set[str]] = defaultdict(set)
-    for group, value in zip(groups, values, strict=True):
-        by_group[group].add(value)
-    return [i for i, group in enumerate(groups) if group and len(by_group[group]) > 1]
-
-
-def _misspelt(labels: set[str]) -> set[str]:
-    """Return labels that are equal but for case, spaces, hyphens and underscores."""
-    plain: defaultdict[str, set[str]] = defaultdict(set)
-    for label in labels:
-        plain["".join(c for c in label.lower() if c.isalnum())].add(label)
-    return {label for spelt in plain.values() if len(spelt) > 1 for label in spelt}

@@ -136,14 +136,17 @@ class RunVerbs:
         folds: int | PathLike = 5,
         seed: int = 0,
         n_threads: int | None = None,
+        on_message: OnMessage = quiet,
         on_run: Callable[[RunOutcome], None] = quiet,
     ) -> RunOutcomes:
         """Score probes of 1, 2, 4, ... training patients, and store the curves.
 
         Parameters
         ----------
-        models, label, task, train_cohort, where, class_map, folds, seed, n_threads, on_run
+        models, label, task, train_cohort, where, class_map, folds, seed, n_threads
             Encoders, question and threads; see `probe`.
+        on_message, on_run
+            Called with what a reader must know, and with each run as it is done.
         sizes, n_draws
             Numbers of patients, and of orders in which they are taken; see `CurveMethod`.
         """
@@ -153,7 +156,9 @@ class RunVerbs:
         question = question_of(label, train_cohort, None, where, class_map, folds, seed, task)
         method = CurveMethod(None if sizes is None else tuple(sizes), n_draws)
         options, names = CurveOptions(n_threads), name_list(models)
-        return learning_curves(self._session(), names, question, method, options, on_run=on_run)
+        return learning_curves(
+            self._session(), names, question, method, options, on_message=on_message, on_run=on_run
+        )
 
     def finetune(
         self,

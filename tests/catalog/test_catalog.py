@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import csv
+import io
+import json
 import shutil
 
 import duckdb
@@ -9,7 +12,7 @@ import pytest
 
 from embedcache.catalog import embeddings, query
 from embedcache.catalog.index import check_catalog, is_fresh
-from embedcache.catalog.output import plain_value
+from embedcache.catalog.output import parquet_bytes, plain_value, text_bytes
 from embedcache.data import image_table
 from embedcache.errors import CatalogError, StoreWriteError
 from embedcache.runs.files import RunFiles
@@ -202,13 +205,55 @@ def test_rows_are_those_of_the_table(asked):
         "SELECT sum(n_images) AS n, sum(1.5) AS d FROM patients",
         "SELECT labels, labels FROM patients LIMIT 2",
         "SELECT vector FROM embeddings ORDER BY image_id LIMIT 2",
-        "SELECT make_timestamptz(0) AS t, {'a': [1, NULL]} AS s, 'a'::BLOB AS b, uuid() IS NULL",
+        "SELECT {'a': [1, NULL]} AS s, MAP {'x': [1]} AS m, uuid() IS NULL",
         "SHOW TABLES",
     ):
         table, rows = asked.sql(text), asked.sql_rows(text)
         assert list(rows.columns) == table.column_names
-        plain = [tuple(map(plain_value, row.values())) for row in table.to_pylist()]
+        plain = [
+            tuple(map(plain_value, row.values()))
+            for row in table.to_pylist(maps_as_pydicts="strict")
+        ]
         assert list(rows.rows) == plain, text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
+        ("TIMESTAMP_NS '2000-01-01 00:00:00.123456789'", "2000-01-01 00:00:00.123456789"),
+        ("DATE 'infinity'", "infinity"),
+        ("'-infinity'::TIMESTAMPTZ", "-infinity"),
+        ("INTERVAL 3 MONTH", "3 months"),
+        ("[INTERVAL 1 DAY]", ["1 day"]),
+        ("'101'::BIT", "101"),
+        ("'12:00:00+02'::TIMETZ", "12:00:00+02"),
+        ("TIME '24:00:00'", "24:00:00"),
+        (r"'\xAA'::BLOB", r"\xAA"),
+        ("340282366920938463463374607431768211455::UHUGEINT", 2**128 - 1),
+        ("union_value(a := 1)", "1"),
+        ("MAP {[1]: {'d': DATE '2000-01-01'}}", {"[1]": {"d": "2000-01-01"}}),
+        ("MAP {}", {}),
+        ("ROW(1, NULL)", [1, None]),
+        ("{'a \"b': 'nan'::DOUBLE, 't': ['infinity'::DATE]}", {'a "b': None, "t": ["infinity"]}),
+        ("array_value('inf'::FLOAT, 2)", [None, 2.0]),
+        ("chr(0)", "\0"),
+    ],
+)
+def test_any_value_of_sql_is_rows_json_csv_and_parquet(asked, value, shown):
+    text = f"SELECT {value} AS v, {value} AS v"
+    rows = asked.sql_rows(text)
+    assert rows.rows == ((shown, shown),)
+    assert json.loads(text_bytes(rows, "json"), parse_constant=pytest.fail) == [
+        {"v": shown, "v_1": shown}
+    ]
+    assert len(list(csv.reader(io.StringIO(text_bytes(rows, "csv").decode())))) == 2
+    table = asked.sql(text)
+    if value == "MAP {}":
+        with pytest.raises(CatalogError, match="cannot be Parquet: .*CAST the column to VARCHAR"):
+            parquet_bytes(table)
+    else:
+        assert parquet_bytes(table).startswith(b"PAR1")
 
 
 def test_sql_follows_the_manifest_and_looks_at_no_image(probed, monkeypatch):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import IN_BACKGROUND, IN_FOREGROUND, PATIENCE
+from conftest import IN_BACKGROUND, IN_FOREGROUND, PATIENCE, Printed
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS
 from embedcache_cli.output import bytes_text, seconds_text
@@ -219,8 +219,13 @@ def test_a_score_of_one_patient_has_no_interval(encoded, command):
 
 
 def test_sql_reads_a_query_from_stdin(encoded, command, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 41 + 1 AS answer"))
-    assert "42" in command("sql", "-").out
+    def ask(data: bytes) -> Printed:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+        return command("sql", "-")
+
+    assert "42" in ask(b"SELECT 41 + 1 AS answer").out
+    assert "Zo\u00eb" in ask("SELECT 'Zo\u00eb'".encode()).out
+    assert ask(b"SELECT '\xff'").err == "embedcache: stdin: byte 0xff at 8 is not UTF-8\n"
 
 
 def test_verify_names_the_damage_with_exit_4_and_repair_mends_it(encoded, command):
@@ -280,7 +285,7 @@ def test_manifest_check_finds_changed_files_and_misspelt_labels(cohort, command)
     result = command("manifest", "check")
     assert result.code == 3
     assert "changed: 132 images differ from the manifest's sha256" in result.out
-    assert "differ in spelling only (Abdomen, abdomen)" in result.out
+    assert "differ in spelling only ('Abdomen', 'abdomen')" in result.out
 
 
 def test_a_folder_becomes_a_manifest(tmp_path, command):
@@ -291,7 +296,11 @@ def test_a_folder_becomes_a_manifest(tmp_path, command):
         file.rename(tmp_path / "set" / label / file.name)
     result = command("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)")
     assert result.code == 0, result.err
-    assert result.out == "data_manifest.csv: 72 images, 12 patients, cohorts: set\n"
+    first, _, _, *classes = result.out.splitlines()
+    assert first == "data_manifest.csv: 72 images, 12 patients, cohorts: set"
+    assert [line.split() for line in classes] == [
+        ["set", label, "24", "8"] for label in ("abdomen", "brain", "femur")
+    ]
     assert command("extract", "-m", "pixels").code == 0
     other = ("manifest", "folder", "--root", "set", "--patient", r"(home-\d+)", "--cohort", "x")
     result = command(*other)

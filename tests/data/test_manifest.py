@@ -48,6 +48,16 @@ def test_accepts_a_byte_order_mark_windows_lines_quotes_and_blank_lines(tmp_path
         (f"{HEADER}\na,b.png,P,l,c\nx,b.png,P,l,c\na,b.png,P,l,c\n", ":4: image_id 'a' again, f"),
         (f"{HEADER}\na,x\\b.png,P,l,c\n", ":2: path 'x.b.png' has a backslash"),
         (f"{HEADER},sha256\na,b.png,P,l,c,ABC\n", ":2: sha256 'ABC' is not 64"),
+        (f"{HEADER}\na,b.png,P,l,c\n{HEADER}\n", ":3: the header again; expected it in line 1"),
+        (f"{HEADER}\na,b.png,\u200b,l,c\n", ":2: column 'patient_id' is empty"),
+        (
+            "image_id,path,patient_id,label\u200b,cohort\n",
+            "found .*, label.u200b, .*; rename 'label.u200b'",
+        ),
+        ("Image ID,path,patient_id,label,cohort\n", "no column 'image_id'.*; rename 'Image ID'"),
+        (HEADER.replace(",", "\t"), "it looks '.t'-separated, expected ','"),
+        (f"{HEADER},x\na,b.png,P,l,c,{'y' * 200_000}\n", ":2: field larger than field limit"),
+        (f'{HEADER}\n"a\nb",x\\b.png,P,l,c\n', ":3: path 'x.b.png' has a backslash"),
         (b"image_id,path\n\xff,b\n", ":2: byte 0xff is not UTF-8"),
         (f'{HEADER}\na,"b.png,P,l,c\n', "unexpected end of data"),
     ],
@@ -100,6 +110,11 @@ def test_whole_numbers_that_their_type_would_merge_stay_text(tmp_path):
     for name in ("long", "mixed", "endless"):
         assert table[name].to_pylist() == list(cells[name])
     assert table["least"].to_pylist() == [-(2**63), 2**63 - 1]
+
+
+def test_accepts_carriage_returns_alone_and_long_cells(tmp_path):
+    manifest = read_manifest(write(tmp_path, f"{HEADER},x\ra,b.png,P,l,c,{'y' * 100_000}\r"))
+    assert len(manifest.column("x")[0]) == 100_000
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ ASIDE = {"manifest", "store", "data_root", "as_json", "quiet", "verbose", "progr
 OF_THE_COMMAND = {
     "extract": {"dry_run"},
     "finetune": {"batch_size", "precision"},
-    "sql": {"kind", "output"},
+    "sql": {"kind", "output", "overwrite"},
 }
 NAMES = {"on_error": "fail_fast", "epochs": "changes", "output": "file", "grace": "grace_s"}
 

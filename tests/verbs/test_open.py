@@ -77,5 +77,5 @@ def test_a_store_that_cannot_remember_digests_can_be_asked(project, monkeypatch)
 
 def test_a_file_is_no_store(project, tmp_path):
     (tmp_path / "afile").touch()
-    with pytest.raises(StoreMismatchError, match="afile: a file, not a store's folder"):
+    with pytest.raises(StoreMismatchError, match="afile: a file, not a store's; name a folder"):
         embedcache.open(tmp_path, store=tmp_path / "afile")
