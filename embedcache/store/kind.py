@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from embedcache.files.backend import Location
 from embedcache.files.kinds import (
@@ -14,7 +14,8 @@ from embedcache.files.kinds import (
     sweep_temporaries,
 )
 from embedcache.store import care
-from embedcache.workspace import Workspace
+from embedcache.store.sweep import sweep
+from embedcache.workspace import Workspace, is_encoder_folder
 
 
 class EmbeddingStores(ArtefactKind):
@@ -24,10 +25,14 @@ class EmbeddingStores(ArtefactKind):
     ----------
     workspace
         Workspace of the stores.
+    image_keys
+        Function that returns the SHA-256 of each image of the manifest; see `care.mend_store`.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
+    def __init__(
+        self, workspace: Workspace, image_keys: Callable[[], Iterable[str]] = lambda: ()
+    ) -> None:
+        self._workspace, self._image_keys = workspace, image_keys
 
     @property
     def name(self) -> str:
@@ -43,18 +48,22 @@ class EmbeddingStores(ArtefactKind):
         """Return the folder of each encoder."""
         return self._workspace.encoder_folders()
 
-    def check(self, item: Location) -> Iterator[Damage]:
+    def check(self, item: Location) -> Iterable[Damage]:
         """Compare an encoder's folder with its checksums."""
         return care.check_store(item)
 
     def mend(self, item: Location) -> Mended:
         """Save the rows that are whole; lost ones have to be encoded again."""
         self._workspace.create_store()
-        return care.mend_store(item)
+        return care.mend_store(item, self._image_keys)
 
     def sweep(self, grace_s: float) -> int:
         """Delete replaced records, their segments and leftovers of killed writes."""
-        freed = sum(care.sweep(item, grace_s=grace_s) for item in self.items())
+        freed = sum(sweep(item, grace_s=grace_s) for item in self.items())
+        # Where a write was killed before the first document was there, too.
+        for folder in self.folder.folders():
+            if is_encoder_folder(folder):
+                freed += sweep_temporaries(folder, grace_s)
         return freed + sweep_temporaries(self.folder, grace_s)
 
     def references(self, item: Location) -> Iterator[Reference]:

@@ -11,8 +11,11 @@ Rows exist when their record does: a segment without a record is an interrupted 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,14 +23,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreReadError
 from embedcache.files.backend import Location
-from embedcache.files.documents import put_table, read_table, table_files, table_stem
-from embedcache.files.durable import TEMPORARY
+from embedcache.files.documents import (
+    checked_bytes,
+    find_table,
+    parse_table,
+    put_table,
+    table_files,
+    table_stem,
+)
+from embedcache.files.durable import TEMPORARY, held
 from embedcache.workspace import COMMITS, SEGMENTS
 
 LOCK: Final = "LOCK"
-_SEGMENT_NAME: Final = re.compile(r"(?P<id>\d{8}T\d{12}-[0-9a-f]{12})\.zarr/")
+_ID: Final = re.compile(r"\d{8}T\d{12}-[0-9a-f]{12}")
+_SEGMENT_NAME: Final = re.compile(rf"(?P<id>{_ID.pattern})\.zarr/")
+# What a sweep writes into the intent of a commit whose writer it takes for dead.
+_WITHDRAWN: Final = b"withdrawn"
 _METADATA: Final = b"embedcache"
 _SCHEMA: Final = pa.schema(
     [
@@ -83,6 +96,8 @@ class Record:
         Ids of the newest records that the writer saw, so that a lost record is noticed.
     context
         JSON values kept with the rows: the encoder's document, library versions, stage times.
+    lost
+        SHA-256 of each image whose row was stored once, and was lost or may have been.
     """
 
     id: str
@@ -95,6 +110,13 @@ class Record:
     replaces: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     context: dict[str, Any] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder that made the rows; None where nobody has noted it."""
+        fingerprint = self.context.get("encoder", {}).get("fingerprint")
+        return None if fingerprint is None else str(fingerprint)
 
     @property
     def dtype(self) -> str:
@@ -116,6 +138,47 @@ def intent_path(folder: Location, record_id: str) -> Location:
     return folder / COMMITS / f"{TEMPORARY}{record_id}"
 
 
+@contextlib.contextmanager
+def intended(folder: Location, record_id: str) -> Iterator[None]:
+    """Put the mark of a commit, and hold it while the block makes the commit."""
+    intent = intent_path(folder, record_id)
+    with contextlib.ExitStack() as stack:
+        while True:
+            # Whoever looks at it from another machine cannot see that it is held.
+            intent.replace(platform.node().encode())
+            stack.enter_context(held(intent.local_path))
+            if not is_withdrawn(folder, record_id):  # by a sweep that came before it was held
+                break
+        yield
+
+
+def withdraw(folder: Location, record_id: str) -> None:
+    """Take a commit from a writer that seems dead; should it live, it finds that out in time."""
+    intent_path(folder, record_id).replace(_WITHDRAWN)
+
+
+def is_withdrawn(folder: Location, record_id: str) -> bool:
+    """Tell a writer, once its record is there, whether its commit was taken from it."""
+    try:
+        return intent_path(folder, record_id).read() == _WITHDRAWN
+    except FileNotFoundError:
+        return True
+
+
+def is_of_other_machine(intent: Location) -> bool:
+    """Tell whether a mark was put by another machine; one without a name is taken for ours."""
+    try:
+        return intent.read() not in {b"", _WITHDRAWN, platform.node().encode()}
+    except FileNotFoundError:
+        return False
+
+
+def intended_id(name: str) -> str | None:
+    """Return the id of the commit whose mark has a name; None where it is no such mark."""
+    record_id = name.removeprefix(TEMPORARY)
+    return record_id if name.startswith(TEMPORARY) and _ID.fullmatch(record_id) else None
+
+
 def segment_folder(folder: Location, record_id: str) -> Location:
     """Return the Zarr array of a record."""
     return folder / SEGMENTS / f"{record_id}.zarr"
@@ -130,18 +193,21 @@ def segment_folders(folder: Location) -> dict[str, Location]:
 
 def record_files(folder: Location) -> dict[str, Location]:
     """Return the records' files by id, oldest first."""
-    return table_files(folder / COMMITS)
+    files = table_files(folder / COMMITS)
+    return {record_id: file for record_id, file in files.items() if _ID.fullmatch(record_id)}
 
 
 def put_record(folder: Location, record: Record) -> None:
     """Make a record, and with it its rows, exist."""
     n_rows, failed = len(record.keys), list(record.failures)
     metadata = {
+        "id": record.id,
         "dim": record.dim,
         "chunk_rows": record.chunk_rows,
         "files": [[file.path, file.size, file.crc32c] for file in record.files],
         "replaces": record.replaces,
         "parents": record.parents,
+        "lost": record.lost,
         "context": record.context,
     }
     table = pa.table(
@@ -157,21 +223,34 @@ def put_record(folder: Location, record: Record) -> None:
     put_table(folder / COMMITS, record.id, table)
 
 
+def remove_record(folder: Location, record_id: str) -> None:
+    """Remove a record: its rows exist no more."""
+    file = find_table(folder / COMMITS, record_id)
+    if file is not None:
+        file.delete()
+
+
 def read_record(file: Location) -> Record:
     """Return a record from its file.
+
+    Its id is the one that it was written under: in a copy under another name, not the file's.
 
     Raises
     ------
     StoreCorruptError
-        The file is missing, damaged, or no record.
+        The file is missing or damaged.
+    StoreReadError
+        It is whole, but no record that this release knows.
     """
-    table = read_table(file)
+    data = checked_bytes(file)
     try:
+        table = parse_table(data)
         metadata = json.loads(table.schema.metadata[_METADATA])
         stored = table.filter(table["reason"].is_null())
         failed = table.filter(table["reason"].is_valid())
         return Record(
-            id=table_stem(file.name),
+            # Records of earlier releases do not say it.
+            id=metadata.get("id", table_stem(file.name)),
             keys=tuple(stored["key"].to_pylist()),
             sums=stored["crc32c"].to_numpy().astype(np.uint32, copy=False),
             dim=metadata["dim"],
@@ -182,7 +261,8 @@ def read_record(file: Location) -> Record:
             ),
             replaces=tuple(metadata["replaces"]),
             parents=tuple(metadata["parents"]),
-            context=metadata["context"],
+            context=dict(metadata["context"]),
+            lost=tuple(metadata.get("lost", ())),
         )
-    except (KeyError, TypeError) as error:
-        raise StoreCorruptError(f"{file}: not a commit record ({error!r})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreReadError(f"{file}: no commit record that this release knows ({error!r})") from None

@@ -26,8 +26,8 @@ from embedcache.extract.lane import Job
 from embedcache.extract.order import put_in_order, seconds_per_image
 from embedcache.extract.report import PassReport, Progress, merge_reports
 from embedcache.files.durable import utc_now
-from embedcache.store.care import sweep
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.sweep import sweep
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.session import Session
 

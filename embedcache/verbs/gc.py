@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embedcache.data.snapshots import is_snapshot_of, snapshot_files
 from embedcache.files.documents import read_table
-from embedcache.store.care import GRACE_S
+from embedcache.files.kinds import GRACE_S
 from embedcache.verbs.artefacts import artefact_kinds
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.session import Session

@@ -18,6 +18,7 @@ from embedcache.files import durable
 from embedcache.files.backend import LocalBackend, on_disk
 from embedcache.store import care, layout, segment
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.sweep import sweep
 
 DIM = 6
 OTHER_ID = "20000101T000000000000-0123456789ab"
@@ -157,21 +158,21 @@ def test_a_rewrite_orders_drops_and_flips_in_one_step(store):
 def test_a_reader_whose_segments_were_swept_meanwhile_finds_the_new_one(store):
     before = again(store)
     store.rewrite(store.row_keys())
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     assert np.array_equal(before.read(keys(0, 8)), rows(0, 8))
 
 
 def test_sweeping_leaves_the_young_and_the_live_and_nothing_comes_back(store):
     for _ in range(3):
         store.rewrite(store.row_keys())
-    assert care.sweep(store.folder, grace_s=3600) == 0
+    assert sweep(store.folder, grace_s=3600) == 0
     assert len(layout.record_files(store.folder)) == 5
     (layout.segment_folder(store.folder, OTHER_ID) / "c" / "0" / "0").put(b"x" * 10)
     (store.folder / "commit" / ".tmp-1").put(b"")
     unknown = (store.folder / "seg" / "mine.zarr" / "zarr.json", store.folder / "notes" / "a.txt")
     for file in unknown:
         file.put(b"not ours")
-    assert care.sweep(store.folder, grace_s=-1) > 10
+    assert sweep(store.folder, grace_s=-1) > 10
     assert all(file.read() == b"not ours" for file in unknown)
     assert len(data_files(store)) == 6  # encoder.json, one record, zarr.json, one chunk; not ours
     assert again(store).row_keys() == store.row_keys()
@@ -251,7 +252,7 @@ def victim(store: EmbeddingStore, kind: str) -> Path:
 def test_damage_anywhere_is_named_and_never_read(store, harm, kind, compacted):
     if compacted:
         store.rewrite(store.row_keys())
-        care.sweep(store.folder, grace_s=-1)
+        sweep(store.folder, grace_s=-1)
     path = victim(store, kind)
     harm(path)
     found = list(care.check_store(store.folder))
@@ -274,8 +275,8 @@ def test_damage_anywhere_is_named_and_never_read(store, harm, kind, compacted):
 @pytest.mark.parametrize("kind", KINDS)
 def test_mending_keeps_every_row_that_can_be_kept(store, harm, kind):
     harm(victim(store, kind))
-    care.mend_store(store.folder)
-    assert list(care.check_store(store.folder)) == []
+    every = keys(0, 8)
+    report = care.mend_store(store.folder, lambda: every)
     mended = EmbeddingStore(store.folder)
     for key in mended.row_keys():
         number = int(key, 16)
@@ -288,6 +289,15 @@ def test_mending_keeps_every_row_that_can_be_kept(store, harm, kind):
         "c/0/0": {flip: 1, cut: 3, delete: 5}[harm],
     }[kind]
     assert len(mended) == 8 - lost
+    assert report.lost_keys == mended.lost == set(every) - set(mended.row_keys())
+    # What was lost stays a finding until it is there again, however often it is mended.
+    for _ in range(2):
+        found = care.check_store(store.folder)
+        assert [damage.path for damage in found] == ([store.folder] if lost else [])
+        assert {key for damage in found for key in damage.keys} == report.lost_keys
+        assert care.mend_store(store.folder).lost_keys == report.lost_keys
+    mended.append(every, rows(0, 8))
+    assert care.check_store(store.folder) == []
 
 
 def test_a_flipped_bit_costs_one_row_not_its_chunk(tmp_path):
@@ -326,7 +336,7 @@ def test_two_chunks_that_changed_places_are_found(tmp_path):
 def test_a_lost_encoder_json_without_records_cannot_be_mended(tmp_path):
     store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
     (store.folder / "encoder.json").delete()
-    with pytest.raises(StoreCorruptError, match="no record repeats it; delete the folder"):
+    with pytest.raises(StoreCorruptError, match="is missing and no record repeats it; put it back"):
         care.mend_store(store.folder)
 
 
@@ -337,7 +347,7 @@ def test_an_interrupted_write_is_not_damage(store):
     segment.write_segment(folder, n_rows, DIM, iter([rows(0, n_rows)]))
     (folder / "c" / "0" / "0").delete()
     assert list(care.check_store(store.folder)) == []
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     assert not Path(folder).exists()
 
 
@@ -433,7 +443,7 @@ def test_a_leftover_that_another_sweep_takes_first_is_no_error(store, monkeypatc
         real(self, name)
 
     monkeypatch.setattr(LocalBackend, "delete", overtaken)
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     assert not leftover.exists()
     assert len(store.read(keys(0, 5))) == 5
 

@@ -12,6 +12,7 @@ from edits import cut, flip, other_fingerprint, tally
 import embedcache
 from embedcache.errors import StoreMismatchError
 from embedcache.store import care, layout
+from embedcache.store.sweep import sweep
 from embedcache.verbs.session import Session
 
 
@@ -25,7 +26,7 @@ def truth_files(project) -> list[Path]:
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
 def test_harm_to_any_file_is_found_named_and_mended(probed, tmp_path, harm):
     (store,) = Session(probed.workspace).stores()
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     expected = probed.embeddings("pixels").X
     pristine = tmp_path / "pristine"
     shutil.copytree(probed.workspace.store, pristine)
