@@ -298,7 +298,7 @@ def read_encoder_document(folder: Location) -> dict[str, Any]:
             "wrote it"
         )
     if not is_document_of(folder, document):
-        problem = f"is that of another encoder, {name}@{fingerprint[:12]}"
+        problem = f"is that of another encoder, {name}@{str(fingerprint)[:12]}"
         raise StoreCorruptError(
             f"{file} {problem}; give the folder its own name back", problem=problem
         )

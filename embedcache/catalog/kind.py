@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from embedcache.catalog.index import check_catalog
 from embedcache.files.backend import Location, on_disk
@@ -51,3 +51,7 @@ class CatalogFile(ArtefactKind):
     def sweep(self, grace_s: float) -> int:
         """Delete leftovers of killed writers."""
         return sweep_temporaries(self.folder, grace_s)
+
+    def strangers(self) -> Iterable[str]:
+        """Return nothing: other kinds, and whatever else, lie in the same folder."""
+        return ()

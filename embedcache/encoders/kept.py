@@ -240,8 +240,12 @@ class KeptWeights(ArtefactKind):
                     folder.delete()
         return freed
 
+    def is_under_way(self, name: str) -> bool:
+        """Tell whether weights are being saved in a folder, or were when a writer was killed."""
+        return _is_leftover(self.folder / name) or super().is_under_way(name)
+
 
 def _is_leftover(folder: Location) -> bool:
-    """Tell whether a folder has weights and nothing else: another name was put there by somebody."""
+    """Tell whether a folder has weights alone: a file of another name was put there by somebody."""
     names = [entry.name for entry in folder.list()]
     return bool(names) and all(map(_WEIGHTS_FILE.fullmatch, names))

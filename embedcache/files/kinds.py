@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import Final, Protocol
 
 from embedcache.errors import StoreReadError
-from embedcache.files.backend import Entry, Location
+from embedcache.files.backend import Location
 from embedcache.files.durable import TEMPORARY, is_abandoned
 
 # Longer than any reader holds on to the records it listed, and any writer of another machine on to
@@ -70,12 +70,11 @@ class Mended:
     message
         One line for the user: what was done, and what is left to do.
     lost_keys
-        SHA-256 of each image that has to be encoded again; None where the list of them is lost
-        too, so that every image of the manifest without a row counts.
+        SHA-256 of each image that has to be encoded again.
     """
 
     message: str
-    lost_keys: frozenset[str] | None = frozenset()
+    lost_keys: frozenset[str] = frozenset()
 
 
 class ArtefactKind(Protocol):
@@ -122,6 +121,24 @@ class ArtefactKind(Protocol):
         grace_s
             Age in seconds that a file must have reached: a reader may still hold a younger one.
         """
+
+    def strangers(self) -> Iterable[str]:
+        """Yield a line about each thing in the folder that is no artefact: nobody touches it."""
+        names = {item.name for item in self.items()}
+        for entry in self.folder.list():
+            name = entry.name.removesuffix("/")
+            if name not in names and not self.is_under_way(name):
+                yield f"{self.folder / name} is not ours: left alone"
+
+    def is_under_way(self, name: str) -> bool:
+        """Tell whether something in the folder, no artefact, may become one or has just been one.
+
+        Parameters
+        ----------
+        name
+            Name of the file or the folder.
+        """
+        return not (self.folder / name).exists() and not (self.folder / name).list()
 
     def size(self) -> int:
         """Return how many bytes the artefacts take."""

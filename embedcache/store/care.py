@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import seal
@@ -44,12 +45,11 @@ def check_store(folder: Location) -> list[Damage]:
 
 
 def _check(folder: Location, files: Mapping[str, Location]) -> Iterator[Damage]:
-    fingerprint = None
     try:
-        fingerprint = read_encoder_document(folder)["fingerprint"]
+        read_encoder_document(folder)
     except StoreCorruptError as error:
         yield Damage(folder / ENCODER_DOCUMENT, error.problem)
-    live, errors = read_records(folder, files, fingerprint)
+    live, errors = read_records(folder, files)
     for record_id, record_error in errors.items():
         yield Damage(files[record_id], record_error.problem)
     for record in live:
@@ -102,14 +102,15 @@ def _check_orphans(
 
 def live_records(folder: Location) -> list[Record]:
     """Return the live records of one encoder's folder, without those that cannot be read."""
-    return read_records(folder, layout.record_files(folder), _fingerprint(folder))[0]
+    return read_records(folder, layout.record_files(folder))[0]
 
 
-def _fingerprint(folder: Location) -> str | None:
-    try:
-        return str(read_encoder_document(folder)["fingerprint"])
-    except StoreCorruptError:
-        return None
+def copied_records(folder: Location) -> Iterator[Location]:
+    """Yield the files that are copies of commit records under other names: they are not read."""
+    for record_id, file in layout.record_files(folder).items():
+        with contextlib.suppress(StoreCorruptError, StoreReadError):
+            if layout.read_record(file).id != record_id:
+                yield file
 
 
 def recorded_keys(folder: Location) -> frozenset[str]:
@@ -139,24 +140,24 @@ def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple
     """
     document = _mend_document(folder)
     files = layout.record_files(folder)
-    live, errors = read_records(folder, files, document["fingerprint"])
+    live, errors = read_records(folder, files)
     damaged = [record for record in live if any(_check_segment(folder, record))]
     intact = [(record, segment.intact_rows(folder, record)) for record in damaged]
     keys = [record.keys[row] for record, rows in intact for row in rows]
     # What is gone or unreadable is named as replaced, so that nothing asks for it again.
     void = [name for record in damaged for name in (record.id, *record.replaces)]
     void += [name for record in live for name in _absent_parents(record, live, files)]
-    void += [array.name.removesuffix(".zarr") for array in _check_orphans(folder, live, files)]
     void += errors
+    orphans = [array.name.removesuffix(".zarr") for array in _check_orphans(folder, live, files)]
     sound = [record for record in live if record not in damaged]
     lost = {*lost_keys(live), *(key for record in damaged for key in record.keys)}
-    if len(void) > sum(1 + len(record.replaces) for record in damaged):
+    if orphans or len(void) > sum(1 + len(record.replaces) for record in damaged):
         # Nobody knows which rows a lost record named: all images have to be looked at again.
         lost |= set(image_keys())
     settled = {key for record in sound for key in record.keys}
     settled |= {key for record in live for key in record.failures}
     lost -= settled.union(keys)
-    if void:
+    if void or orphans:
         publish_segment(
             folder,
             document,
@@ -168,6 +169,8 @@ def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple
             parents=[record.id for record in sound],
             lost=sorted(lost),
         )
+    for segment_id in orphans:  # which are leftovers from now on
+        layout.withdraw(folder, segment_id)
     message = f"{folder.name}: {len(keys)} rows of damaged segments saved"
     return Mended(message, frozenset(lost))
 
@@ -183,9 +186,8 @@ def _blocks(folder: Location, kept_rows: Sequence[tuple[Record, Codes]]) -> Iter
                 block = np.concatenate(waiting)
                 yield block[:step]
                 waiting = [block[step:]]
-    rest = np.concatenate(waiting) if waiting else ()
-    if len(rest):
-        yield rest
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
 def _mend_document(folder: Location) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def _mend_document(folder: Location) -> dict[str, Any]:
     try:
         return read_encoder_document(folder)
     except StoreCorruptError as error:
-        for record in read_records(folder, layout.record_files(folder), None)[0]:
+        for record in read_records(folder, layout.record_files(folder))[0]:
             document = record.context.get("encoder", {})
             if is_document_of(folder, document):
                 file.replace(seal(document))

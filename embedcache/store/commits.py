@@ -111,7 +111,7 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
 
 
 def read_records(
-    folder: Location, files: Mapping[str, Location], fingerprint: str | None
+    folder: Location, files: Mapping[str, Location]
 ) -> tuple[list[Record], dict[str, StoreCorruptError]]:
     """Return the live records, those that replaced others first, and what is wrong with the rest.
 
@@ -123,8 +123,6 @@ def read_records(
         Folder of the encoder.
     files
         The records' files by id, from `layout.record_files`; a later record is left out.
-    fingerprint
-        Fingerprint of the encoder; None where nobody knows it, so that any record passes.
 
     Returns
     -------
@@ -142,11 +140,12 @@ def read_records(
             continue
         if record.id != record_id:
             continue
-        if fingerprint is None or record.fingerprint in {None, fingerprint}:
+        if layout.is_record_of(folder, record):
             records[record_id] = record
         else:
-            name = record.context["encoder"].get("name")
-            problem = f"holds rows of another encoder, {name}@{str(record.fingerprint)[:12]}"
+            encoder = record.context["encoder"]
+            name, fingerprint = encoder.get("name"), str(encoder.get("fingerprint"))
+            problem = f"holds rows of another encoder, {name}@{fingerprint[:12]}"
             errors[record_id] = StoreCorruptError(
                 f"{file} {problem}; put it back where it was, or run `embedcache verify --repair`",
                 problem=problem,

@@ -116,7 +116,7 @@ class EmbeddingStore:
                     raise
 
     def _load(self, files: Mapping[str, Location]) -> None:
-        records, errors = read_records(self.folder, files, self.fingerprint)
+        records, errors = read_records(self.folder, files)
         if errors:
             raise next(iter(errors.values()))
         self._listed = tuple(files)

@@ -66,6 +66,20 @@ class EmbeddingStores(ArtefactKind):
                 freed += sweep_temporaries(folder, grace_s)
         return freed + sweep_temporaries(self.folder, grace_s)
 
+    def strangers(self) -> Iterator[str]:
+        """Yield a line about each thing that is not read: also copies of folders and of records."""
+        for copy, folder in self._workspace.copied_encoder_folders().items():
+            yield f"{copy} is a copy of {folder.name}, and is not read: left alone"
+        yield from super().strangers()
+        for item in self.items():
+            for file in care.copied_records(item):
+                yield f"{file} is a copy of another record, and is not read: left alone"
+
+    def is_under_way(self, name: str) -> bool:
+        """Tell whether a folder may become one of embeddings; copies have a line of their own."""
+        copies = {copy.name for copy in self._workspace.copied_encoder_folders()}
+        return name in copies or super().is_under_way(name)
+
     def references(self, item: Location) -> Iterator[Reference]:
         """Return the snapshots that live records name as the manifest they were made for."""
         for record in care.live_records(item):

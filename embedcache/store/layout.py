@@ -34,7 +34,7 @@ from embedcache.files.documents import (
     table_stem,
 )
 from embedcache.files.durable import TEMPORARY, held
-from embedcache.workspace import COMMITS, SEGMENTS
+from embedcache.workspace import COMMITS, SEGMENTS, is_document_of
 
 LOCK: Final = "LOCK"
 _ID: Final = re.compile(r"\d{8}T\d{12}-[0-9a-f]{12}")
@@ -111,12 +111,6 @@ class Record:
     parents: tuple[str, ...] = ()
     context: dict[str, Any] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the encoder that made the rows; None where nobody has noted it."""
-        fingerprint = self.context.get("encoder", {}).get("fingerprint")
-        return None if fingerprint is None else str(fingerprint)
 
     @property
     def dtype(self) -> str:
@@ -223,6 +217,12 @@ def put_record(folder: Location, record: Record) -> None:
     put_table(folder / COMMITS, record.id, table)
 
 
+def is_record_of(folder: Location, record: Record) -> bool:
+    """Tell whether a record's rows are those of the encoder that a folder is named after."""
+    encoder = record.context.get("encoder")
+    return encoder is None or is_document_of(folder, encoder)
+
+
 def remove_record(folder: Location, record_id: str) -> None:
     """Remove a record: its rows exist no more."""
     file = find_table(folder / COMMITS, record_id)
@@ -265,4 +265,6 @@ def read_record(file: Location) -> Record:
             lost=tuple(metadata.get("lost", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreReadError(f"{file}: no commit record that this release knows ({error!r})") from None
+        raise StoreReadError(
+            f"{file}: no commit record that this release knows ({error!r})"
+        ) from None

@@ -11,7 +11,7 @@ from embedcache.files.documents import find_table
 from embedcache.files.kinds import GRACE_S, Ages, size_of, sweep_temporaries
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
-from embedcache.workspace import COMMITS, SEGMENTS, is_document_of
+from embedcache.workspace import COMMITS, SEGMENTS
 
 
 def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
@@ -84,7 +84,7 @@ def _void_ids(
     strange = {
         record_id
         for record_id, record in records.items()
-        if not is_document_of(folder, record.context.get("encoder", {}))
+        if not layout.is_record_of(folder, record)
     }
     return void - strange
 

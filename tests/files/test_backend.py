@@ -149,7 +149,6 @@ class TestBackend:
             assert sweep_temporaries(folder, -1) == 6
         assert names(backend, "f") == [".other", "name"]
 
-
     def test_ages_are_told_by_the_clock_of_the_storage(self, backend, monkeypatch):
         file = Location(backend, "f/name")
         file.put(b"")
