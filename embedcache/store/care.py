@@ -13,6 +13,7 @@ from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import seal
 from embedcache.files.kinds import Damage, Mended
+from embedcache.files.marks import withdraw
 from embedcache.store import layout, segment
 from embedcache.store.commits import lost_keys, publish_segment, read_records
 from embedcache.store.layout import Record
@@ -170,7 +171,7 @@ def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple
             lost=sorted(lost),
         )
     for segment_id in orphans:  # which are leftovers from now on
-        layout.withdraw(folder, segment_id)
+        withdraw(layout.intent_path(folder, segment_id))
     message = f"{folder.name}: {len(keys)} rows of damaged segments saved"
     return Mended(message, frozenset(lost))
 

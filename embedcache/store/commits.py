@@ -14,6 +14,7 @@ from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import find_table
 from embedcache.files.durable import new_id
+from embedcache.files.marks import is_withdrawn, put_mark
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
 from embedcache.workspace import COMMITS
@@ -69,11 +70,9 @@ def publish_segment(
             context={**context, "encoder": dict(document)},
             lost=tuple(lost),
         )
-        layout.put_record(folder, record)
-        # A sweep looks for the record after it has withdrawn the commit, and this looks whether it
-        # was withdrawn after the record is there: one of the two sees the other.
-        if layout.is_withdrawn(folder, record_id):
-            layout.remove_record(folder, record_id)
+        file = layout.put_record(folder, record)
+        if _is_withdrawn(folder, record_id):  # asked only now: see `files/marks.py`
+            file.delete()
             raise StoreWriteError(
                 f"{array}: a clean-up took this write for a killed one's leftover; everything "
                 "finished before is safe; run the same command again"
@@ -97,7 +96,7 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
     array = layout.segment_folder(folder, record_id)
     intent = layout.intent_path(folder, record_id)
     try:
-        with layout.intended(folder, record_id):
+        with put_mark(intent):
             yield array
     except BaseException:  # an interruption too, lest it leaves rows that nothing names
         with contextlib.suppress(StoreError):
@@ -108,6 +107,13 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
         raise
     with contextlib.suppress(StoreError):  # a mark that stays is swept one day
         intent.delete()
+
+
+def _is_withdrawn(folder: Location, record_id: str) -> bool:
+    intent = layout.intent_path(folder, record_id)
+    # A sweep removes the mark beside a record, and else after the segment.
+    is_swept = not intent.exists() and not layout.segment_folder(folder, record_id).list()
+    return is_swept or is_withdrawn(intent)
 
 
 def read_records(

