@@ -70,9 +70,12 @@ class DigestCache:
         if head != _head(body):
             self.is_damaged = True
             return
-        for line in body.decode().splitlines():
-            digest, size, inode, mtime, ctime, path = line.split("\t", 5)
-            self._entries[path] = (int(size), int(inode), int(mtime), int(ctime)), digest
+        try:
+            for line in body.decode().splitlines():
+                digest, size, inode, mtime, ctime, path = line.split("\t", 5)
+                self._entries[path] = (int(size), int(inode), int(mtime), int(ctime)), digest
+        except ValueError:  # of another release
+            self._entries.clear()
 
     def get(self, path: str, stamp: Stamp) -> str | None:
         """Return the digest of an unchanged file, or None where the file must be read."""

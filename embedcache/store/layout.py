@@ -20,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedcache.errors import StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
-    checked_bytes,
-    parse_table,
+    known_shape,
     put_table,
+    read_table,
     table_files,
     table_stem,
 )
@@ -194,9 +193,8 @@ def read_record(file: Location) -> Record:
     StoreReadError
         It is whole, but no record that this release knows.
     """
-    data = checked_bytes(file)
-    try:
-        table = parse_table(data)
+    table = read_table(file)
+    with known_shape(file):
         metadata = json.loads(table.schema.metadata[_METADATA])
         stored = table.filter(table["reason"].is_null())
         failed = table.filter(table["reason"].is_valid())
@@ -216,7 +214,3 @@ def read_record(file: Location) -> Record:
             context=dict(metadata["context"]),
             lost=tuple(metadata.get("lost", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreReadError(
-            f"{file}: no commit record that this release knows ({error!r})"
-        ) from None
