@@ -13,6 +13,7 @@ from embedcache.files.backend import Location
 from embedcache.files.documents import (
     checked_bytes,
     find_table,
+    known_shape,
     put_table,
     read_table,
     table_files,
@@ -30,12 +31,15 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
     ------
     StoreCorruptError
         The table does not match its checksum.
+    StoreReadError
+        It is whole, and of a shape that this release does not know.
     """
     file = find_table(workspace.folds, folds_id)
     if file is None:
         return None
     rows = read_table(file).to_pydict()
-    return dict(zip(rows["patient_id"], rows["fold"], strict=True))
+    with known_shape(file):
+        return dict(zip(rows["patient_id"], rows["fold"], strict=True))
 
 
 def store_fold_table(workspace: Workspace, folds_id: str, patients: Mapping[str, int]) -> None:

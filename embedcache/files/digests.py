@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -71,9 +71,12 @@ class DigestCache:
         if head != _head(body):
             self.is_damaged = True
             return
-        for line in body.decode().splitlines():
-            digest, size, inode, mtime, ctime, path = line.split("\t", 5)
-            self._entries[path] = (int(size), int(inode), int(mtime), int(ctime)), digest
+        try:
+            for line in body.decode().splitlines():
+                digest, size, inode, mtime, ctime, path = line.split("\t", 5)
+                self._entries[path] = (int(size), int(inode), int(mtime), int(ctime)), digest
+        except ValueError:  # of another release
+            self._entries.clear()
 
     def get(self, path: str, stamp: Stamp) -> str | None:
         """Return the digest of an unchanged file, or None where the file must be read."""
@@ -153,6 +156,10 @@ class DigestFiles(ArtefactKind):
         """Delete nothing."""
         del grace_s
         return 0
+
+    def strangers(self) -> Iterable[str]:
+        """Return nothing: other kinds, and whatever else, lie in the same folder."""
+        return ()
 
 
 def _head(body: bytes) -> bytes:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
 
@@ -69,6 +70,32 @@ def read_document(file: Location) -> dict[str, Any]:
         The file is missing, is no JSON, or does not match its checksum.
     """
     return unseal(read_stored(file), file)
+
+
+@contextlib.contextmanager
+def known_shape(name: object) -> Iterator[None]:
+    """Turn what goes wrong where something whole is not as this release expects into one line.
+
+    Parameters
+    ----------
+    name
+        Name of the file in the message.
+
+    Raises
+    ------
+    StoreReadError
+        The block has met another shape.
+    """
+    try:
+        yield
+    except EmbedcacheError:
+        raise
+    # Arrow's own errors are among them.
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise StoreReadError(
+            f"{name}: of a shape that this release does not know ({error!r}); read it with the "
+            "release that wrote it"
+        ) from None
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -141,5 +168,9 @@ def read_table(file: Location) -> pa.Table:
     ------
     StoreCorruptError
         The file is missing or does not match the checksum in its name.
+    StoreReadError
+        It is whole, and no table.
     """
-    return parse_table(checked_bytes(file))
+    data = checked_bytes(file)
+    with known_shape(file):
+        return parse_table(data)

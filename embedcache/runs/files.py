@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,11 +17,13 @@ from typing import Final
 import pyarrow as pa
 
 from embedcache.data.predictions import Answers
-from embedcache.errors import StoreCorruptError, StoreReadError
+from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Entry, Location
-from embedcache.files.documents import parse_table, read_document, seal, table_bytes
+from embedcache.files.documents import known_shape, parse_table, read_document, seal, table_bytes
 from embedcache.files.durable import TEMPORARY, crc32c
+from embedcache.files.kinds import Ages, sweep_temporaries
 from embedcache.files.locks import locked, remove_if_free
+from embedcache.files.marks import is_left, is_withdrawn, put_mark, withdraw
 from embedcache.runs.record import RunRecord, TableFile, record_from_document
 from embedcache.runs.tables import (
     SCHEMAS,
@@ -36,6 +39,7 @@ from embedcache.workspace import RUN_DOCUMENT, Workspace
 
 _log = logging.getLogger(__name__)
 
+_RUN_ID: Final = re.compile(r".+-[0-9a-f]{12}")
 _MARK: Final = ".writing"
 _LOCK: Final = ".lock-"
 _WAY_OUT: Final = "run `embedcache verify --repair`, then make the run again"
@@ -59,6 +63,7 @@ class RunFiles:
         self.workspace = workspace
         self.folder = workspace.runs
         self._records: dict[str, RunRecord] = {}
+        self._copies: set[str] = set()
 
     def ids(self) -> list[str]:
         """Return the names of the runs, sorted."""
@@ -74,12 +79,28 @@ class RunFiles:
         ------
         StoreCorruptError
             The record is missing or does not match its checksum.
+        StoreReadError
+            It is the record of another run: the folder is a copy, or has lost its name.
         """
         if run_id not in self._records:
-            document = read_document(self.folder / run_id / RUN_DOCUMENT)
-            # The folder names the run: a copy under another name is found under that.
-            self._records[run_id] = record_from_document({**document, "run_id": run_id})
+            file = self.folder / run_id / RUN_DOCUMENT
+            document = read_document(file)
+            with known_shape(file):
+                record = record_from_document(document)
+            if record.run_id != run_id:
+                self._copies.add(run_id)
+                raise StoreReadError(
+                    f"{file} is the record of run '{record.run_id}'; a copy is no run of its own: "
+                    "move it out of the store, or give it its name back"
+                )
+            self._records[run_id] = record
         return self._records[run_id]
+
+    def is_copy(self, run_id: str) -> bool:
+        """Tell whether a folder holds the record of a run that has another name."""
+        with contextlib.suppress(StoreCorruptError, StoreReadError):
+            self.record(run_id)
+        return run_id in self._copies
 
     def readable_records(self) -> list[RunRecord]:
         """Return the record of every run, by name; the log tells of those that cannot be read."""
@@ -88,7 +109,8 @@ class RunFiles:
             try:
                 records.append(self.record(run_id))
             except (StoreCorruptError, StoreReadError) as error:
-                _log.warning("run '%s' is left out: %s", run_id, error)
+                if run_id not in self._copies:
+                    _log.warning("run '%s' is left out: %s", run_id, error)
         return records
 
     def table(self, run_id: str, name: str) -> pa.Table:
@@ -98,13 +120,17 @@ class RunFiles:
         ------
         StoreCorruptError
             The file is missing or does not match the checksum in the record.
+        StoreReadError
+            It is whole, and of a shape that this release does not know.
         """
         file = self.record(run_id).tables.get(name)
         if file is None:
             return SCHEMAS[name].empty_table()
-        table = with_all_columns(parse_table(self._checked(run_id, file)), name)
-        # As in `record`: the folder names the run, also where the table was written for another.
-        return with_run_id(table, run_id)
+        data = self._checked(run_id, file)
+        with known_shape(self.folder / run_id / file.name):
+            table = with_all_columns(parse_table(data), name)
+            # The folder names the run, also where the table was written for another.
+            return with_run_id(table, run_id)
 
     def _checked(self, run_id: str, file: TableFile) -> bytes:
         path = self.folder / run_id / file.name
@@ -118,18 +144,25 @@ class RunFiles:
 
     def estimates(self, run_id: str) -> tuple[Estimate, ...]:
         """Return the scores of a run; see `table`."""
-        return estimates_of(self.table(run_id, "metrics"))
+        table = self.table(run_id, "metrics")
+        with known_shape(self.folder / run_id):
+            return estimates_of(table)
 
     def answers(self, run_id: str) -> tuple[Answers, ...]:
         """Return what a run predicted, a cohort each, in the order in which it was written."""
-        return answers_of(self.table(run_id, "predictions"), self.record(run_id).task)
+        return self._answers(run_id, "predictions")
 
     def fold_answers(self, run_id: str) -> tuple[Answers, ...]:
         """Return what each fold's model predicted of external cohorts, a cohort each.
 
         Empty for a run of format version 1, which kept their mean only.
         """
-        return answers_of(self.table(run_id, "fold_predictions"), self.record(run_id).task)
+        return self._answers(run_id, "fold_predictions")
+
+    def _answers(self, run_id: str, name: str) -> tuple[Answers, ...]:
+        table = self.table(run_id, name)
+        with known_shape(self.folder / run_id):
+            return answers_of(table, self.record(run_id).task)
 
     @contextlib.contextmanager
     def lock(self, run_id: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -169,18 +202,27 @@ class RunFiles:
             del contents["fold_predictions"]
         tables = {}
         self.workspace.create_store()
-        (folder / _MARK).replace(b"")
-        for name, data in contents.items():
-            file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))
+        mark = folder / _MARK
+        with put_mark(mark):
+            for name, data in contents.items():
+                file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))
+                with contextlib.suppress(FileExistsError):
+                    # A file of that name has the same checksum: it was put before.
+                    (folder / file.name).put(data)
+                tables[name] = file
+            record = replace(record, tables=tables)
             with contextlib.suppress(FileExistsError):
-                # A file of that name has the same checksum: it was put before.
-                (folder / file.name).put(data)
-            tables[name] = file
-        record = replace(record, tables=tables)
-        with contextlib.suppress(FileExistsError):
-            # Where another process was faster, its record stands, with the tables that it names.
-            (folder / RUN_DOCUMENT).put(seal(record.document()))
-        (folder / _MARK).delete()
+                # Where another process was faster, its record stands, with the tables it names.
+                (folder / RUN_DOCUMENT).put(seal(record.document()))
+            # Asked only now: see `files/marks.py`.
+            names = {entry.name for entry in folder.list()}
+            if is_withdrawn(mark) or not {file.name for file in tables.values()} <= names:
+                self.remove(run_id)
+                raise StoreWriteError(
+                    f"{folder}: a clean-up took this write for a killed one's leftover; run the "
+                    "same command again"
+                )
+        mark.delete()
         self._records.pop(run_id, None)
         return self.record(run_id)
 
@@ -188,16 +230,32 @@ class RunFiles:
         """Remove the record of a run and its tables; files of others stay where they are."""
         folder = self.folder / run_id
         names = [entry.name for entry in folder.list(hidden=True)]
-        ours = sorted(filter(_is_ours, names), key=lambda name: name != RUN_DOCUMENT)
-        for name in ours:  # the record first: without it there is no run
+        # The record first, without which there is no run; the mark last, which tells that its loss
+        # is no damage.
+        order = {RUN_DOCUMENT: 0, _MARK: 2}
+        ours = sorted(filter(_is_ours, names), key=lambda name: order.get(name, 1))
+        for name in ours:
             (folder / name).delete()
         if len(ours) == len(names):
             folder.delete()
         self._records.pop(run_id, None)
 
     def folders(self) -> list[str]:
-        """Return the names of runs, and of runs that have tables but lost their record."""
-        return [run_id for run_id, names in self._files().items() if _is_run(names)]
+        """Return the names of runs, and of runs that have tables but lost their record.
+
+        A folder that is not named as runs are is somebody's own, unless its record says otherwise.
+        """
+        return [
+            run_id
+            for run_id, names in self._files().items()
+            if _is_run(names) and (_RUN_ID.fullmatch(run_id) or self._is_readable(run_id))
+        ]
+
+    def _is_readable(self, run_id: str) -> bool:
+        try:
+            return self.record(run_id).run_id == run_id
+        except (StoreCorruptError, StoreReadError):
+            return False
 
     def damages(self, run_id: str) -> Iterator[tuple[Location, str]]:
         """Yield each file of a run that is damaged or missing, and what is wrong with it."""
@@ -213,32 +271,50 @@ class RunFiles:
             except StoreCorruptError as error:
                 yield path / file.name, error.problem
 
-    def interrupted(self, before_ns: int) -> Iterator[str]:
-        """Yield the names of runs whose writing was begun before a time and never ended."""
-        for run_id, names in self._files().items():
-            mark = names.get(_MARK)
-            # The mark is written once, at the start: its age is that of the write.
-            is_over = mark is not None and mark.modified_ns < before_ns
-            if is_over and RUN_DOCUMENT not in names and all(map(_is_ours, names)):
-                yield run_id
+    def is_marked(self, run_id: str) -> bool:
+        """Tell whether a run is being written, or was when its writer was killed."""
+        return (self.folder / run_id / _MARK).exists()
 
-    def leftovers(self, before_ns: int) -> Iterator[tuple[Location, int]]:
-        """Yield what killed writes left in folders of runs before a time, with its size."""
-        for run_id, names in self._files().items():
-            # A mark beside a record would hide, later, that the record was lost.
-            left = {_MARK} if RUN_DOCUMENT in names else set()
-            for name, entry in names.items():
-                is_left = name in left or name.startswith(TEMPORARY)
-                if is_left and entry.modified_ns < before_ns:
-                    yield self.folder / run_id / name, entry.size
+    def sweep(self, grace_s: float) -> int:
+        """Delete what killed writers have left, and return how many bytes that freed.
 
-    def remove_free_locks(self, before_ns: int) -> None:
-        """Remove the lock files that nobody holds and nobody has taken since a time."""
+        Parameters
+        ----------
+        grace_s
+            Age in seconds that a leftover must have reached; what a living writer holds stays.
+        """
+        ages, freed = Ages(self.folder), 0
+        for run_id, names in self._files().items():
+            mark = self.folder / run_id / _MARK
+            if RUN_DOCUMENT not in names:
+                freed += self._sweep_interrupted(run_id, names, ages, grace_s)
+            elif _MARK in names and is_left(mark, ages, grace_s):
+                # Beside a record it would hide, later, that the record was lost.
+                mark.delete()
+            freed += sweep_temporaries(self.folder / run_id, grace_s)
         for entry in self.folder.list(hidden=True):
             file = (self.folder / entry.name).local_path
-            is_lock = entry.name.startswith(_LOCK) and entry.modified_ns < before_ns
-            if is_lock and file is not None:
+            is_old = entry.name.startswith(_LOCK) and ages.is_over(entry.modified_ns, grace_s)
+            if is_old and file is not None:
                 remove_if_free(file)
+        return freed + sweep_temporaries(self.folder, grace_s)
+
+    def _sweep_interrupted(
+        self, run_id: str, names: Mapping[str, Entry], ages: Ages, grace_s: float
+    ) -> int:
+        """Remove a run whose writing has not ended, unless its writer lives."""
+        mark = self.folder / run_id / _MARK
+        # Without a mark it has lost its record, which is damage; beside files of others all stays.
+        is_ours = _MARK in names and all(map(_is_ours, names))
+        if not is_ours or not is_left(mark, ages, grace_s):
+            return 0
+        withdraw(mark)
+        # The writer may have put the record meanwhile. If it does so after this it finds that it
+        # was withdrawn, and takes the record back.
+        if (self.folder / run_id / RUN_DOCUMENT).exists():
+            return 0
+        self.remove(run_id)
+        return sum(entry.size for entry in names.values())
 
     def _files(self) -> dict[str, dict[str, Entry]]:
         """Return what lies in each folder by name; names in its sub-folders have a slash."""

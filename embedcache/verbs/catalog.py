@@ -19,7 +19,7 @@ from embedcache.catalog.sources import SourceItem
 from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.digests import file_stamp
-from embedcache.files.documents import table_files
+from embedcache.files.documents import known_shape, table_files
 from embedcache.workspace import COMMITS, Workspace
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def _encoder_item(folder: Location, lazy: _LazySession) -> SourceItem:
     def load() -> dict[str, pa.Table]:
         from embedcache.catalog.embeddings import encoder_tables
 
-        return encoder_tables(lazy.session.open_store(folder))
+        store = lazy.session.open_store(folder)
+        with known_shape(folder):
+            return encoder_tables(store)
 
     # Names of records end in checksums of them, so equal names are equal rows.
     names = "\n".join(_table_names(folder / COMMITS))
@@ -132,7 +134,8 @@ def _folds_item(file: Location) -> SourceItem:
 
         from embedcache.files.documents import read_table, table_stem
 
-        table = read_table(file).select(["patient_id", "fold"])
+        with known_shape(file):
+            table = read_table(file).select(["patient_id", "fold"])
         folds_id = pa.array([table_stem(file.name)] * len(table), pa.string())
         return {"folds": table.append_column("folds_id", folds_id).replace_schema_metadata(None)}
 
@@ -145,11 +148,15 @@ def _run_item(run_id: str, stamp: str, lazy: _LazySession) -> SourceItem:
 
 
 def _run_tables(run_id: str, lazy: _LazySession) -> dict[str, pa.Table]:
+    import pyarrow as pa
+
     from embedcache.catalog.sources import one_row
     from embedcache.runs.tables import SCHEMAS
     from embedcache.verbs.run_row import run_row
 
     runs = lazy.session.runs
+    if runs.is_copy(run_id):  # which is no run of its own
+        return {"runs": pa.table({"run_id": pa.array([], pa.string())})}
     tables = {name: runs.table(run_id, name) for name in SCHEMAS}
     return {"runs": one_row(run_row(runs.record(run_id))), **tables}
 

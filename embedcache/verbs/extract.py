@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import pyarrow as pa
 
 from embedcache.data.checks import check_at_least
+from embedcache.data.claims import images_digest, manifest_path, put_claim
 from embedcache.data.image_files import ImageFile
 from embedcache.data.tabular import TabularSequence
 from embedcache.encoders import registry
@@ -20,16 +21,19 @@ from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.select import EncoderOptions, identify_models
 from embedcache.encoders.spec import Encoder
-from embedcache.errors import RunError, StoreWriteError
+from embedcache.errors import RunError, StoreCorruptError, StoreWriteError
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.order import put_in_order, seconds_per_image
 from embedcache.extract.report import PassReport, Progress, merge_reports
+from embedcache.files.backend import Location
 from embedcache.files.durable import utc_now
-from embedcache.store.care import sweep
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.sweep import sweep
 from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.session import Session
+from embedcache.workspace import ENCODER_DOCUMENT
 
 OnProgress = Callable[[Progress], None]
 OnMessage = Callable[[str], None]
@@ -178,7 +182,8 @@ def extract(
 ) -> PassReport:
     """Encode what is missing, store it, put the rows in patient order, renew the catalog."""
     check_device(options.device)
-    session.workspace.create_store()
+    with contextlib.suppress(StoreWriteError):  # all may be there already
+        session.workspace.create_store()
     # Idle OpenMP threads that spin would take the cores from the threads that decode (1.7 times
     # slower on two cores). It is read when torch is first imported, and has no effect later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -187,6 +192,7 @@ def extract(
     encoders = identify_models(
         session.workspace, models, options.encoders, session.digests, documents
     )
+    encoders = _storable(session, encoders, models)
     turns = in_turns(encoders, free_memory_gb(options.device))
     if len(turns) > 1:
         on_message(f"memory is short of all {len(encoders)} models at once: {len(turns)} turns")
@@ -195,6 +201,22 @@ def extract(
         for turn in turns
     ]
     return merge_reports(reports)
+
+
+def _storable(
+    session: Session, encoders: Sequence[Identified], models: Sequence[str]
+) -> list[Identified]:
+    """Return the encoders of which no damage is stored; see `leaving_out`."""
+    storable = []
+    for encoder in encoders:
+        with leaving_out(encoder.spec.name, models):
+            if encoder.fingerprint is not None:
+                name = encoder.spec.name
+                folder = session.workspace.encoder_folder(name, encoder.fingerprint)
+                if (folder / ENCODER_DOCUMENT).exists():
+                    session.open_store(folder)
+            storable.append(encoder)
+    return storable
 
 
 def in_turns(encoders: Sequence[Identified], memory_gb: float) -> list[list[Identified]]:
@@ -220,11 +242,13 @@ def encode_images(
     on_message: OnMessage = lambda _: None,
 ) -> PassReport:
     """Encode what is missing of some images, and leave the stores in order."""
+    claim = _Claim(session)
+    if files:
+        # On a store that can only be read, all may be there already.
+        with contextlib.suppress(StoreWriteError):
+            claim.put()
     with ExitStack() as stack:
         jobs = _jobs(session, encoders, options, stack, on_message)
-        if options.shard is not None:
-            # Shards hold no lock: only what is remembered keeps `gc` from their first rows.
-            _ = session.snapshot
         report = run_pass(
             files,
             jobs,
@@ -232,16 +256,59 @@ def encode_images(
             workers=options.workers,
             fail_fast=options.fail_fast,
             on_progress=on_progress,
+            before_commit=claim.put,
         )
         session.forget_images()
+        errors: list[StoreCorruptError] = []
         if options.shard is None:
             # With shards, others may still append; the next pass without them does this.
-            for job in jobs:
-                put_in_order(job.store, session.images, {"manifest": session.snapshot})
-                with contextlib.suppress(StoreWriteError):  # a store that can only be read
-                    sweep(job.store.folder)
+            errors += filter(None, [_tidy(session, job.store) for job in jobs])
+            claim.release()
         renew_catalog(session)
+        for error in errors:  # each of them cost the others nothing
+            raise error
     return report
+
+
+def _tidy(session: Session, store: EmbeddingStore) -> StoreCorruptError | None:
+    """Put the rows of an encoder in order and sweep; return what is damaged, if anything is."""
+    try:
+        put_in_order(store, session.images, {"manifest": session.snapshot})
+    except StoreCorruptError as error:
+        return error
+    with contextlib.suppress(StoreWriteError):  # a store that can only be read
+        sweep(store.folder)
+    return None
+
+
+class _Claim:
+    """The claim of one pass; see `embedcache/data/claims.py`.
+
+    Parameters
+    ----------
+    session
+        The workspace.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._file: Location | None = None
+
+    def put(self) -> None:
+        """Put the claim, unless it is there."""
+        if self._file is None:
+            workspace, manifest = self._session.workspace, self._session.manifest
+            self._file = put_claim(
+                workspace,
+                path=manifest_path(workspace),
+                images=images_digest(workspace, manifest),
+            )
+
+    def release(self) -> None:
+        """Take the claim back: the snapshot that is there says all."""
+        if self._file is not None:
+            with contextlib.suppress(StoreWriteError):  # then it only keeps `gc` from some rows
+                self._file.delete()
 
 
 def _shard(items: Sequence[_Item], shard: tuple[int, int] | None) -> Sequence[_Item]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from embedcache.catalog.query import select_images
+from embedcache.data.claims import Claim, claim_files, read_claims
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.fold_tables import read_fold_table, store_fold_table
@@ -16,16 +18,23 @@ from embedcache.data.image_files import ImageFile
 from embedcache.data.image_table import Images, image_files, load_images, remembered_images
 from embedcache.data.manifest import Manifest, read_manifest
 from embedcache.data.question import Question
-from embedcache.data.snapshots import save_snapshot
+from embedcache.data.snapshots import release_claims, save_snapshot
 from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
-from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
+from embedcache.errors import (
+    MissingEmbeddingsError,
+    StoreCorruptError,
+    StoreMismatchError,
+    StoreReadError,
+)
 from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache, Stamp, file_stamp
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.workspace import Workspace
+from embedcache.workspace import Workspace, plain_name, read_encoder_document
+
+_log = logging.getLogger(__name__)
 
 ALL = "all"
 
@@ -95,13 +104,18 @@ class Session:
             There is no manifest, or it cannot be used.
         """
         # Taken before the file is read, so that an edit in between is noticed later.
-        _ = self.manifest_stamp
+        _ = self.manifest_stamp, self.earlier_claims
         return read_manifest(self.workspace.manifest)
 
     @cached_property
     def manifest_stamp(self) -> Stamp | None:
         """Size, inode and time stamps of the manifest before it was read; None without one."""
         return file_stamp(self.workspace.manifest)
+
+    @cached_property
+    def earlier_claims(self) -> list[Claim]:
+        """What claims said before the manifest was read: see `embedcache/data/claims.py`."""
+        return read_claims(claim_files(self.workspace))
 
     @cached_property
     def image_files(self) -> tuple[ImageFile, ...]:
@@ -123,25 +137,22 @@ class Session:
 
     def forget_images(self) -> None:
         """Take the digests of the images anew when they are asked for next: a pass read files."""
-        # Where a cached property keeps its value.
-        self.__dict__.pop("images", None)
+        for name in ("images", "snapshot"):  # where a cached property keeps its value
+            self.__dict__.pop(name, None)
 
     @cached_property
     def snapshot(self) -> str:
         """Content digest of the manifest, which is remembered in the store."""
-        return save_snapshot(self.workspace, self.images.table)
+        content = save_snapshot(self.workspace, self.images.table)
+        if self.workspace.manifest.is_file():  # which is more than its last snapshot
+            release_claims(self.workspace, self.earlier_claims, content)
+        return content
 
     # Stores
 
     @cached_property
     def encoder_documents(self) -> dict[Location, dict[str, Any]]:
-        """The content of each `encoder.json`, by its encoder's folder.
-
-        Raises
-        ------
-        StoreCorruptError
-            A document does not match its checksum.
-        """
+        """The content of each `encoder.json` that can be read, by its encoder's folder."""
         return self.workspace.encoder_documents()
 
     def open_store(self, folder: Location) -> EmbeddingStore:
@@ -158,16 +169,16 @@ class Session:
         return self._stores[folder]
 
     def stores(self) -> list[EmbeddingStore]:
-        """Return the store of every encoder fingerprint.
-
-        Raises
-        ------
-        StoreCorruptError
-            A record or a segment is missing or damaged.
-        """
+        """Return the store of every encoder fingerprint; the log tells of unreadable ones."""
         if self.workspace.format_file.exists():
             self.workspace.check_format()
-        return [self.open_store(folder) for folder in self.workspace.encoder_folders()]
+        stores = []
+        for folder in self.encoder_documents:
+            try:
+                stores.append(self.open_store(folder))
+            except (StoreCorruptError, StoreReadError) as error:
+                _log.warning("encoder '%s' is left out: %s", folder.name, error)
+        return stores
 
     def find_store(self, model: str) -> EmbeddingStore:
         """Return the store of `name`, or of `name@fingerprint` where there are several.
@@ -178,6 +189,8 @@ class Session:
             The store holds nothing of that name.
         StoreMismatchError
             It holds several fingerprints of it; lists them.
+        StoreCorruptError
+            What it holds of that name is damaged.
         """
         name, _, prefix = model.partition("@")
         documents = self.encoder_documents
@@ -188,6 +201,7 @@ class Session:
             and str(document["fingerprint"]).startswith(prefix)
         }
         if not matches:
+            self._check_unread(name, prefix)
             names = ", ".join(sorted({str(document["name"]) for document in documents.values()}))
             raise MissingEmbeddingsError(
                 f"no embeddings of '{model}' in {self.workspace.store}; it holds "
@@ -199,15 +213,23 @@ class Session:
         [folder] = matches
         return self.open_store(folder)
 
+    def _check_unread(self, name: str, prefix: str) -> None:
+        """Raise what is wrong with an encoder that cannot be read and, by its folder, is meant."""
+        for folder in self.workspace.encoder_folders():
+            is_meant = same_name(folder.name[:-13], plain_name(name))
+            is_meant = is_meant and folder.name[-12:].startswith(prefix[:12])
+            if is_meant and folder not in self.encoder_documents:
+                read_encoder_document(folder)
+
     def model_names(self, models: Sequence[str]) -> list[str]:
         """Return the models meant: 'all' is every fingerprint that the store holds."""
         if ALL not in models:
             return list(dict.fromkeys(models))
-        documents = self.encoder_documents.values()
-        names = [str(document["name"]) for document in documents]
+        # Of all that there are, also of those that are left out, a name must tell one.
+        names = [str(document["name"]) for document in self.encoder_documents.values()]
         return [
-            name if names.count(name) == 1 else f"{name}@{document['fingerprint'][:12]}"
-            for name, document in zip(names, documents, strict=True)
+            store.name if names.count(store.name) == 1 else f"{store.name}@{store.fingerprint[:12]}"
+            for store in self.stores()
         ]
 
     def count_rows(self, folder: Location) -> int:
@@ -242,7 +264,12 @@ class Session:
         table = question.folds
         if isinstance(table, int):
             folds_id = folds_identity(patient_id, classes, table, question.seed)
-            patients = read_fold_table(self.workspace, folds_id)
+            patients = None
+            try:
+                patients = read_fold_table(self.workspace, folds_id)
+            except (StoreCorruptError, StoreReadError) as error:
+                # Its name is a digest of all that it is made of.
+                _log.warning("folds are assigned again, for their table is damaged: %s", error)
             if patients is None:
                 table = assign_folds(patient_id, classes, n_folds=table, seed=question.seed)
             else:
