@@ -266,7 +266,9 @@ class Campaign:
                 trouble.add("hangs", f"{process.name}, run again")
             elif process.code not in self.codes(case):
                 kind = "false alarms" if case.verb == "verify" else "failures"
-                trouble.add(kind, f"{process.name}, afterwards: exit {process.code}: {process.text[-1500:]}")
+                trouble.add(
+                    kind, f"{process.name}, afterwards: exit {process.code}: {process.text[-1500:]}"
+                )
             elif any(words in process.text for words in TRACEBACKS):
                 trouble.add("tracebacks", f"{process.name}, afterwards: {process.text[-2500:]}")
         self._judge_held(trouble, self.held["full" if is_harmed else state])
@@ -291,7 +293,9 @@ class Campaign:
         trouble.add_all("rows lost", [f"run {run_id}" for run_id in runs - held.runs.keys()])
         wrong = [key for key, row in held.rows.items() if self.rows.get(key, row) != row]
         trouble.add_all("wrong rows", [f"row {key[:12]} of {fp[:12]}" for fp, key in wrong])
-        other = [name for name, tables in held.runs.items() if self.runs.get(name, tables) != tables]
+        other = [
+            name for name, tables in held.runs.items() if self.runs.get(name, tables) != tables
+        ]
         trouble.add_all("wrong rows", [f"run {run_id}" for run_id in other])
         trouble.add_all("leftovers", held.leftovers)
         trouble.add_all("failures", [f"two names but for case: {name}" for name in held.twins])
@@ -339,7 +343,11 @@ class _Trouble:
 
 def report(campaign: Campaign, seconds: float) -> None:
     """Print how often each verb was struck by what, and what came of it."""
-    faults = [name for name in FAULTS if any(campaign.struck[key] for key in campaign.struck if key[1] == name)]
+    faults = [
+        name
+        for name in FAULTS
+        if any(campaign.struck[key] for key in campaign.struck if key[1] == name)
+    ]
     verbs = sorted({verb for verb, _ in campaign.struck})
     width = max(map(len, verbs), default=4)
     print(f"\n{'faults':{width}}  " + "  ".join(faults))
@@ -356,7 +364,9 @@ def report(campaign: Campaign, seconds: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--faults", type=int, default=1000, help="faults that have to happen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbs", default="", help="'extract,gc'; all where none is named")

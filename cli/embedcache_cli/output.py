@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -40,8 +41,9 @@ def _plain(value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """Print a line for people on stderr."""
-    click.echo(message, err=True)
+    """Print a line for people on stderr, if anybody can read it: work does not stop for that."""
+    with contextlib.suppress(OSError):
+        click.echo(message, err=True)
 
 
 ProgressMode = Literal["auto", "bar", "plain", "jsonl", "off"]
