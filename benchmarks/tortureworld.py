@@ -29,7 +29,6 @@ from embedcache_cli.main import VERBS, main
 import embedcache
 from embedcache.encoders import registry
 from embedcache.extract import lane
-from embedcache.files.backend import on_disk
 from embedcache.runs.files import RunFiles
 from embedcache.store import layout
 from embedcache.store.embedding_store import EmbeddingStore
@@ -201,7 +200,7 @@ def prepare_process(notes: Path) -> None:
     quickstart.MODELS = ("pixels",)
     rows = quickstart.phantom_rows
     quickstart.phantom_rows = lambda seed: rows(seed)[::8]
-    registry.load_text = lambda found, device: _Words()
+    registry.load_text = lambda *_, **__: _Words()
     append, write = EmbeddingStore.append, RunFiles.write
 
     def note(*words: str) -> None:
@@ -406,6 +405,18 @@ def _leftovers(store: Path) -> list[str]:
     return [str(path.relative_to(store)) for path in [*names, *states]]
 
 
+def is_lock_or_guarded(leftover: str) -> bool:
+    """Tell whether a leftover is the file of a lock, or a training that a lock guards."""
+    return Path(leftover).name.startswith((".lock-", ".active-")) or leftover.startswith("training")
+
+
+def grow_old(folder: Path) -> None:
+    """Make temporaries two hours old."""
+    then = time.time() - 7200
+    for path in folder.rglob(".tmp-*"):
+        os.utime(path, (then, then))
+
+
 def _twins(store: Path) -> list[str]:
     """Return names that would be one on a file system that folds case."""
     names = [str(path.relative_to(store)) for path in store.rglob("*")]
@@ -445,6 +456,3 @@ def import_modules(names: Sequence[str]) -> None:
         if name not in sys.modules and not name.startswith(("__", "tiniest")):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-
-
-__all__ = ["CASES", "on_disk"]

@@ -120,10 +120,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except errors.EmbedcacheError as error:
         code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
         return _failed(str(error), code)
-    except OSError as error:
-        return _output_failed(error) if _is_of_output(error) else _failed(_reason(error))
-    except MemoryError as error:
-        return _failed(f"out of memory ({_one_line(error)}); take smaller batches or fewer models")
+    except (OSError, MemoryError) as error:
+        return _refused(error)
 
 
 def _failed(message: str, code: int = 1) -> int:
@@ -133,9 +131,14 @@ def _failed(message: str, code: int = 1) -> int:
     return code
 
 
-def _reason(error: OSError) -> str:
+def _refused(error: OSError | MemoryError) -> int:
+    """Say what the system has refused, and return the exit code."""
+    if isinstance(error, MemoryError):
+        return _failed(f"out of memory ({_one_line(error)}); take smaller batches or fewer models")
+    if _is_of_output(error):
+        return _output_failed(error)
     reason = error.strerror or _one_line(error)
-    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+    return _failed(f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason)
 
 
 def _one_line(error: BaseException) -> str:
