@@ -105,7 +105,7 @@ class Campaign:
 
     def _make_state(self, name: str) -> None:
         if name in self.held:
-            return None
+            return
         if name == "harmed":
             self._make_state("full")
             return

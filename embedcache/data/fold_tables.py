@@ -11,11 +11,11 @@ import pyarrow as pa
 from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
-    checked_bytes,
     find_table,
     put_table,
     read_table,
     table_files,
+    table_stem,
 )
 from embedcache.files.kinds import FOLD_TABLES, ArtefactKind, Damage, Mended, sweep_temporaries
 from embedcache.workspace import Workspace
@@ -29,13 +29,38 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
     Raises
     ------
     StoreCorruptError
-        The table does not match its checksum.
+        The table does not match its checksum, or is none of folds.
     """
     file = find_table(workspace.folds, folds_id)
-    if file is None:
-        return None
-    rows = read_table(file).to_pydict()
+    return None if file is None else _patients(file)
+
+
+def _patients(file: Location) -> dict[str, int]:
+    table = read_table(file)
+    fields = {field.name: field.type for field in table.schema}
+    is_of_folds = fields == {"patient_id": pa.string(), "fold": pa.int64()}
+    rows = table.to_pydict()
+    if not is_of_folds or not len(table) or None in {*rows["patient_id"], *rows["fold"]}:
+        raise StoreCorruptError(f"{file} is no table of folds; run `embedcache verify --repair`")
     return dict(zip(rows["patient_id"], rows["fold"], strict=True))
+
+
+def fold_rows(file: Location) -> pa.Table:
+    """Return the fold of each patient in a table's file, as rows of the catalog.
+
+    Raises
+    ------
+    StoreCorruptError
+        The table does not match its checksum, or is none of folds.
+    """
+    patients = _patients(file)
+    return pa.table(
+        {
+            "folds_id": pa.array([table_stem(file.name)] * len(patients), pa.string()),
+            "patient_id": pa.array(patients, pa.string()),
+            "fold": pa.array(patients.values(), pa.int64()),
+        }
+    )
 
 
 def store_fold_table(workspace: Workspace, folds_id: str, patients: Mapping[str, int]) -> None:
@@ -83,9 +108,9 @@ class FoldTables(ArtefactKind):
         return list(fold_table_files(self.folder).values())
 
     def check(self, item: Location) -> Iterator[Damage]:
-        """Compare a fold table with the checksum in its name."""
+        """Compare a fold table with the checksum in its name, and look whether it is one."""
         try:
-            checked_bytes(item)
+            _patients(item)
         except StoreCorruptError as error:
             yield Damage(item, error.problem)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from embedcache.data.images import decode_image, grey_or_rgb
 from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.errors import EncoderOutputError, ImageReadError
+from embedcache.errors import EncoderOutputError, ImageReadError, StoreCorruptError
 from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
@@ -102,14 +102,26 @@ class EncoderSpec:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> EncoderSpec:
-        """Return the facts that `document` was made from."""
-        return cls(
-            **{
-                **document,
-                "preprocess": Preprocess.from_document(document["preprocess"]),
-                "weights": WeightsSource(**document["weights"]),
-            }
-        )
+        """Return the facts that `document` was made from.
+
+        Raises
+        ------
+        StoreCorruptError
+            The document is none of facts about an encoder.
+        """
+        try:
+            return cls(
+                **{
+                    **document,
+                    "preprocess": Preprocess.from_document(document["preprocess"]),
+                    "weights": WeightsSource(**document["weights"]),
+                }
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreCorruptError(
+                f"stored facts about an encoder are none that this release writes ({error!r}); run "
+                "`embedcache verify --repair`, or install the release that wrote them"
+            ) from None
 
 
 def identity_of(spec: EncoderSpec, weights_digest: str, precision: Precision) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
+from embedcache.files.shapes import DOCUMENTS, is_mapping
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,12 +37,14 @@ def unseal(data: bytes, name: object) -> dict[str, Any]:
     StoreCorruptError
         The text is no JSON, or does not match its checksum.
     """
+    document: dict[str, Any] = {}
     try:
-        sealed = json.loads(data)
-    except ValueError:
-        sealed = None
-    document = dict(sealed) if isinstance(sealed, dict) else {}
-    if document.pop("crc32c", None) != crc32c(canonical_json(document)):
+        document = json.loads(data)
+        is_whole = document.pop("crc32c") == crc32c(canonical_json(document))
+    # No JSON, or no object, or one without a checksum, or one nested too deep to be one of ours.
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
         raise StoreCorruptError(f"{name} does not match its checksum; {_REPAIR}")
     return document
 
@@ -66,9 +69,13 @@ def read_document(file: Location) -> dict[str, Any]:
     Raises
     ------
     StoreCorruptError
-        The file is missing, is no JSON, or does not match its checksum.
+        The file is missing, is no JSON, does not match its checksum, or is of another shape than
+        documents of its name.
     """
-    return unseal(read_stored(file), file)
+    document = unseal(read_stored(file), file)
+    if not DOCUMENTS.get(file.name, is_mapping)(document):
+        raise StoreCorruptError(f"{file} lacks what such a document must hold; {_REPAIR}")
+    return document
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -81,15 +88,24 @@ def table_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def parse_table(data: bytes) -> pa.Table:
-    """Return the table in a Parquet file's bytes, read by one thread.
+def parse_table(data: bytes, name: object) -> pa.Table:
+    """Return the table in a Parquet file's bytes; `name` is what an error calls the file.
 
-    These files are small, and Arrow's threads, where a process ends while they start, abort it.
+    It is read by one thread: these files are small, and Arrow's threads, where a process ends while
+    they start, abort it.
+
+    Raises
+    ------
+    StoreCorruptError
+        The bytes are no Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    except (pa.ArrowException, OSError):  # whatever its checksum says
+        raise StoreCorruptError(f"{name} is no Parquet file; {_REPAIR}") from None
 
 
 def put_table(folder: Location, stem: str, table: pa.Table) -> Location:
@@ -142,4 +158,4 @@ def read_table(file: Location) -> pa.Table:
     StoreCorruptError
         The file is missing or does not match the checksum in its name.
     """
-    return parse_table(checked_bytes(file))
+    return parse_table(checked_bytes(file), file)

@@ -102,7 +102,9 @@ class RunFiles:
         file = self.record(run_id).tables.get(name)
         if file is None:
             return SCHEMAS[name].empty_table()
-        table = with_all_columns(parse_table(self._checked(run_id, file)), name)
+        table = with_all_columns(
+            parse_table(self._checked(run_id, file), self.folder / run_id / file.name), name
+        )
         # As in `record`: the folder names the run, also where the table was written for another.
         return with_run_id(table, run_id)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions
 from embedcache.data.task_names import TaskName
+from embedcache.errors import StoreCorruptError
 from embedcache.scoring.estimates import Estimate
 
 PREDICTIONS: Final = pa.schema(
@@ -59,13 +60,22 @@ _ABSENT: Final = {"level": "image"}
 
 
 def with_all_columns(table: pa.Table, name: str) -> pa.Table:
-    """Return a stored table with every column of its schema, in its order."""
+    """Return a stored table with every column of its schema, in its order.
+
+    Raises
+    ------
+    StoreCorruptError
+        A column is of another type.
+    """
     schema = SCHEMAS[name]
     for field in schema:
         if field.name not in table.column_names:
             values = pa.array([_ABSENT.get(field.name)] * len(table), field.type)
             table = table.append_column(field.name, values)
-    return table.select(schema.names)
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise StoreCorruptError(f"a table of another shape than {name} of a run: {error}") from None
 
 
 def with_run_id(table: pa.Table, run_id: str) -> pa.Table:
@@ -169,12 +179,25 @@ def _temperatures(predictions: Predictions) -> pa.Array:
 
 
 def answers_of(table: pa.Table, task: TaskName) -> tuple[Answers, ...]:
-    """Return the answers in a table of predictions, a cohort each, in the order of the table."""
+    """Return the answers in a table of predictions, a cohort each, in the order of the table.
+
+    Raises
+    ------
+    StoreCorruptError
+        The table is of the right columns, but none that answers were put into.
+    """
     cohorts = list(zip(*(table[name].to_pylist() for name in ("role", "cohort")), strict=True))
-    return tuple(
-        _cohort_answers(table.filter(pa.array([cohort == key for cohort in cohorts])), task)
-        for key in dict.fromkeys(cohorts)
-    )
+    try:
+        return tuple(
+            _cohort_answers(table.filter(pa.array([cohort == key for cohort in cohorts])), task)
+            for key in dict.fromkeys(cohorts)
+        )
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        run_id = table["run_id"][0].as_py()
+        raise StoreCorruptError(
+            f"the predictions of run '{run_id}' cannot be understood ({error}); run `embedcache "
+            "verify --repair`, then make the run again"
+        ) from None
 
 
 def _cohort_answers(table: pa.Table, task: TaskName) -> Answers:
@@ -198,6 +221,8 @@ def _cohort_answers(table: pa.Table, task: TaskName) -> Answers:
         sets = [frozenset(text.split("|")) for text in label]
         truth = np.array([[name in labels for name in classes] for labels in sets], bool)
         return LabelSets(names=classes, truth=truth, probability=probability, **about)
+    if unknown := set(label) - set(classes):
+        raise ValueError(f"label {unknown.pop()!r} is none of its classes")
     temperature = table["temperature"].to_numpy()
     return Predictions(
         classes=classes,
