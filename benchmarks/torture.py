@@ -34,12 +34,14 @@ import tortureworld as world
 from common import print_machine
 from tortureworld import Case, Held, Plan, Process
 
-KILL, STOP, ONCE, FULL, READ_ONLY, READ_ONCE, CLOCK = range(1, 8)
+KILL, STOP, ONCE, FULL, READ_ONLY, READ_ONCE, CLOCK, SIGNAL = range(1, 9)
 HOUR_S = 3600
 # Fault by name: how it strikes, with which error or jump, and on which file system.
 FAULTS: dict[str, dict[str, int]] = {
     "SIGKILL": {"fault": KILL},
     "SIGSTOP": {"fault": STOP},
+    "SIGINT": {"fault": SIGNAL, "error": signal.SIGINT},
+    "SIGTERM": {"fault": SIGNAL, "error": signal.SIGTERM},
     "ENOSPC": {"fault": FULL, "error": errno.ENOSPC},
     "EDQUOT": {"fault": FULL, "error": errno.EDQUOT},
     "EIO": {"fault": ONCE, "error": errno.EIO},
@@ -349,7 +351,10 @@ class _Trouble:
         if is_struck and FAULTS[name]["fault"] == KILL and process.code == -signal.SIGKILL:
             return
         allowed = self.campaign.codes(case)
-        is_error = is_struck and FAULTS[name]["fault"] not in {KILL, STOP, CLOCK}
+        if is_struck and FAULTS[name]["fault"] == SIGNAL:
+            number = FAULTS[name]["error"]
+            allowed = allowed | {128 + number, -number}
+        is_error = is_struck and FAULTS[name]["fault"] not in {KILL, STOP, CLOCK, SIGNAL}
         if is_error or case.state == "harmed":
             allowed = allowed | {1, 3}
         # What cannot be read cannot be called sound.

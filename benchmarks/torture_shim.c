@@ -21,12 +21,12 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { NONE, KILL, STOP, ONCE, FULL, READ_ONLY, READ_ONCE, CLOCK };
+enum { NONE, KILL, STOP, ONCE, FULL, READ_ONLY, READ_ONCE, CLOCK, SIGNAL };
 enum { NO_LINKS = 1, NO_LOCKS = 2, NO_CASE = 4 };
 enum { READS, CHANGES, GROWS };
 
 struct plan {
-    int fault, error;
+    int fault, error;        /* error: an errno, or the number of a signal */
     int world, lock_error;   /* what the file system lacks at all times; errno of its locks */
     long at, jump;           /* number of the call, from 1; seconds by which the clock jumps */
     long changes, reads, happened;
@@ -78,6 +78,7 @@ static int strikes(const char *path, int kind) {
     if (fault == CLOCK) return 0;
     if (fault == KILL) { kill(getpid(), SIGKILL); for (;;) pause(); }
     if (fault == STOP) { kill(getpid(), SIGSTOP); return 0; }
+    if (fault == SIGNAL) { kill(getpid(), plan->error); return 0; }
     errno = plan->error;
     return 1;
 }

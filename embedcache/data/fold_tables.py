@@ -38,11 +38,13 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
 def _patients(file: Location) -> dict[str, int]:
     table = read_table(file)
     fields = {field.name: field.type for field in table.schema}
-    is_of_folds = fields == {"patient_id": pa.string(), "fold": pa.int64()}
-    rows = table.to_pydict()
-    if not is_of_folds or not len(table) or None in {*rows["patient_id"], *rows["fold"]}:
+    patients: dict[str, int] = {}
+    if fields == {"patient_id": pa.string(), "fold": pa.int64()}:
+        rows = table.to_pydict()
+        patients = dict(zip(rows["patient_id"], rows["fold"], strict=True))
+    if not patients or len(patients) < len(table) or None in {*patients, *patients.values()}:
         raise StoreCorruptError(f"{file} is no table of folds; run `embedcache verify --repair`")
-    return dict(zip(rows["patient_id"], rows["fold"], strict=True))
+    return patients
 
 
 def fold_rows(file: Location) -> pa.Table:

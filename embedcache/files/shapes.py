@@ -84,8 +84,8 @@ DOCUMENTS: Final[Mapping[str, Check]] = {
             "name": is_text,
             "fingerprint": is_text,
             "identity": object_of({"dim": _is_positive}, {"dtype": _is_dtype}),
-        },
-        {"spec": object_of({}, {"weights": is_mapping, "preprocess": is_mapping})},
+            "spec": object_of({}, {"weights": is_mapping, "preprocess": is_mapping}),
+        }
     ),
     "encoders.json": object_of({"spec": is_mapping, "encoders": list_of(_TRAINED)}),
 }
