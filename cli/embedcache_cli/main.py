@@ -93,12 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = run(arguments)
     except Exception as error:
-        if os.environ.get("EMBEDCACHE_DEBUG"):
+        if number := process.arrived_signal():
+            code = _interrupted(128 + number)
+        elif os.environ.get("EMBEDCACHE_DEBUG"):
             raise
-        code = _failed(
-            f"internal error: {_one_line(error)}; please report it with what EMBEDCACHE_DEBUG=1 "
-            "prints when it is run again"
-        )
+        else:
+            code = _failed(
+                f"internal error: {_one_line(error)}; please report it with what EMBEDCACHE_DEBUG=1 "
+                "prints when it is run again"
+            )
     process.end(code)
 
 

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 
 # What was encoded is flushed within that time; a thread that waits for a dead drive is not.
 _FAREWELL_S: Final = 10.0
+_arrived: list[int] = []
 
 
 class Terminated(BaseException):
@@ -58,11 +59,20 @@ def _open_streams() -> None:
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
     """End the command in order, and at a second signal, or after a while, at once."""
     del frame
+    _arrived.append(number)
     signal.signal(number, signal.SIG_DFL)
     ending = threading.Timer(_FAREWELL_S, os._exit, [128 + number])
     ending.daemon = True
     ending.start()
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def arrived_signal() -> int | None:
+    """Return the number of the signal that is to end the command; None where there was none.
+
+    A library may have turned the exception of a signal into one of its own.
+    """
+    return _arrived[0] if _arrived else None
 
 
 def end(code: int) -> NoReturn:

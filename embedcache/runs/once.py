@@ -143,6 +143,6 @@ def stored(runs: RunFiles, run_id: str) -> RunOutcome:
     # The name is a digest of the question.
     if record.request.run_id != run_id or not is_whole:
         raise StoreCorruptError(
-            f"{outcome.folder} is not the run that its name says; remove it, then make the run again"
+            f"{outcome.folder} is no run of that name; remove it, then make the run again"
         )
     return outcome
