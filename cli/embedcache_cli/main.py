@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         else:
             code = _failed(
-                f"internal error: {_one_line(error)}; please report it with what EMBEDCACHE_DEBUG=1 "
-                "prints when it is run again"
+                f"internal error: {_one_line(error)}; please report it with what it prints when "
+                "EMBEDCACHE_DEBUG=1 is set"
             )
     process.end(code)
 

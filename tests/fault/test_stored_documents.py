@@ -210,7 +210,7 @@ def verbs(folder: Path):
 
 
 def error_of(verb, project) -> str:
-    """Return what a verb says of stored data that it cannot use; any other error is one here too."""
+    """Return what a verb says of stored data that it cannot use."""
     try:
         verb(project)
     except EmbedcacheError as error:
