@@ -11,7 +11,7 @@ EmbedcacheError
 ├ StoreError
 │ ├ StoreMismatchError(ValueError)  another encoder, another format
 │ ├ StoreCorruptError(OSError)      stored bytes do not match their checksum
-│ ├ StoreReadError(OSError)         the disk refused to read; nothing is known to be damaged
+│ ├ StoreReadError(OSError)         refused, or of an unknown shape; not known to be damaged
 │ ├ StoreWriteError(OSError)        the disk refused; nothing finished is lost
 │ └ MissingEmbeddingsError(LookupError)
 ├ LeakageError(ValueError)          a patient on both sides of a split
@@ -77,28 +77,32 @@ class StoreCorruptError(StoreError, OSError):
         One line: the file, what is wrong with it, the way out.
     is_missing
         Whether the file is gone, rather than damaged.
+    problem
+        Words that follow the file's name and say what is wrong; '' for the usual ones.
+
+    Attributes
+    ----------
+    problem
+        What is wrong, in a few words.
     """
 
-    def __init__(self, message: str, *, is_missing: bool = False) -> None:
+    def __init__(self, message: str, *, is_missing: bool = False, problem: str = "") -> None:
         super().__init__(message)
         self.is_missing = is_missing
+        usual = "is missing" if is_missing else "does not match its checksum"
+        self.problem = problem or usual
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword arguments do not survive pickling by themselves.
-        return _corrupt, (str(self), self.is_missing)
-
-    @property
-    def problem(self) -> str:
-        """What is wrong, in a few words."""
-        return "is missing" if self.is_missing else "does not match its checksum"
+        return _corrupt, (str(self), self.is_missing, self.problem)
 
 
-def _corrupt(message: str, is_missing: bool) -> StoreCorruptError:
-    return StoreCorruptError(message, is_missing=is_missing)
+def _corrupt(message: str, is_missing: bool, problem: str) -> StoreCorruptError:
+    return StoreCorruptError(message, is_missing=is_missing, problem=problem)
 
 
 class StoreReadError(StoreError, OSError):
-    """The file system refused a read; what is stored may be whole."""
+    """What is stored cannot be read: refused, or of an unknown shape. It may be whole."""
 
 
 class StoreWriteError(StoreError, OSError):

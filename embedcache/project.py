@@ -215,7 +215,9 @@ class Project(RunVerbs):
         options = ExtractOptions(encoders, device, batch_size, workers)
         return verb.repair(self._session(), options, on_progress, on_message)
 
-    def gc(self, *, dry_run: bool = False, grace_s: float = 600.0) -> GcReport:
+    def gc(
+        self, *, dry_run: bool = False, grace_s: float = 600.0, on_message: OnMessage = quiet
+    ) -> GcReport:
         """Drop rows that no manifest wants, and files that nothing needs any more.
 
         Parameters
@@ -224,10 +226,12 @@ class Project(RunVerbs):
             Whether to count only, and change nothing.
         grace_s
             Age in seconds up to which files stay: a reader may hold on to them.
+        on_message
+            Function called with what a user should know, such as what is waited for.
         """
         from embedcache.verbs.gc import gc
 
-        return gc(self._session(), dry_run=dry_run, grace_s=grace_s)
+        return gc(self._session(), dry_run=dry_run, grace_s=grace_s, on_message=on_message)
 
     def index(self) -> Path:
         """Write `catalog.duckdb` anew from the files and return its path."""

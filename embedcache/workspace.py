@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import platformdirs
 
-from embedcache.errors import ManifestError, StoreCorruptError, StoreMismatchError
+from embedcache.errors import (
+    ManifestError,
+    StoreCorruptError,
+    StoreMismatchError,
+    StoreReadError,
+)
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import make_folder, utc_now, write_error
+
+_log = logging.getLogger(__name__)
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -28,6 +37,9 @@ SEGMENTS: Final = "seg"
 _STORE_PARTS: Final = frozenset({ENCODER_DOCUMENT, f"{COMMITS}/", f"{SEGMENTS}/"})
 # Entries of which a store has one at least, whatever it has lost.
 _STORE_NAMES: Final = frozenset({"embedcache.json", "encoders", "manifests", "folds", "runs"})
+RUN_ID: Final = re.compile(r"[^/]+-[0-9a-f]{12}")
+# Types of stored rows: embeddings, and pictures at training size.
+ROW_TYPES: Final = ("float32", "uint8")
 _STORE_FOLDER: Final = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")
 
 
@@ -188,7 +200,8 @@ class Workspace:
     def encoder_folders(self) -> tuple[Location, ...]:
         """Return the folder of each encoder fingerprint that holds anything, by name.
 
-        Of several folders of one fingerprint, the first; see `copied_encoder_folders`.
+        Of several folders of one fingerprint, the one that is named as its encoder, or the first;
+        see `copied_encoder_folders`.
         """
         return tuple(folders[0] for folders in self._folders_by_fingerprint())
 
@@ -202,23 +215,19 @@ class Workspace:
         folders: dict[str, list[Location]] = {}
         for folder in store_folders(self.encoders):
             folders.setdefault(folder.name[-12:], []).append(folder)
-        return list(folders.values())
+        return [_original_first(copies) for copies in folders.values()]
 
     def encoder_documents(self) -> dict[Location, dict[str, Any]]:
-        """Return the content of each `encoder.json` that is there, by its encoder's folder.
+        """Return the content of each `encoder.json`, by its encoder's folder.
 
-        Raises
-        ------
-        StoreCorruptError
-            A document does not match its checksum.
+        The log tells of those that cannot be read.
         """
         documents = {}
         for folder in self.encoder_folders():
             try:
-                documents[folder] = read_document(folder / ENCODER_DOCUMENT)
-            except StoreCorruptError as error:
-                if not error.is_missing:
-                    raise
+                documents[folder] = read_encoder_document(folder)
+            except (StoreCorruptError, StoreReadError) as error:
+                _log.warning("encoder '%s' is left out: %s", folder.name, error)
         return documents
 
     def encoder_folder(self, name: str, fingerprint: str) -> Location:
@@ -233,20 +242,20 @@ class Workspace:
         """
         suffix = f"-{fingerprint[:12]}"
         present = (folder for folder in self.encoder_folders() if folder.name.endswith(suffix))
-        plain = re.sub(r"[^A-Za-z0-9._]+", "-", name)
-        return next(present, self.encoders / f"{plain}{suffix}")
+        return next(present, self.encoders / f"{plain_name(name)}{suffix}")
 
     def run_stamps(self) -> dict[str, tuple[int, int]]:
         """Return size and time of each run's record, by run id, sorted.
 
-        They differ where a run was removed and made again.
+        They differ where a run was removed and made again. A folder that has another kind of name
+        than a run is somebody's own.
         """
         entries = self.runs.list(deep=True)
         folders = ((entry, *entry.name.rpartition("/")[::2]) for entry in entries)
         return {
             run_id: (entry.size, entry.modified_ns)
             for entry, run_id, name in folders
-            if name == RUN_DOCUMENT and run_id and "/" not in run_id
+            if name == RUN_DOCUMENT and RUN_ID.fullmatch(run_id)
         }
 
     def has_run(self, run_id: str) -> bool:
@@ -259,16 +268,78 @@ class Workspace:
         return [folder for folder in folders if not self.has_run(folder.name)]
 
 
+def plain_name(name: str) -> str:
+    """Return an encoder's name as folders have it."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name)
+
+
+def read_encoder_document(folder: Location) -> dict[str, Any]:
+    """Return the content of a folder's `encoder.json`, checked to be that of this folder.
+
+    Raises
+    ------
+    StoreCorruptError
+        It is missing, does not match its checksum, or is that of another folder.
+    StoreReadError
+        It is whole, and of a shape that this release does not know.
+    """
+    file = folder / ENCODER_DOCUMENT
+    document = read_document(file)
+    name, fingerprint = document.get("name"), document.get("fingerprint")
+    identity = document.get("identity")
+    is_usual = (
+        isinstance(name, str)
+        and isinstance(fingerprint, str)
+        and isinstance(identity, dict)
+        and isinstance(identity.get("dim"), int)
+        and identity.get("dtype", "float32") in ROW_TYPES
+    )
+    if not is_usual:
+        raise StoreReadError(
+            f"{file}: of a shape that this release does not know; read it with the release that "
+            "wrote it"
+        )
+    if not is_document_of(folder, document):
+        problem = f"is that of another encoder, {name}@{str(fingerprint)[:12]}"
+        raise StoreCorruptError(
+            f"{file} {problem}; give the folder its own name back", problem=problem
+        )
+    return document
+
+
+def is_document_of(folder: Location, document: Mapping[str, Any]) -> bool:
+    """Tell whether an encoder's document is that of the folder, as far as its name tells."""
+    named = _STORE_FOLDER.fullmatch(folder.name)
+    return named is None or str(document.get("fingerprint"))[:12] == named["fingerprint"]
+
+
 def _format_document() -> dict[str, Any]:
     return {"format": "embedcache", "version": FORMAT_VERSION, "created": utc_now()}
 
 
+def _original_first(copies: list[Location]) -> list[Location]:
+    """Return folders of one fingerprint, before all others the one named as its encoder."""
+    if len(copies) == 1:
+        return copies
+    names = set()
+    for folder in copies:
+        # A copy may tell the name of the original whose document is damaged.
+        with contextlib.suppress(StoreCorruptError, StoreReadError):
+            names.add(plain_name(read_encoder_document(folder)["name"]))
+    return sorted(copies, key=lambda folder: folder.name[:-13] not in names)
+
+
 def store_folders(parent: Location) -> tuple[Location, ...]:
     """Return the folders named `<name>-<12 hexadecimal digits>` that hold embeddings, by name."""
-    named = (folder for folder in parent.folders() if _STORE_FOLDER.fullmatch(folder.name))
+    named = filter(is_encoder_folder, parent.folders())
     return tuple(
         folder for folder in named if _STORE_PARTS & {entry.name for entry in folder.list()}
     )
+
+
+def is_encoder_folder(folder: Location) -> bool:
+    """Tell whether a folder is named as one that holds embeddings."""
+    return _STORE_FOLDER.fullmatch(folder.name) is not None
 
 
 def find_workspace(

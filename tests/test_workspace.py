@@ -70,6 +70,39 @@ def test_a_new_store_is_of_this_version(workspace):
 
 def test_an_encoder_is_found_by_its_fingerprint_whatever_its_folder_is_called(workspace):
     assert workspace.encoder_folder("a/b c", FP).name == f"a-b-c-{FP[:12]}"
-    (workspace.encoders / f"old-name-{FP[:12]}" / "encoder.json").put(seal({"name": "x"}))
+    document = put_encoder(workspace, f"old-name-{FP[:12]}", FP)
     assert workspace.encoder_folder("a/b c", FP).name == f"old-name-{FP[:12]}"
-    assert list(workspace.encoder_documents().values()) == [{"name": "x"}]
+    assert list(workspace.encoder_documents().values()) == [document]
+
+
+def put_encoder(workspace, folder: str, fingerprint: str, **changes) -> dict:
+    document = {"name": "x", "fingerprint": fingerprint, "identity": {"dim": 1}, **changes}
+    (workspace.encoders / folder / "encoder.json").put(seal(document))
+    return document
+
+
+def test_encoders_that_cannot_be_read_are_left_out_and_named(workspace, caplog):
+    document = put_encoder(workspace, f"x-{FP[:12]}", FP)
+    put_encoder(workspace, "renamed-000000000000", FP)
+    put_encoder(workspace, "later-111111111111", "1" * 64, identity=["of", "another", "shape"])
+    (workspace.encoders / "torn-222222222222" / "encoder.json").put(b"{")
+    (workspace.encoders / "lost-333333333333" / "commit" / "a").put(b"")
+    assert list(workspace.encoder_documents().values()) == [document]
+    assert [line.split(" is left out: ")[0] for line in caplog.messages] == [
+        f"encoder '{name}'"
+        for name in (
+            "later-111111111111", "lost-333333333333", "renamed-000000000000", "torn-222222222222"
+        )
+    ]  # fmt: skip
+    assert "is that of another encoder, x@ffffffffffff" in caplog.text
+    assert "of a shape that this release does not know" in caplog.text
+
+
+def test_of_two_folders_of_one_fingerprint_the_one_named_as_its_encoder_counts(workspace):
+    put_encoder(workspace, f"a-backup-{FP[:12]}", FP)
+    put_encoder(workspace, f"x-{FP[:12]}", FP)
+    [folder] = workspace.encoder_folders()
+    assert folder.name == f"x-{FP[:12]}"
+    assert [copy.name for copy in workspace.copied_encoder_folders()] == [f"a-backup-{FP[:12]}"]
+    (folder / "encoder.json").replace(b"damaged")
+    assert workspace.encoder_folders() == (folder,)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from embedcache_cli import options
-from embedcache_cli.output import bytes_text, print_json
+from embedcache_cli.output import bytes_text, print_json, say
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -32,9 +32,11 @@ def gc(
     as_json: bool,
 ) -> None:
     """Drop embeddings of images that no manifest names any more, and files nothing needs."""
-    report = project.gc(dry_run=dry_run, grace_s=grace_s)
+    report = project.gc(dry_run=dry_run, grace_s=grace_s, on_message=say)
     if as_json:
         print_json(report)
         return
+    for note in report.notes:
+        say(f"note: {note}")
     verb = "would be dropped" if dry_run else f"dropped, {bytes_text(report.freed_bytes)} freed"
     click.echo(f"{report.n_rows} rows {verb}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from embedcache.catalog.index import check_catalog
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.kinds import ArtefactKind, Damage, Mended, sweep_temporaries
 from embedcache.workspace import Workspace
+
+_BUILD_S: Final = 60.0  # longer than the last steps of a catalog's build, in which it has its size
 
 
 class CatalogFile(ArtefactKind):
@@ -50,4 +53,13 @@ class CatalogFile(ArtefactKind):
 
     def sweep(self, grace_s: float) -> int:
         """Delete leftovers of killed writers."""
-        return sweep_temporaries(self.folder, grace_s)
+        # Nobody can see whether DuckDB is still writing a file.
+        entries = self.folder.list(hidden=True)
+        built = {entry.name for entry in entries if ".duckdb" in entry.name}
+        unseen = {entry.name for entry in entries} - built
+        freed = sweep_temporaries(self.folder, grace_s, spared=built)
+        return freed + sweep_temporaries(self.folder, max(grace_s, _BUILD_S), spared=unseen)
+
+    def strangers(self) -> Iterable[str]:
+        """Return nothing: other kinds, and whatever else, lie in the same folder."""
+        return ()

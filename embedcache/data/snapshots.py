@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from embedcache.errors import StoreCorruptError
+from embedcache.data.claims import Claim, manifest_path, put_claim
+from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
     checked_bytes,
+    parse_table,
     put_table,
-    read_table,
     table_files,
     table_stem,
 )
@@ -31,7 +34,10 @@ from embedcache.files.kinds import (
 )
 from embedcache.workspace import Workspace
 
+_log = logging.getLogger(__name__)
+
 _METADATA: Final = b"embedcache"
+_COLUMNS: Final = ("image_id", "path", "sha256")
 _STEM: Final = re.compile(r"\d{8}T\d{12}-(?P<content>[0-9a-f]{16})")
 
 
@@ -39,6 +45,38 @@ def snapshot_files(workspace: Workspace) -> list[Location]:
     """Return the snapshots, oldest first."""
     files = table_files(workspace.manifests)
     return [file for stem, file in files.items() if _STEM.fullmatch(stem)]
+
+
+def read_snapshot(file: Location) -> pa.Table:
+    """Return a snapshot: every manifest column, and `sha256`.
+
+    Raises
+    ------
+    StoreCorruptError
+        It is missing or does not match its checksum.
+    StoreReadError
+        It is whole, and of a shape that this release does not know.
+    """
+    data = checked_bytes(file)
+    try:
+        table = parse_table(data)
+        is_usual = {*_COLUMNS} <= {*table.column_names} and {"manifest", "content"} <= {
+            *snapshot_metadata(table)
+        }
+    except (KeyError, TypeError, ValueError):  # Arrow's own errors are ValueErrors
+        is_usual = False
+    if not is_usual:
+        raise StoreReadError(f"{file}: no snapshot of a manifest that this release knows")
+    return table
+
+
+def readable_snapshots(files: Iterable[Location]) -> Iterator[tuple[Location, pa.Table]]:
+    """Yield snapshots that can be read, with their files; the log tells of the others."""
+    for file in files:
+        try:
+            yield file, read_snapshot(file)
+        except (StoreCorruptError, StoreReadError) as error:
+            _log.warning("a snapshot is left out: %s", error)
 
 
 def snapshot_metadata(table: pa.Table) -> dict[str, Any]:
@@ -52,16 +90,18 @@ def is_snapshot_of(workspace: Workspace, table: pa.Table) -> bool:
 
 
 def latest_snapshot(workspace: Workspace) -> pa.Table | None:
-    """Return the newest snapshot of the workspace's manifest, or None.
+    """Return the newest readable snapshot of the workspace's manifest, or None.
 
-    A store that came from elsewhere knows the manifest under another path; then its name counts.
+    A store that came from elsewhere knows the manifest under a path at which there is none here;
+    then its name counts. A manifest that is there, of the same name, is another one.
     """
     namesake = None
-    for file in reversed(snapshot_files(workspace)):
-        table = read_table(file)
+    for _, table in readable_snapshots(reversed(snapshot_files(workspace))):
         if is_snapshot_of(workspace, table):
             return table
-        if namesake is None and snapshot_metadata(table)["manifest"] == workspace.manifest.name:
+        about = snapshot_metadata(table)
+        is_namesake = about["manifest"] == workspace.manifest.name
+        if namesake is None and is_namesake and not Path(about.get("path") or "").is_file():
             namesake = table
     return namesake
 
@@ -98,6 +138,25 @@ def save_snapshot(workspace: Workspace, table: pa.Table) -> str:
     return content
 
 
+def release_claims(workspace: Workspace, claims: Iterable[Claim], content: str) -> None:
+    """Take back claims that a snapshot settles, where the storage can be written.
+
+    Parameters
+    ----------
+    workspace
+        Workspace of the manifest.
+    claims
+        Claims that were there before the manifest was read.
+    content
+        Content digest of the snapshot that was saved of it.
+    """
+    for claim in claims:
+        is_settled = claim.path == manifest_path(workspace) or claim.snapshot == content
+        if is_settled:
+            with contextlib.suppress(StoreWriteError):
+                claim.file.delete()
+
+
 def _content_of(file: Location) -> str:
     return table_stem(file.name).rpartition("-")[2]
 
@@ -131,12 +190,16 @@ class Snapshots(ArtefactKind):
     def check(self, item: Location) -> Iterator[Damage]:
         """Compare a snapshot with the checksum in its name."""
         try:
-            checked_bytes(item)
+            read_snapshot(item)
         except StoreCorruptError as error:
             yield Damage(item, error.problem)
 
     def mend(self, item: Location) -> Mended:
-        """Remove a snapshot; `save_snapshot` makes that of the manifest as it is now again."""
+        """Remove a snapshot; `save_snapshot` makes that of the manifest as it is now again.
+
+        A claim takes its place, or `gc` would drop what nobody remembers to be wanted.
+        """
+        put_claim(self._workspace, snapshot=_content_of(item))
         item.delete()
         return Mended(f"{item} removed; it cannot be made again if the manifest has changed since")
 
@@ -147,7 +210,7 @@ class Snapshots(ArtefactKind):
     def references(self, item: Location) -> Iterator[Reference]:
         """Return the snapshot that came before."""
         with contextlib.suppress(StoreCorruptError):
-            parent = snapshot_metadata(read_table(item))["parent"]
+            parent = snapshot_metadata(read_snapshot(item)).get("parent")
             if parent:
                 yield Reference(SNAPSHOTS, parent)
 

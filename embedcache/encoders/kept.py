@@ -15,7 +15,8 @@ from embedcache.files.backend import Location, on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import fsync, fsync_tree, make_folder, write_error
-from embedcache.files.kinds import ArtefactKind, Damage, Mended, age_s, size_of
+from embedcache.files.kinds import Ages, ArtefactKind, Damage, Mended, size_of, sweep_temporaries
+from embedcache.files.locks import if_unmarked
 from embedcache.workspace import Workspace
 
 PREFIX: Final = "run:"
@@ -227,12 +228,24 @@ class KeptWeights(ArtefactKind):
 
     def sweep(self, grace_s: float) -> int:
         """Delete weights whose document was never written: the leftover of a killed `--save`."""
-        freed = 0
-        for folder in self.folder.folders():
-            entries = folder.list()
-            # A file of another name was put there by somebody, so the folder stays.
-            is_leftover = entries and all(_WEIGHTS_FILE.fullmatch(e.name) for e in entries)
-            if is_leftover and min(map(age_s, entries)) > grace_s:
-                freed += size_of(folder)
-                folder.delete()
+        folders = [folder for folder in self.folder.folders() if _is_leftover(folder)]
+        freed = sweep_temporaries(self.folder, grace_s)
+        if not folders:
+            return freed
+        ages = Ages(self.folder)
+        with if_unmarked(self._workspace.training) as is_unused:  # or a training may be saving them
+            for folder in folders if is_unused else ():
+                if all(ages.is_over(entry.modified_ns, grace_s) for entry in folder.list()):
+                    freed += size_of(folder)
+                    folder.delete()
         return freed
+
+    def is_under_way(self, name: str) -> bool:
+        """Tell whether weights are being saved in a folder, or were when a writer was killed."""
+        return _is_leftover(self.folder / name) or super().is_under_way(name)
+
+
+def _is_leftover(folder: Location) -> bool:
+    """Tell whether a folder has weights alone: a file of another name was put there by somebody."""
+    names = [entry.name for entry in folder.list()]
+    return bool(names) and all(map(_WEIGHTS_FILE.fullmatch, names))

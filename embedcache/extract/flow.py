@@ -73,7 +73,7 @@ def run_pass(
     workers: int | None = None,
     fail_fast: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    context: dict[str, Any] | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> PassReport:
     """Encode every image that a store lacks, and store it.
 
@@ -91,8 +91,8 @@ def run_pass(
         Whether the first image that fails ends the pass; otherwise it is recorded and left out.
     on_progress
         Function called after each image, in the calling thread.
-    context
-        JSON values kept with every commit.
+    before_commit
+        Function called before each commit, by the thread that appends.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def run_pass(
     """
     start = time.perf_counter()
     workers = workers or max(2, min(16, usable_cores()))
-    flow = _Flow(images, jobs, digests, workers, context or {})
+    flow = _Flow(images, jobs, digests, workers, before_commit)
     try:
         flow.run(fail_fast=fail_fast, on_progress=on_progress)
     finally:
@@ -120,12 +120,12 @@ class _Flow:
         jobs: Sequence[Job],
         digests: DigestCache,
         workers: int,
-        context: dict[str, Any],
+        before_commit: Callable[[], None],
     ) -> None:
         self.images = images
         self.digests = digests
         self.workers = workers
-        self.context = context
+        self.before_commit = before_commit
         self.waited_s = 0.0
         self.keys: dict[int, str] = {}  # image number to digest
         self.troubles: dict[int, str] = {}  # image number to the reason why its file is unusable
@@ -138,9 +138,10 @@ class _Flow:
         before: dict[str, float] = {}
 
         def context() -> dict[str, Any]:
+            self.before_commit()  # here, for a record's context is asked for right before it
             spent = {stage: s - before.get(stage, 0.0) for stage, s in clock.seconds.items()}
             before.update(clock.seconds)
-            return {**self.context, "seconds": {k: round(v, 3) for k, v in spent.items()}}
+            return {"seconds": {k: round(v, 3) for k, v in spent.items()}}
 
         return Lane(job, self.writer, clock, context)
 

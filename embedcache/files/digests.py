@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -155,6 +155,10 @@ class DigestFiles(ArtefactKind):
         """Delete nothing."""
         del grace_s
         return 0
+
+    def strangers(self) -> Iterable[str]:
+        """Return nothing: other kinds, and whatever else, lie in the same folder."""
+        return ()
 
 
 def _head(body: bytes) -> bytes:

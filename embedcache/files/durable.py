@@ -81,17 +81,69 @@ def make_folder(folder: Path) -> None:
         fsync(path.parent)
 
 
-def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Path:
+@contextlib.contextmanager
+def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """Yield a file that is flushed and has yet to get its name; it goes where it gets none."""
     temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as stream:
+            _hold(stream.fileno())
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-    except BaseException:  # an interruption too
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+            yield temporary
+    finally:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+def _hold(descriptor: int) -> None:
+    """Let `is_abandoned` see, as long as a file is open, that its writer lives."""
+    with contextlib.suppress(ImportError, OSError):  # a system or a file system without such locks
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def held(path: Path | None) -> Iterator[None]:
+    """Let `is_abandoned` see, while the block runs, that a file's writer lives.
+
+    Parameters
+    ----------
+    path
+        A file that is there; None for what is no file of this machine.
+    """
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                _hold(stack.enter_context(path.open("r+b")).fileno())
+        yield
+
+
+def is_abandoned(path: Path | None) -> bool | None:
+    """Tell whether no living process holds a file; None where nobody can tell.
+
+    Parameters
+    ----------
+    path
+        A file that its writer holds; None for what is no file of this machine.
+    """
+    if path is None:
+        return None
+    try:
+        import fcntl
+
+        # Open for writing: NFS grants no other an exclusive lock.
+        with path.open("r+b") as stream:
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
 
 
 @contextlib.contextmanager
@@ -99,7 +151,8 @@ def _unlinked_on_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            path.unlink(missing_ok=True)
         raise
 
 
@@ -113,30 +166,32 @@ def publish(path: Path, data: bytes) -> None:
     StoreWriteError
         The file system refused; nothing was published.
     """
-    temporary = None
     try:
         make_folder(path.parent)
-        temporary = _write_temporary(path.parent, lambda stream: stream.write(data))
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            # Without hard links (FAT, some network mounts): an exclusive create. A torn file then
-            # fails its checksum, which readers treat as damage, never as data.
-            with path.open("xb") as stream, _unlinked_on_error(path):
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        with _unlinked_on_error(path):
-            fsync(path.parent)
+        with _write_temporary(path.parent, lambda stream: stream.write(data)) as temporary:
+            try:
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                _rename_to_free(temporary, path)
+            with _unlinked_on_error(path):
+                fsync(path.parent)
     except FileExistsError:
         raise
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+
+def _rename_to_free(temporary: Path, path: Path) -> None:
+    """Rename a file to a name that is free: where there are no hard links (FAT, some mounts).
+
+    Of two writers at one moment the last one's file stands, whole. To create the name first and
+    then write would show readers a torn file.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    temporary.replace(path)
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -157,8 +212,7 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     try:
         make_folder(path.parent)
-        temporary = _write_temporary(path.parent, write)
-        with _unlinked_on_error(temporary):
+        with _write_temporary(path.parent, write) as temporary:
             if path.exists():
                 shutil.copymode(path, temporary)
             temporary.replace(path)

@@ -8,14 +8,19 @@ by nobody.
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from secrets import token_hex
 from typing import Final, Protocol
 
 from embedcache.errors import StoreReadError
-from embedcache.files.backend import Entry, Location
-from embedcache.files.durable import TEMPORARY
+from embedcache.files.backend import Location
+from embedcache.files.durable import TEMPORARY, is_abandoned
+
+# Longer than any reader holds on to the records it listed, and any writer of another machine on to
+# what it is writing.
+GRACE_S: Final = 600.0
 
 SNAPSHOTS: Final = "snapshots"
 FOLD_TABLES: Final = "fold tables"
@@ -65,12 +70,11 @@ class Mended:
     message
         One line for the user: what was done, and what is left to do.
     lost_keys
-        SHA-256 of each image that has to be encoded again; None where the list of them is lost
-        too, so that every image of the manifest without a row counts.
+        SHA-256 of each image that has to be encoded again.
     """
 
     message: str
-    lost_keys: frozenset[str] | None = frozenset()
+    lost_keys: frozenset[str] = frozenset()
 
 
 class ArtefactKind(Protocol):
@@ -118,6 +122,24 @@ class ArtefactKind(Protocol):
             Age in seconds that a file must have reached: a reader may still hold a younger one.
         """
 
+    def strangers(self) -> Iterable[str]:
+        """Yield a line about each thing in the folder that is no artefact: nobody touches it."""
+        names = {item.name for item in self.items()}
+        for entry in self.folder.list():
+            name = entry.name.removesuffix("/")
+            if name not in names and not self.is_under_way(name):
+                yield f"{self.folder / name} is not ours: left alone"
+
+    def is_under_way(self, name: str) -> bool:
+        """Tell whether something in the folder, no artefact, may become one or has just been one.
+
+        Parameters
+        ----------
+        name
+            Name of the file or the folder.
+        """
+        return not (self.folder / name).exists() and not (self.folder / name).list()
+
     def size(self) -> int:
         """Return how many bytes the artefacts take."""
         return sum(size_of(item) for item in self.items())
@@ -157,20 +179,76 @@ def size_of(item: Location) -> int:
     return sum(e.size for e in item.parent.list(hidden=True) if e.name == item.name)
 
 
-def age_s(entry: Entry) -> float:
-    """Return how long ago an entry of a listing was changed, in seconds."""
-    return time.time() - entry.modified_ns / 1e9
+class Ages:
+    """How long ago files of one folder were changed, by the clock of their own storage.
+
+    Parameters
+    ----------
+    folder
+        Folder that is there, and can be written to.
+    """
+
+    def __init__(self, folder: Location) -> None:
+        self._folder = folder
+
+    @cached_property
+    def now_ns(self) -> int:
+        """Time now by the clock that stamps the folder's files, in nanoseconds since 1970."""
+        mark = self._folder / f"{TEMPORARY}clock-{token_hex(8)}"
+        mark.put(b"")
+        try:
+            entries = self._folder.list(hidden=True)
+            return max(entry.modified_ns for entry in entries if entry.name == mark.name)
+        finally:
+            mark.delete()
+
+    def is_over(self, modified_ns: int, grace_s: float) -> bool:
+        """Tell whether what was changed at a time is at least `grace_s` seconds old."""
+        return self.now_ns - modified_ns >= grace_s * 1e9
+
+    def is_left(self, file: Location, modified_ns: int, grace_s: float) -> bool:
+        """Tell whether a file is the leftover of a killed writer, old enough to be deleted.
+
+        Where nobody can tell whether its writer lives, it stays for the usual grace time at least.
+
+        Parameters
+        ----------
+        file
+            Temporary or mark that a living writer holds; see `durable.held`.
+        modified_ns
+            Time of its last change, in nanoseconds since 1970.
+        grace_s
+            Age in seconds that it must have reached.
+        """
+        if not self.is_over(modified_ns, grace_s):
+            return False
+        abandoned = is_abandoned(file.local_path)
+        return self.is_over(modified_ns, GRACE_S) if abandoned is None else abandoned
 
 
-def sweep_temporaries(folder: Location, grace_s: float) -> int:
+def sweep_temporaries(folder: Location, grace_s: float, *, spared: Collection[str] = ()) -> int:
     """Delete what killed writers left in a folder, and return how many bytes that freed.
 
-    A temporary goes only after the grace time: a younger one may belong to a write under way.
+    A temporary goes only after the grace time, and never while its writer lives.
+
+    Parameters
+    ----------
+    folder
+        Folder that holds the temporaries.
+    grace_s
+        Age in seconds that a temporary must have reached.
+    spared
+        Names of entries that stay, whatever their age.
     """
-    freed = 0
+    freed, ages = 0, Ages(folder)
     for entry in folder.list(hidden=True):
-        if entry.name.startswith(TEMPORARY) and age_s(entry) > grace_s:
+        if entry.name.startswith(TEMPORARY) and entry.name not in spared:
             leftover = folder / entry.name.removesuffix("/")
-            freed += size_of(leftover)
-            leftover.delete()
+            if entry.name.endswith("/"):  # a folder on its way out
+                is_left = ages.is_over(entry.modified_ns, grace_s)
+            else:
+                is_left = ages.is_left(leftover, entry.modified_ns, grace_s)
+            if is_left:
+                freed += size_of(leftover)
+                leftover.delete()
     return freed

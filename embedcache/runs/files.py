@@ -16,11 +16,13 @@ from typing import Final
 import pyarrow as pa
 
 from embedcache.data.predictions import Answers
-from embedcache.errors import StoreCorruptError, StoreReadError
+from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import parse_table, read_document, seal, table_bytes
 from embedcache.files.durable import TEMPORARY, crc32c
+from embedcache.files.kinds import Ages, sweep_temporaries
 from embedcache.files.locks import locked, remove_if_free
+from embedcache.files.marks import is_left, is_withdrawn, put_mark, withdraw
 from embedcache.runs.record import RunRecord, TableFile, record_from_document
 from embedcache.runs.tables import (
     SCHEMAS,
@@ -32,7 +34,7 @@ from embedcache.runs.tables import (
     with_run_id,
 )
 from embedcache.scoring.estimates import Estimate
-from embedcache.workspace import RUN_DOCUMENT, Workspace
+from embedcache.workspace import RUN_DOCUMENT, RUN_ID, Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +76,27 @@ class RunFiles:
         ------
         StoreCorruptError
             The record is missing or does not match its checksum.
+        StoreReadError
+            It is the record of another run: the folder is a copy, or has lost its name.
         """
         if run_id not in self._records:
-            document = read_document(self.folder / run_id / RUN_DOCUMENT)
-            # The folder names the run: a copy under another name is found under that.
-            self._records[run_id] = record_from_document({**document, "run_id": run_id})
+            file = self.folder / run_id / RUN_DOCUMENT
+            record = record_from_document(read_document(file))
+            if record.run_id != run_id:
+                raise StoreReadError(
+                    f"{file} is the record of run '{record.run_id}'; a copy is no run of its own: "
+                    "move it out of the store, or give it its name back"
+                )
+            self._records[run_id] = record
         return self._records[run_id]
+
+    def is_copy(self, run_id: str) -> bool:
+        """Tell whether a folder holds the record of a run that has another name."""
+        try:
+            document = read_document(self.folder / run_id / RUN_DOCUMENT)
+        except StoreCorruptError:
+            return False
+        return str(document.get("run_id")) != run_id
 
     def readable_records(self) -> list[RunRecord]:
         """Return the record of every run, by name; the log tells of those that cannot be read."""
@@ -171,18 +188,27 @@ class RunFiles:
             del contents["fold_predictions"]
         tables = {}
         self.workspace.create_store()
-        (folder / _MARK).replace(b"")
-        for name, data in contents.items():
-            file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))
+        mark = folder / _MARK
+        with put_mark(mark):
+            for name, data in contents.items():
+                file = TableFile(f"{name}.{crc32c(data):08x}.parquet", len(data), crc32c(data))
+                with contextlib.suppress(FileExistsError):
+                    # A file of that name has the same checksum: it was put before.
+                    (folder / file.name).put(data)
+                tables[name] = file
+            record = replace(record, tables=tables)
             with contextlib.suppress(FileExistsError):
-                # A file of that name has the same checksum: it was put before.
-                (folder / file.name).put(data)
-            tables[name] = file
-        record = replace(record, tables=tables)
-        with contextlib.suppress(FileExistsError):
-            # Where another process was faster, its record stands, with the tables that it names.
-            (folder / RUN_DOCUMENT).put(seal(record.document()))
-        (folder / _MARK).delete()
+                # Where another process was faster, its record stands, with the tables it names.
+                (folder / RUN_DOCUMENT).put(seal(record.document()))
+            # Asked only now: see `files/marks.py`.
+            names = {entry.name for entry in folder.list()}
+            if is_withdrawn(mark) or not {file.name for file in tables.values()} <= names:
+                self.remove(run_id)
+                raise StoreWriteError(
+                    f"{folder}: a clean-up took this write for a killed one's leftover; run the "
+                    "same command again"
+                )
+        mark.delete()
         self._records.pop(run_id, None)
         return self.record(run_id)
 
@@ -190,8 +216,11 @@ class RunFiles:
         """Remove the record of a run and its tables; files of others stay where they are."""
         folder = self.folder / run_id
         names = [entry.name for entry in folder.list(hidden=True)]
-        ours = sorted(filter(_is_ours, names), key=lambda name: name != RUN_DOCUMENT)
-        for name in ours:  # the record first: without it there is no run
+        # The record first, without which there is no run; the mark last, which tells that its loss
+        # is no damage.
+        order = {RUN_DOCUMENT: 0, _MARK: 2}
+        ours = sorted(filter(_is_ours, names), key=lambda name: order.get(name, 1))
+        for name in ours:
             (folder / name).delete()
         if len(ours) == len(names):
             folder.delete()
@@ -215,32 +244,50 @@ class RunFiles:
             except StoreCorruptError as error:
                 yield path / file.name, error.problem
 
-    def interrupted(self, before_ns: int) -> Iterator[str]:
-        """Yield the names of runs whose writing was begun before a time and never ended."""
-        for run_id, names in self._files().items():
-            mark = names.get(_MARK)
-            # The mark is written once, at the start: its age is that of the write.
-            is_over = mark is not None and mark.modified_ns < before_ns
-            if is_over and RUN_DOCUMENT not in names and all(map(_is_ours, names)):
-                yield run_id
+    def is_marked(self, run_id: str) -> bool:
+        """Tell whether a run is being written, or was when its writer was killed."""
+        return (self.folder / run_id / _MARK).exists()
 
-    def leftovers(self, before_ns: int) -> Iterator[tuple[Location, int]]:
-        """Yield what killed writes left in folders of runs before a time, with its size."""
-        for run_id, names in self._files().items():
-            # A mark beside a record would hide, later, that the record was lost.
-            left = {_MARK} if RUN_DOCUMENT in names else set()
-            for name, entry in names.items():
-                is_left = name in left or name.startswith(TEMPORARY)
-                if is_left and entry.modified_ns < before_ns:
-                    yield self.folder / run_id / name, entry.size
+    def sweep(self, grace_s: float) -> int:
+        """Delete what killed writers have left, and return how many bytes that freed.
 
-    def remove_free_locks(self, before_ns: int) -> None:
-        """Remove the lock files that nobody holds and nobody has taken since a time."""
+        Parameters
+        ----------
+        grace_s
+            Age in seconds that a leftover must have reached; what a living writer holds stays.
+        """
+        ages, freed = Ages(self.folder), 0
+        for run_id, names in self._files().items():
+            mark = self.folder / run_id / _MARK
+            if RUN_DOCUMENT not in names:
+                freed += self._sweep_interrupted(run_id, names, ages, grace_s)
+            elif _MARK in names and is_left(mark, ages, grace_s):
+                # Beside a record it would hide, later, that the record was lost.
+                mark.delete()
+            freed += sweep_temporaries(self.folder / run_id, grace_s)
         for entry in self.folder.list(hidden=True):
             file = (self.folder / entry.name).local_path
-            is_lock = entry.name.startswith(_LOCK) and entry.modified_ns < before_ns
-            if is_lock and file is not None:
+            is_old = entry.name.startswith(_LOCK) and ages.is_over(entry.modified_ns, grace_s)
+            if is_old and file is not None:
                 remove_if_free(file)
+        return freed + sweep_temporaries(self.folder, grace_s)
+
+    def _sweep_interrupted(
+        self, run_id: str, names: Mapping[str, Entry], ages: Ages, grace_s: float
+    ) -> int:
+        """Remove a run whose writing has not ended, unless its writer lives."""
+        mark = self.folder / run_id / _MARK
+        # Without a mark it has lost its record, which is damage; beside files of others all stays.
+        is_ours = _MARK in names and all(map(_is_ours, names))
+        if not is_ours or not is_left(mark, ages, grace_s):
+            return 0
+        withdraw(mark)
+        # The writer may have put the record meanwhile. If it does so after this it finds that it
+        # was withdrawn, and takes the record back.
+        if (self.folder / run_id / RUN_DOCUMENT).exists():
+            return 0
+        self.remove(run_id)
+        return sum(entry.size for entry in names.values())
 
     def _files(self) -> dict[str, dict[str, Entry]]:
         """Return what lies in each folder by name; names in its sub-folders have a slash."""
@@ -248,7 +295,7 @@ class RunFiles:
         # One listing for all runs: where storage is remote, each call is a journey.
         for entry in self.folder.list(deep=True):
             run_id, slash, name = entry.name.partition("/")
-            if slash:
+            if slash and RUN_ID.fullmatch(run_id):
                 folders.setdefault(run_id, {})[name] = entry
         return folders
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.kinds import FOLD_TABLES, SNAPSHOTS, ArtefactKind, Damage, Mended, Reference
 from embedcache.runs.files import RunFiles
@@ -33,6 +32,8 @@ class RunsKind(ArtefactKind):
 
     def check(self, item: Location) -> Iterator[Damage]:
         """Compare the record and the tables of a run with their checksums."""
+        if self.runs.is_copy(item.name):
+            return
         for path, problem in self.runs.damages(item.name):
             yield Damage(path, problem)
 
@@ -43,23 +44,24 @@ class RunsKind(ArtefactKind):
 
     def sweep(self, grace_s: float) -> int:
         """Remove what killed processes had written of runs, and locks that nobody holds."""
-        freed = 0
-        before_ns = time.time_ns() - round(grace_s * 1e9)
-        for run_id in list(self.runs.interrupted(before_ns)):
-            entries = (self.folder / run_id).list(hidden=True)
-            freed += sum(entry.size for entry in entries)
-            self.runs.remove(run_id)
-        for file, size in list(self.runs.leftovers(before_ns)):
-            file.delete()
-            freed += size
-        self.runs.remove_free_locks(before_ns)
-        return freed
+        return self.runs.sweep(grace_s)
+
+    def strangers(self) -> Iterator[str]:
+        """Yield a line about each thing that is no run: also copies of runs."""
+        for item in self.items():
+            if self.runs.is_copy(item.name):
+                yield f"{item} holds the record of another run, and is not read: left alone"
+        yield from super().strangers()
+
+    def is_under_way(self, name: str) -> bool:
+        """Tell whether a run is being written in a folder, or was when its writer was killed."""
+        return self.runs.is_marked(name) or super().is_under_way(name)
 
     def references(self, item: Location) -> Iterable[Reference]:
         """Return the fold table and the manifest that a run names."""
         try:
             data = self.runs.record(item.name).request.data
-        except StoreCorruptError:
+        except (StoreCorruptError, StoreReadError):
             return
         if data.folds_id is not None:
             yield Reference(FOLD_TABLES, data.folds_id)

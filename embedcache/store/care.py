@@ -1,42 +1,55 @@
-"""Finding damage in a store, mending what can be mended, and sweeping what nothing needs."""
+"""Finding damage in a store, and mending what can be mended."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from embedcache.errors import StoreCorruptError
-from embedcache.files.arrays import Rows
+from embedcache.errors import StoreCorruptError, StoreReadError
+from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
-from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import TEMPORARY
-from embedcache.files.kinds import Damage, Mended, age_s, size_of, sweep_temporaries
+from embedcache.files.documents import seal
+from embedcache.files.kinds import Damage, Mended
+from embedcache.files.marks import withdraw
 from embedcache.store import layout, segment
-from embedcache.store.commits import publish_segment, read_records
+from embedcache.store.commits import lost_keys, publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.workspace import COMMITS, ENCODER_DOCUMENT, SEGMENTS
+from embedcache.workspace import (
+    COMMITS,
+    ENCODER_DOCUMENT,
+    is_document_of,
+    read_encoder_document,
+)
 
-# Longer than any reader holds on to the records it listed.
-GRACE_S: Final = 600.0
+# How often a folder is looked at that changes while it is looked at.
+_MOST_LOOKS: Final = 5
 
 
-def check_store(folder: Location) -> Iterator[Damage]:
+def check_store(folder: Location) -> list[Damage]:
     """Compare everything in one encoder's folder with its checksums.
 
-    Yields
-    ------
+    Returns
+    -------
     Damage of encoder.json, of records, of segments' files with the rows that are lost; records that
-    others name but that are gone; complete segments without a record.
+    others name but that are gone; complete segments without a record; rows that were lost earlier.
     """
+    for _ in range(_MOST_LOOKS):
+        files = layout.record_files(folder)
+        damages = list(_check(folder, files))
+        # What was replaced and swept while it was looked at is no damage.
+        if not damages or layout.record_files(folder) == files:
+            break
+    return damages
+
+
+def _check(folder: Location, files: Mapping[str, Location]) -> Iterator[Damage]:
     try:
-        read_document(folder / ENCODER_DOCUMENT)
+        read_encoder_document(folder)
     except StoreCorruptError as error:
         yield Damage(folder / ENCODER_DOCUMENT, error.problem)
-    files = layout.record_files(folder)
     live, errors = read_records(folder, files)
     for record_id, record_error in errors.items():
         yield Damage(files[record_id], record_error.problem)
@@ -45,16 +58,20 @@ def check_store(folder: Location) -> Iterator[Damage]:
         for parent in _absent_parents(record, live, files):
             path = folder / COMMITS / parent
             yield Damage(path, "is missing, but a later record names it")
-    for orphan in _segments_without_record(folder, live, files):
+    for orphan in _check_orphans(folder, live, files):
         yield Damage(orphan, "holds rows that no record names: the record is missing")
+    lost = sorted(lost_keys(live))
+    if lost:
+        yield Damage(
+            folder, f"has lost {len(lost)} rows that are not encoded again yet", tuple(lost)
+        )
 
 
 def _check_segment(folder: Location, record: Record) -> Iterator[Damage]:
     problems = [(file.path, segment.check_file(folder, record, file)) for file in record.files]
     if not any(problem for _, problem in problems):
         return
-    intact, _ = segment.salvage(folder, record)
-    lost = np.setdiff1d(np.arange(len(record.keys)), intact)
+    lost = np.setdiff1d(np.arange(len(record.keys)), segment.intact_rows(folder, record))
     for path, problem in problems:
         if problem:
             in_file = [record.keys[n] for n in lost if path == f"c/{n // record.chunk_rows}/0"]
@@ -66,12 +83,12 @@ def _absent_parents(record: Record, live: list[Record], files: Mapping[str, Loca
     return [parent for parent in record.parents if parent not in files.keys() | void]
 
 
-def _segments_without_record(
+def _check_orphans(
     folder: Location, live: list[Record], files: Mapping[str, Location]
 ) -> list[Location]:
     """Return the segments that have lost their record, which a killed write's have not."""
     void = {replaced for record in live for replaced in record.replaces}
-    lost = {
+    orphans = {
         segment_id: array
         for segment_id, array in layout.segment_folders(folder).items()
         if segment_id not in files.keys() | void
@@ -80,8 +97,8 @@ def _segments_without_record(
     }
     # A commit that ended since the records were listed has its record now: an intent goes after
     # the record is there, so what has neither, in this order, has lost it.
-    published = layout.record_files(folder) if lost else {}
-    return [array for segment_id, array in lost.items() if segment_id not in published]
+    published = layout.record_files(folder) if orphans else {}
+    return [array for segment_id, array in orphans.items() if segment_id not in published]
 
 
 def live_records(folder: Location) -> list[Record]:
@@ -89,131 +106,104 @@ def live_records(folder: Location) -> list[Record]:
     return read_records(folder, layout.record_files(folder))[0]
 
 
+def copied_records(folder: Location) -> Iterator[Location]:
+    """Yield the files that are copies of commit records under other names: they are not read."""
+    for record_id, file in layout.record_files(folder).items():
+        with contextlib.suppress(StoreCorruptError, StoreReadError):
+            if layout.read_record(file).id != record_id:
+                yield file
+
+
 def recorded_keys(folder: Location) -> frozenset[str]:
     """Return the SHA-256 of each image that a readable record names, damaged rows included."""
     return frozenset(key for record in live_records(folder) for key in record.keys)
 
 
-def mend_store(folder: Location) -> Mended:
+def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple) -> Mended:
     """Make one encoder's folder whole again, without the rows that are lost.
 
     Damaged segments and unreadable records are replaced by a record of the rows that still match
-    their own checksum. The lost images are then missing, and the next extraction encodes them.
+    their own checksum. It names the lost images until their rows are there again, so that they are
+    remembered whatever becomes of this repair.
+
+    Parameters
+    ----------
+    folder
+        Folder of the encoder.
+    image_keys
+        Function that returns the SHA-256 of each image that may have had a row; called where a
+        lost record leaves no other list.
 
     Raises
     ------
     StoreCorruptError
         Neither `encoder.json` nor any record says which encoder this was.
     """
+    document = _mend_document(folder)
     files = layout.record_files(folder)
     live, errors = read_records(folder, files)
-    before = frozenset(key for record in live for key in record.keys)
-    document = _mend_document(folder, live)
     damaged = [record for record in live if any(_check_segment(folder, record))]
-    keys: list[str] = []
-    identity = document["identity"]
-    rows = [np.empty((0, int(identity["dim"])), identity.get("dtype", "float32"))]
-    for record in damaged:
-        intact, values = segment.salvage(folder, record)
-        keys += [record.keys[row] for row in intact]
-        rows.append(values)
+    intact = [(record, segment.intact_rows(folder, record)) for record in damaged]
+    keys = [record.keys[row] for record, rows in intact for row in rows]
     # What is gone or unreadable is named as replaced, so that nothing asks for it again.
     void = [name for record in damaged for name in (record.id, *record.replaces)]
-    absent = [name for record in live for name in _absent_parents(record, live, files)]
-    if void or errors or absent:
+    void += [name for record in live for name in _absent_parents(record, live, files)]
+    void += errors
+    orphans = [array.name.removesuffix(".zarr") for array in _check_orphans(folder, live, files)]
+    sound = [record for record in live if record not in damaged]
+    lost = {*lost_keys(live), *(key for record in damaged for key in record.keys)}
+    if orphans or len(void) > sum(1 + len(record.replaces) for record in damaged):
+        # Nobody knows which rows a lost record named: all images have to be looked at again.
+        lost |= set(image_keys())
+    settled = {key for record in sound for key in record.keys}
+    settled |= {key for record in live for key in record.failures}
+    lost -= settled.union(keys)
+    if void or orphans:
         publish_segment(
             folder,
             document,
             keys,
-            _blocks(np.concatenate(rows)),
+            _blocks(folder, intact),
             failures={key: why for record in damaged for key, why in record.failures.items()},
             context={},
-            replaces=[*void, *errors, *absent],
-            parents=[record.id for record in live if record not in damaged],
+            replaces=void,
+            parents=[record.id for record in sound],
+            lost=sorted(lost),
         )
-    orphans = _segments_without_record(folder, live_records(folder), layout.record_files(folder))
-    for orphan in orphans:
-        orphan.delete()
-    # Nobody knows which rows a lost record named: all images have to be looked at again.
-    is_record_lost = bool(errors or absent or orphans)
-    return Mended(
-        f"{folder.name}: {len(keys)} rows of damaged segments saved",
-        None if is_record_lost else before - recorded_keys(folder),
-    )
+    for segment_id in orphans:  # which are leftovers from now on
+        withdraw(layout.intent_path(folder, segment_id))
+    message = f"{folder.name}: {len(keys)} rows of damaged segments saved"
+    return Mended(message, frozenset(lost))
 
 
-def _blocks(rows: Rows) -> Iterator[Rows]:
-    step = segment.chunk_rows_for(len(rows))
-    return (rows[i : i + step] for i in range(0, len(rows), step))
+def _blocks(folder: Location, kept_rows: Sequence[tuple[Record, Codes]]) -> Iterator[Rows]:
+    """Yield the rows of damaged segments that are whole, in blocks as a segment takes them."""
+    step = segment.chunk_rows_for(sum(len(rows) for _, rows in kept_rows))
+    waiting: list[Rows] = []
+    for record, rows in kept_rows:
+        for first in range(0, len(rows), step):
+            waiting.append(segment.salvaged_rows(folder, record, rows[first : first + step]))
+            if sum(map(len, waiting)) >= step:
+                block = np.concatenate(waiting)
+                yield block[:step]
+                waiting = [block[step:]]
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
-def _mend_document(folder: Location, live: list[Record]) -> dict[str, Any]:
+def _mend_document(folder: Location) -> dict[str, Any]:
+    """Return the encoder's document, written again where it is lost: every record repeats it."""
     file = folder / ENCODER_DOCUMENT
     try:
-        return read_document(file)
-    except StoreCorruptError:
-        if not live:
-            raise StoreCorruptError(
-                f"{file} is lost and no record repeats it; delete the folder {folder} and extract "
-                "again"
-            ) from None
-        # Every record repeats the document, for this case.
-        document = dict(live[0].context["encoder"])
-        file.replace(seal(document))
-        return document
-
-
-def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
-    """Delete what no reader can need any more: replaced records, their segments, leftovers.
-
-    Parameters
-    ----------
-    folder
-        Folder of one encoder.
-    grace_s
-        Age in seconds that a file must have reached to be deleted.
-
-    Returns
-    -------
-    Number of bytes freed.
-    """
-    files = layout.record_files(folder)
-    # Whatever subset of the void records a power cut brings back stays void: the live record that
-    # replaced them names all of them, and nobody reads their segments. The next record that is put
-    # makes their deletion last.
-    for record_id in _void_records(folder, files, grace_s):
-        files.pop(record_id).delete()
-    freed = 0
-    for segment_id, array in layout.segment_folders(folder).items():
-        if segment_id not in files and _unchanged_s(array) > grace_s:
-            freed += size_of(array)
-            array.delete()
-    marks = folder / COMMITS
-    for entry in marks.list(hidden=True):
-        is_mark = entry.name.startswith(TEMPORARY) and age_s(entry) > grace_s
-        array = layout.segment_folder(folder, entry.name.removeprefix(TEMPORARY))
-        if is_mark and not array.list():
-            (marks / entry.name).delete()
-    freed += sweep_temporaries(folder / SEGMENTS, grace_s)
-    return freed + sweep_temporaries(folder, grace_s)
-
-
-def _void_records(folder: Location, files: Mapping[str, Location], grace_s: float) -> list[str]:
-    """Return the ids of records that were replaced at least `grace_s` ago, oldest first."""
-    entries = (folder / COMMITS).list()
-    old = {entry.name for entry in entries if age_s(entry) > grace_s}
-    void: set[str] = set()
-    for file in files.values():
-        if file.name in old:
-            with contextlib.suppress(StoreCorruptError):
-                void |= set(layout.read_record(file).replaces)
-    return [record_id for record_id in files if record_id in void]
-
-
-def _unchanged_s(array: Location) -> float:
-    """Return how long ago a segment was last written to, in seconds."""
-    newest = max((e.modified_ns for e in array.list(deep=True, hidden=True)), default=0)
-    if not newest:  # folders alone, where a write was killed at once
-        siblings = array.parent.list()
-        newest = max((e.modified_ns for e in siblings if e.name == f"{array.name}/"), default=0)
-    return time.time() - newest / 1e9
+        return read_encoder_document(folder)
+    except StoreCorruptError as error:
+        for record in read_records(folder, layout.record_files(folder))[0]:
+            document = record.context.get("encoder", {})
+            if is_document_of(folder, document):
+                file.replace(seal(document))
+                return dict(document)
+        raise StoreCorruptError(
+            f"{file} {error.problem} and no record repeats it; put it back, or move the folder "
+            f"{folder} away and extract again",
+            problem=error.problem,
+        ) from None

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.errors import StoreCorruptError, StoreError
+from embedcache.errors import StoreCorruptError, StoreError, StoreWriteError
 from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
 from embedcache.files.documents import find_table
 from embedcache.files.durable import new_id
+from embedcache.files.marks import is_withdrawn, put_mark
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
 from embedcache.workspace import COMMITS
@@ -27,8 +28,9 @@ def publish_segment(
     *,
     failures: Mapping[str, str],
     context: Mapping[str, Any],
-    replaces: Sequence[str],
-    parents: Sequence[str],
+    replaces: Sequence[str] = (),
+    parents: Sequence[str] = (),
+    lost: Sequence[str] = (),
 ) -> Record:
     """Write a segment durably, then the record that makes its rows exist.
 
@@ -42,7 +44,7 @@ def publish_segment(
         SHA-256 of each row's image.
     blocks
         The rows in order, in blocks of `chunk_rows_for(len(keys))`.
-    failures, context, replaces, parents
+    failures, context, replaces, parents, lost
         Parts of the record; see `Record`.
 
     Raises
@@ -66,8 +68,15 @@ def publish_segment(
             replaces=tuple(replaces),
             parents=tuple(parents),
             context={**context, "encoder": dict(document)},
+            lost=tuple(lost),
         )
-        layout.put_record(folder, record)
+        file = layout.put_record(folder, record)
+        if _is_withdrawn(folder, record_id):  # asked only now: see `files/marks.py`
+            file.delete()
+            raise StoreWriteError(
+                f"{array}: a clean-up took this write for a killed one's leftover; everything "
+                "finished before is safe; run the same command again"
+            )
     return record
 
 
@@ -87,23 +96,32 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
     array = layout.segment_folder(folder, record_id)
     intent = layout.intent_path(folder, record_id)
     try:
-        intent.replace(b"")
-        yield array
+        with put_mark(intent):
+            yield array
     except BaseException:  # an interruption too, lest it leaves rows that nothing names
         with contextlib.suppress(StoreError):
             # An interruption may come when the record is written: then the rows exist, and stay.
             if find_table(folder / COMMITS, record_id) is None:
                 array.delete()
+            intent.delete()  # last: rows without record and mark have lost their record
         raise
-    finally:
-        with contextlib.suppress(StoreError):  # a mark that stays is swept one day
-            intent.delete()
+    with contextlib.suppress(StoreError):  # a mark that stays is swept one day
+        intent.delete()
+
+
+def _is_withdrawn(folder: Location, record_id: str) -> bool:
+    intent = layout.intent_path(folder, record_id)
+    # A sweep removes the mark beside a record, and else after the segment.
+    is_swept = not intent.exists() and not layout.segment_folder(folder, record_id).list()
+    return is_swept or is_withdrawn(intent)
 
 
 def read_records(
     folder: Location, files: Mapping[str, Location]
 ) -> tuple[list[Record], dict[str, StoreCorruptError]]:
     """Return the live records, those that replaced others first, and what is wrong with the rest.
+
+    Copies of records under other names count as absent.
 
     Parameters
     ----------
@@ -114,17 +132,38 @@ def read_records(
 
     Returns
     -------
-    The live records, and by id the error of each record that cannot be read and that none replaces.
+    The live records, and by id the error of each record that cannot be read, or that is another
+    encoder's, and that none replaces.
     """
     records, errors = {}, {}
     for record_id, file in files.items():
         try:
-            records[record_id] = layout.read_record(file)
+            record = layout.read_record(file)
         except StoreCorruptError as error:
-            # Where there are no hard links, a killed writer leaves a torn record, and its intent.
+            # Earlier releases, where there are no hard links, left a torn record and its intent.
             if not layout.intent_path(folder, record_id).exists():
                 errors[record_id] = error
+            continue
+        if record.id != record_id:
+            continue
+        if layout.is_record_of(folder, record):
+            records[record_id] = record
+        else:
+            encoder = record.context["encoder"]
+            name, fingerprint = encoder.get("name"), str(encoder.get("fingerprint"))
+            problem = f"holds rows of another encoder, {name}@{fingerprint[:12]}"
+            errors[record_id] = StoreCorruptError(
+                f"{file} {problem}; put it back where it was, or run `embedcache verify --repair`",
+                problem=problem,
+            )
     void = {replaced for record in records.values() for replaced in record.replaces}
     live = [record for record in records.values() if record.id not in void]
     live.sort(key=lambda record: (not record.replaces, record.id))
     return live, {key: error for key, error in errors.items() if key not in void}
+
+
+def lost_keys(live: Iterable[Record]) -> frozenset[str]:
+    """Return the SHA-256 of each image that live records count as lost and none of them settles."""
+    records = list(live)
+    settled = {key for record in records for key in (*record.keys, *record.failures)}
+    return frozenset(key for record in records for key in record.lost) - settled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ import numpy as np
 from embedcache.errors import StoreCorruptError, StoreMismatchError
 from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
-from embedcache.files.documents import read_document, seal
+from embedcache.files.documents import seal
 from embedcache.files.locks import locked
 from embedcache.store import layout, segment
-from embedcache.store.commits import publish_segment, read_records
+from embedcache.store.commits import lost_keys, publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.workspace import ENCODER_DOCUMENT
+from embedcache.workspace import ENCODER_DOCUMENT, read_encoder_document
 
 
 class EmbeddingStore:
@@ -48,7 +48,7 @@ class EmbeddingStore:
 
     def __init__(self, folder: Location) -> None:
         self.folder = folder
-        self.document = read_document(folder / ENCODER_DOCUMENT)
+        self.document = read_encoder_document(folder)
         self.dim = int(self.document["identity"]["dim"])
         self.dtype = np.dtype(self.document["identity"].get("dtype", "float32"))
         self.refresh()
@@ -105,7 +105,17 @@ class EmbeddingStore:
         StoreCorruptError
             A live record or segment is missing, cut short or damaged.
         """
-        files = layout.record_files(self.folder)
+        while True:
+            files = layout.record_files(self.folder)
+            try:
+                self._load(files)
+                return
+            except StoreCorruptError:
+                # What was replaced and swept since it was listed is no damage.
+                if layout.record_files(self.folder) == files:
+                    raise
+
+    def _load(self, files: Mapping[str, Location]) -> None:
         records, errors = read_records(self.folder, files)
         if errors:
             raise next(iter(errors.values()))
@@ -133,6 +143,11 @@ class EmbeddingStore:
 
     def __contains__(self, key: str | None) -> bool:
         return key in self._rows
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """SHA-256 of each image whose row was lost, or may have been, and is not there again."""
+        return lost_keys(self.records)
 
     def row_keys(self) -> list[str]:
         """Return the SHA-256 of each image with a row, in the order of the rows on disk."""
@@ -222,18 +237,36 @@ class EmbeddingStore:
         blocks = (stored[i : i + step] for i in range(0, len(rows), step))
         self._publish(keys, blocks, failures or {}, context or {})
 
-    def rewrite(self, keys: Sequence[str], *, context: Mapping[str, Any] | None = None) -> None:
+    def rewrite(
+        self,
+        keys: Sequence[str],
+        *,
+        context: Mapping[str, Any] | None = None,
+        lost: Collection[str] | None = None,
+    ) -> None:
         """Put the rows of `keys`, in that order, into one segment that replaces all others.
 
         Rows that are not named are dropped. Readers see the old segments until the one moment
         when they see the new one.
+
+        Parameters
+        ----------
+        keys
+            SHA-256 of each image that keeps its row.
+        context
+            JSON values kept with the rows.
+        lost
+            SHA-256 of each image that counts as lost from now on; None for `self.lost`.
         """
         step = segment.chunk_rows_for(len(keys))
         blocks = (self.read(keys[i : i + step]) for i in range(0, len(keys), step))
         # All that was listed, not only what is live: or a record that this one's forerunner made
         # void would come back to life when the forerunner is swept. And nothing that was committed
         # since: its rows are not among `keys`.
-        self._publish(keys, blocks, self.failures, context or {}, replaces=self._listed)
+        lost = self.lost if lost is None else lost
+        self._publish(
+            keys, blocks, self.failures, context or {}, replaces=self._listed, lost=sorted(lost)
+        )
         self.refresh()
 
     def _publish(
@@ -244,6 +277,7 @@ class EmbeddingStore:
         context: Mapping[str, Any],
         *,
         replaces: Sequence[str] = (),
+        lost: Sequence[str] = (),
     ) -> None:
         """Publish one segment, and count its rows as held from now on."""
         # Only what no record names yet: through their own parents the newest lead to all.
@@ -257,6 +291,7 @@ class EmbeddingStore:
             context=context,
             replaces=replaces,
             parents=[record.id for record in self.records if record.id not in seen],
+            lost=lost,
         )
         self.records.append(record)
         self._listed += (record.id,)

@@ -20,14 +20,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreReadError
 from embedcache.files.backend import Location
-from embedcache.files.documents import put_table, read_table, table_files, table_stem
+from embedcache.files.documents import (
+    checked_bytes,
+    parse_table,
+    put_table,
+    table_files,
+    table_stem,
+)
 from embedcache.files.durable import TEMPORARY
-from embedcache.workspace import COMMITS, SEGMENTS
+from embedcache.workspace import COMMITS, SEGMENTS, is_document_of
 
 LOCK: Final = "LOCK"
-_SEGMENT_NAME: Final = re.compile(r"(?P<id>\d{8}T\d{12}-[0-9a-f]{12})\.zarr/")
+_ID: Final = re.compile(r"\d{8}T\d{12}-[0-9a-f]{12}")
+_SEGMENT_NAME: Final = re.compile(rf"(?P<id>{_ID.pattern})\.zarr/")
 _METADATA: Final = b"embedcache"
 _SCHEMA: Final = pa.schema(
     [
@@ -83,6 +90,8 @@ class Record:
         Ids of the newest records that the writer saw, so that a lost record is noticed.
     context
         JSON values kept with the rows: the encoder's document, library versions, stage times.
+    lost
+        SHA-256 of each image whose row was stored once, and was lost or may have been.
     """
 
     id: str
@@ -95,6 +104,7 @@ class Record:
     replaces: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     context: dict[str, Any] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -116,6 +126,12 @@ def intent_path(folder: Location, record_id: str) -> Location:
     return folder / COMMITS / f"{TEMPORARY}{record_id}"
 
 
+def intended_id(name: str) -> str | None:
+    """Return the id of the commit whose mark has a name; None where it is no such mark."""
+    record_id = name.removeprefix(TEMPORARY)
+    return record_id if name.startswith(TEMPORARY) and _ID.fullmatch(record_id) else None
+
+
 def segment_folder(folder: Location, record_id: str) -> Location:
     """Return the Zarr array of a record."""
     return folder / SEGMENTS / f"{record_id}.zarr"
@@ -130,18 +146,21 @@ def segment_folders(folder: Location) -> dict[str, Location]:
 
 def record_files(folder: Location) -> dict[str, Location]:
     """Return the records' files by id, oldest first."""
-    return table_files(folder / COMMITS)
+    files = table_files(folder / COMMITS)
+    return {record_id: file for record_id, file in files.items() if _ID.fullmatch(record_id)}
 
 
-def put_record(folder: Location, record: Record) -> None:
-    """Make a record, and with it its rows, exist."""
+def put_record(folder: Location, record: Record) -> Location:
+    """Make a record, and with it its rows, exist; return its file."""
     n_rows, failed = len(record.keys), list(record.failures)
     metadata = {
+        "id": record.id,
         "dim": record.dim,
         "chunk_rows": record.chunk_rows,
         "files": [[file.path, file.size, file.crc32c] for file in record.files],
         "replaces": record.replaces,
         "parents": record.parents,
+        "lost": record.lost,
         "context": record.context,
     }
     table = pa.table(
@@ -154,24 +173,36 @@ def put_record(folder: Location, record: Record) -> None:
         ],
         schema=_SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()}),
     )
-    put_table(folder / COMMITS, record.id, table)
+    return put_table(folder / COMMITS, record.id, table)
+
+
+def is_record_of(folder: Location, record: Record) -> bool:
+    """Tell whether a record's rows are those of the encoder that a folder is named after."""
+    encoder = record.context.get("encoder")
+    return encoder is None or is_document_of(folder, encoder)
 
 
 def read_record(file: Location) -> Record:
     """Return a record from its file.
 
+    Its id is the one that it was written under: in a copy under another name, not the file's.
+
     Raises
     ------
     StoreCorruptError
-        The file is missing, damaged, or no record.
+        The file is missing or damaged.
+    StoreReadError
+        It is whole, but no record that this release knows.
     """
-    table = read_table(file)
+    data = checked_bytes(file)
     try:
+        table = parse_table(data)
         metadata = json.loads(table.schema.metadata[_METADATA])
         stored = table.filter(table["reason"].is_null())
         failed = table.filter(table["reason"].is_valid())
         return Record(
-            id=table_stem(file.name),
+            # Records of earlier releases do not say it.
+            id=metadata.get("id", table_stem(file.name)),
             keys=tuple(stored["key"].to_pylist()),
             sums=stored["crc32c"].to_numpy().astype(np.uint32, copy=False),
             dim=metadata["dim"],
@@ -182,7 +213,10 @@ def read_record(file: Location) -> Record:
             ),
             replaces=tuple(metadata["replaces"]),
             parents=tuple(metadata["parents"]),
-            context=metadata["context"],
+            context=dict(metadata["context"]),
+            lost=tuple(metadata.get("lost", ())),
         )
-    except (KeyError, TypeError) as error:
-        raise StoreCorruptError(f"{file}: not a commit record ({error!r})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreReadError(
+            f"{file}: no commit record that this release knows ({error!r})"
+        ) from None

@@ -290,24 +290,46 @@ def _read_into(file: Location, buffer: memoryview, start: int = 0) -> int:
         raise StoreCorruptError(f"{file} is missing; {_REPAIR}", is_missing=True) from None
 
 
-def salvage(folder: Location, record: Record) -> tuple[Codes, Rows]:
-    """Return the rows of a damaged segment that match their own checksum.
+def intact_rows(folder: Location, record: Record) -> Codes:
+    """Return the numbers of a segment's rows that match their own checksum, ascending, shape (k,).
 
-    Returns
-    -------
-    Numbers of the rows, ascending, shape (k,), and the rows, shape (k, dim).
+    One chunk at a time is in memory.
     """
-    rows = np.empty((len(record.keys), record.dim), record.dtype)
-    octets = rows.view(np.uint8)
+    block = np.empty((record.chunk_rows, record.dim), record.dtype)
+    octets = block.view(np.uint8)
     n_bytes, intact = octets.shape[1], []
-    for first in range(0, len(rows), record.chunk_rows):
+    for first in range(0, len(record.keys), record.chunk_rows):
         file = segment_folder(folder, record.id) / _chunk_name(first // record.chunk_rows)
-        block = octets[first : first + record.chunk_rows]
         try:
-            n_read = file.read_into(block.reshape(-1).data)
+            n_read = file.read_into(octets.reshape(-1).data)
         except FileNotFoundError:
             continue
-        last = first + min(len(block), n_read // n_bytes)
-        intact += [n for n in range(first, last) if crc32c(octets[n]) == record.sums[n]]
-    numbers = np.array(intact, dtype=np.int64)
-    return numbers, rows[numbers]
+        n_rows = min(len(block), len(record.keys) - first, n_read // n_bytes)
+        intact += [first + n for n in range(n_rows) if crc32c(octets[n]) == record.sums[first + n]]
+    return np.array(intact, dtype=np.int64)
+
+
+def salvaged_rows(folder: Location, record: Record, rows: Codes) -> Rows:
+    """Return rows of a damaged segment, each against its own checksum, shape (k, dim).
+
+    Parameters
+    ----------
+    folder
+        Folder of the encoder.
+    record
+        Record of the segment.
+    rows
+        Numbers of the wanted rows, ascending, shape (k,); see `intact_rows`.
+
+    Raises
+    ------
+    StoreCorruptError
+        One of them is damaged by now.
+    """
+    out = np.empty((len(rows), record.dim), record.dtype)
+    chunks = rows // record.chunk_rows
+    for chunk in np.unique(chunks):
+        targets = np.flatnonzero(chunks == chunk)
+        wanted = rows[targets] - chunk * record.chunk_rows
+        _read_single_rows(folder, record, int(chunk), wanted, out, targets)
+    return out

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
+
 from embedcache.catalog.kind import CatalogFile
 from embedcache.data.fold_tables import FoldTables
 from embedcache.data.snapshots import Snapshots
 from embedcache.encoders.kept import KeptWeights
+from embedcache.errors import EmbedcacheError
 from embedcache.extract.pictures import PictureStores
 from embedcache.files.digests import DigestFiles
 from embedcache.files.kinds import ArtefactKind
@@ -24,7 +28,7 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
     return [
         DigestFiles(workspace.digests),
         CatalogFile(workspace),
-        EmbeddingStores(workspace),
+        EmbeddingStores(workspace, partial(_image_keys, session)),
         Snapshots(workspace),
         FoldTables(workspace),
         RunsKind(session.runs),
@@ -32,3 +36,10 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
         Trainings(workspace),  # before pictures, which stay while a training has yet to end
         PictureStores(workspace),
     ]
+
+
+def _image_keys(session: Session) -> list[str]:
+    """Return the SHA-256 of each image of the manifest, as far as it is known."""
+    with contextlib.suppress(EmbedcacheError):  # there is no manifest, not even a remembered one
+        return [key for key in session.images.keys if key]
+    return []

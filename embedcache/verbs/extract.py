@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import pyarrow as pa
 
 from embedcache.data.checks import check_at_least
+from embedcache.data.claims import images_digest, manifest_path, put_claim
 from embedcache.data.image_files import ImageFile
 from embedcache.data.tabular import TabularSequence
 from embedcache.encoders import registry
@@ -25,9 +26,10 @@ from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.order import put_in_order, seconds_per_image
 from embedcache.extract.report import PassReport, Progress, merge_reports
+from embedcache.files.backend import Location
 from embedcache.files.durable import utc_now
-from embedcache.store.care import sweep
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.sweep import sweep
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.session import Session
 
@@ -178,7 +180,8 @@ def extract(
 ) -> PassReport:
     """Encode what is missing, store it, put the rows in patient order, renew the catalog."""
     check_device(options.device)
-    session.workspace.create_store()
+    with contextlib.suppress(StoreWriteError):  # all may be there already
+        session.workspace.create_store()
     # Idle OpenMP threads that spin would take the cores from the threads that decode (1.7 times
     # slower on two cores). It is read when torch is first imported, and has no effect later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -220,11 +223,13 @@ def encode_images(
     on_message: OnMessage = lambda _: None,
 ) -> PassReport:
     """Encode what is missing of some images, and leave the stores in order."""
+    claim = _Claim(session)
+    if files:
+        # On a store that can only be read, all may be there already.
+        with contextlib.suppress(StoreWriteError):
+            claim.put()
     with ExitStack() as stack:
         jobs = _jobs(session, encoders, options, stack, on_message)
-        if options.shard is not None:
-            # Shards hold no lock: only what is remembered keeps `gc` from their first rows.
-            _ = session.snapshot
         report = run_pass(
             files,
             jobs,
@@ -232,6 +237,7 @@ def encode_images(
             workers=options.workers,
             fail_fast=options.fail_fast,
             on_progress=on_progress,
+            before_commit=claim.put,
         )
         session.forget_images()
         if options.shard is None:
@@ -240,8 +246,39 @@ def encode_images(
                 put_in_order(job.store, session.images, {"manifest": session.snapshot})
                 with contextlib.suppress(StoreWriteError):  # a store that can only be read
                     sweep(job.store.folder)
+            claim.release()
         renew_catalog(session)
     return report
+
+
+class _Claim:
+    """The claim of one pass; see `embedcache/data/claims.py`.
+
+    Parameters
+    ----------
+    session
+        The workspace.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._file: Location | None = None
+
+    def put(self) -> None:
+        """Put the claim, unless it is there."""
+        if self._file is None:
+            workspace, manifest = self._session.workspace, self._session.manifest
+            self._file = put_claim(
+                workspace,
+                path=manifest_path(workspace),
+                images=images_digest(workspace, manifest),
+            )
+
+    def release(self) -> None:
+        """Take the claim back: the snapshot that is there says all."""
+        if self._file is not None:
+            with contextlib.suppress(StoreWriteError):  # then it only keeps `gc` from some rows
+                self._file.delete()
 
 
 def _shard(items: Sequence[_Item], shard: tuple[int, int] | None) -> Sequence[_Item]:

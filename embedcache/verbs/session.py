@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from embedcache.catalog.query import select_images
+from embedcache.data.claims import Claim, claim_files, read_claims
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.fold_tables import read_fold_table, store_fold_table
@@ -16,7 +17,7 @@ from embedcache.data.image_files import ImageFile
 from embedcache.data.image_table import Images, image_files, load_images, remembered_images
 from embedcache.data.manifest import Manifest, read_manifest
 from embedcache.data.question import Question
-from embedcache.data.snapshots import save_snapshot
+from embedcache.data.snapshots import release_claims, save_snapshot
 from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
@@ -95,13 +96,18 @@ class Session:
             There is no manifest, or it cannot be used.
         """
         # Taken before the file is read, so that an edit in between is noticed later.
-        _ = self.manifest_stamp
+        _ = self.manifest_stamp, self.earlier_claims
         return read_manifest(self.workspace.manifest)
 
     @cached_property
     def manifest_stamp(self) -> Stamp | None:
         """Size, inode and time stamps of the manifest before it was read; None without one."""
         return file_stamp(self.workspace.manifest)
+
+    @cached_property
+    def earlier_claims(self) -> list[Claim]:
+        """What claims said before the manifest was read: see `embedcache/data/claims.py`."""
+        return read_claims(claim_files(self.workspace))
 
     @cached_property
     def image_files(self) -> tuple[ImageFile, ...]:
@@ -123,13 +129,16 @@ class Session:
 
     def forget_images(self) -> None:
         """Take the digests of the images anew when they are asked for next: a pass read files."""
-        # Where a cached property keeps its value.
-        self.__dict__.pop("images", None)
+        for name in ("images", "snapshot"):  # where a cached property keeps its value
+            self.__dict__.pop(name, None)
 
     @cached_property
     def snapshot(self) -> str:
         """Content digest of the manifest, which is remembered in the store."""
-        return save_snapshot(self.workspace, self.images.table)
+        content = save_snapshot(self.workspace, self.images.table)
+        if self.workspace.manifest.is_file():  # which is more than its last snapshot
+            release_claims(self.workspace, self.earlier_claims, content)
+        return content
 
     # Stores
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -124,28 +124,40 @@ def verify(session: Session) -> VerifyReport:
     if not session.workspace.has_store():
         return VerifyReport(0, 0, ())
     kinds = artefact_kinds(session)
-    damages = []
-    refusals = []
-    for kind in kinds:
-        for item in kind.items():
-            try:
-                damages += [(kind, item, damage) for damage in kind.check(item)]
-            except StoreReadError as error:
-                refusals.append(Finding(item, _refusal(error), kind.name, is_mendable=False))
-    names = _image_names(session)  # now: to look at the images may write digests anew
-    findings = [
-        *_check_format(session),
-        *_check_copies(session),
-        *(_finding(kind, item, damage, names) for kind, item, damage in damages),
-        *refusals,
-        *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
-    ]
+    findings = _find(session, kinds, lambda _: True)
     stores = session.workspace.encoder_folders()
     n_rows = 0
     for folder in stores:
         with contextlib.suppress(StoreReadError):  # a finding already
             n_rows += session.count_rows(folder)
-    return VerifyReport(len(stores), n_rows, tuple(findings), is_whole=not findings)
+    return VerifyReport(
+        len(stores),
+        n_rows,
+        tuple(findings),
+        notes=tuple(line for kind in kinds for line in kind.strangers()),
+        is_whole=not findings,
+    )
+
+
+def _find(
+    session: Session, kinds: list[ArtefactKind], is_asked_for: Callable[[Location], bool]
+) -> list[Finding]:
+    """Return what is wrong with some artefacts, with what artefacts need, and with the format."""
+    damages = []
+    refusals = []
+    for kind in kinds:
+        for item in filter(is_asked_for, kind.items()):
+            try:
+                damages += [(kind, item, damage) for damage in kind.check(item)]
+            except StoreReadError as error:
+                refusals.append(Finding(item, _refusal(error), kind.name, item, is_mendable=False))
+    names = _image_names(session)  # now: to look at the images may write digests anew
+    return [
+        *_check_format(session),
+        *(_finding(kind, item, damage, names) for kind, item, damage in damages),
+        *refusals,
+        *(Finding(lost.path, lost.problem, "references") for lost in check_references(kinds)),
+    ]
 
 
 def _refusal(error: StoreReadError) -> str:
@@ -178,12 +190,6 @@ def _check_format(session: Session) -> Iterator[Finding]:
         yield Finding(session.workspace.format_file, _refusal(error), "format", is_mendable=False)
 
 
-def _check_copies(session: Session) -> Iterator[Finding]:
-    for copy, folder in session.workspace.copied_encoder_folders().items():
-        problem = f"holds the same fingerprint as {folder.name}, so it is not read; remove one"
-        yield Finding(copy, problem, "embeddings", is_mendable=False)
-
-
 def repair(
     session: Session,
     options: ExtractOptions,
@@ -205,29 +211,41 @@ def repair(
         register_file(options.encoders.encoder_file)
     if any(f.kind == "format" and f.is_mendable for f in report.findings):
         session.workspace.mend_format()
-    work = _Mending()
+    work = _Mending(list(report.notes))
     for kind in artefact_kinds(session):
         mendable = (f for f in report.findings if f.kind == kind.name and f.is_mendable)
         items = dict.fromkeys(finding.item for finding in mendable)
         for item in filter(None, items):
-            work.mend(session, kind, item, on_message)
+            work.mend(kind, item, on_message)
     session = Session(session.workspace)  # what was mended is read anew
-    left = [finding for finding in report.findings if not finding.is_mendable]
-    work.notes.extend(f"{finding.path} {finding.problem}" for finding in left)
     mend_references(session)
-    for damage in check_references(artefact_kinds(session)):
-        work.note_lost(damage)
     passes = _encode_lost(session, work, options, on_progress, on_message)
-    is_whole = not (left or work.unmended or work.lost_names)
-    with contextlib.nullcontext() if is_whole else contextlib.suppress(EmbedcacheError):
+    # The same look that a following `verify` takes, at what was wrong.
+    session = Session(session.workspace)
+    touched = {finding.item for finding in report.findings}
+    left = _find(session, artefact_kinds(session), lambda item: item in touched)
+    for finding in left:
+        work.note_left(finding)
+    with contextlib.suppress(EmbedcacheError) if left else contextlib.nullcontext():
         renew_catalog(session)
     return replace(
         report,
         repaired=True,
         passes=tuple(passes),
         notes=tuple(work.notes),
-        is_whole=is_whole,
-        n_mended=sum(map(work.has_mended, report.findings)),
+        is_whole=not left,
+        n_mended=sum(not _is_left(finding, left) for finding in report.findings),
+    )
+
+
+def _is_left(finding: Finding, left: Sequence[Finding]) -> bool:
+    """Tell whether what was wrong is so still."""
+    return any(
+        other.path == finding.path
+        or (other.item is not None and other.item == finding.item)
+        # A table that was removed and cannot be made again has its name in that of its file.
+        or (other.item is None and other.path.name in finding.path.name)
+        for other in left
     )
 
 
@@ -242,46 +260,42 @@ class _Mending:
     lost_keys
         SHA-256 of each image that has to be encoded again, by folder of the encoder.
     unmended
-        Artefacts that are damaged still.
-    lost_names
-        Names of fold tables and snapshots that something names but that are gone.
+        Artefacts that could not be mended, and why is noted.
     """
 
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
     lost_keys: dict[Location, frozenset[str]] = field(default_factory=dict)
     unmended: set[Location] = field(default_factory=set)
-    lost_names: set[str] = field(default_factory=set)
 
-    def mend(
-        self, session: Session, kind: ArtefactKind, item: Location, on_message: OnMessage
-    ) -> None:
+    def mend(self, kind: ArtefactKind, item: Location, on_message: OnMessage) -> None:
         """Mend an artefact, or note why it cannot be."""
         try:
             mended = kind.mend(item)
-            message, wanted = mended.message, mended.lost_keys
-            if wanted is None or wanted:
-                every = frozenset(key for key in session.images.keys if key)
-                self.lost_keys[item] = every if wanted is None else wanted
+            message = mended.message
+            if mended.lost_keys:
+                self.lost_keys[item] = mended.lost_keys
         except EmbedcacheError as error:
             message = f"{item} is not mended: {error}"
             self.unmended.add(item)
         on_message(message)
         self.notes.append(message)
 
-    def note_lost(self, damage: Damage) -> None:
-        """Note that something names a table that cannot be made again."""
-        self.lost_names.add(damage.path.name)
-        self.notes.append(
-            f"{damage.path} {damage.problem}, and cannot be made again: the manifest has changed "
-            "since, or the folds came from a file; run the same command again, with the file if "
-            "it had one"
-        )
-
-    def has_mended(self, finding: Finding) -> bool:
-        """Tell whether what was found is mended."""
-        # A table that was removed and cannot be made again has its name in that of its file.
-        is_lost = any(name in finding.path.name for name in self.lost_names)
-        return finding.is_mendable and finding.item not in self.unmended and not is_lost
+    def note_left(self, finding: Finding) -> None:
+        """Note what is wrong still, and what to do about it."""
+        way_out = ""
+        if finding.item in self.unmended:
+            return
+        if finding.kind == "references":
+            way_out = (
+                ", and cannot be made again: the manifest has changed since, or the folds came "
+                "from a file; run the same command again, with the file if it had one"
+            )
+        elif finding.images:
+            way_out = (
+                "; make their images readable and repair again, use the manifest that has them, or "
+                "drop them from it and run `embedcache gc`"
+            )
+        self.notes.append(f"{finding.path} {finding.problem}{way_out}")
 
 
 def _encode_lost(
@@ -296,7 +310,6 @@ def _encode_lost(
     for folder, keys in work.lost_keys.items():
         try:
             passes.append(_encode_again(session, folder, keys, options, on_progress, on_message))
-            work.unmended |= {folder} if passes[-1].n_failed else set()
         except EmbedcacheError as error:
             work.notes.append(f"{folder.name}: lost rows are not encoded again yet: {error}")
             work.unmended.add(folder)

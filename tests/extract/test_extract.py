@@ -295,11 +295,10 @@ def test_a_stage_on_several_threads_counts_its_share():
     assert slowest_stage(seconds, workers=2) == "encode"
 
 
-def test_time_and_context_are_kept_with_the_rows(tmp_path, images):
+def test_time_is_kept_with_the_rows(tmp_path, images):
     encoder = FakeEncoder()
-    run_pass(images, [job(tmp_path, encoder)], DigestCache(), context={"why": "a test"})
+    run_pass(images, [job(tmp_path, encoder)], DigestCache())
     (record,) = open_store(tmp_path, encoder).records
-    assert record.context["why"] == "a test"
     assert set(record.context["seconds"]) == {"read", "decode", "preprocess", "encode", "write"}
 
 

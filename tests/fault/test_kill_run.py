@@ -59,12 +59,13 @@ def test_a_run_that_was_killed_on_its_way_is_none_and_the_same_command_makes_it(
     project = embedcache.open(killed)
     runs = RunFiles(project.workspace)
     assert runs.ids() == runs.folders() == []
-    assert len(list(runs.interrupted(2**62))) == 1
+    [run_id] = [folder.name for folder in runs.folder.folders()]
+    assert runs.is_marked(run_id)
     assert project.verify().findings == ()
     assert project.sql("FROM runs").num_rows == 0
     children.time_of(children.probe, killed, tmp_path / "fits")
     assert tables_of(killed) == tables_of(whole)
-    assert list(RunFiles(project.workspace).interrupted(2**62)) == []
+    assert not runs.is_marked(run_id)
     assert project.verify().findings == ()
 
 

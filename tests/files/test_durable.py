@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +24,18 @@ def test_publish_works_where_hard_links_do_not(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
+    seen = []
+    rename = Path.replace
+    # What a reader sees while the file gets its name: never a part of it.
+    monkeypatch.setattr(
+        Path, "replace", lambda *paths: seen.append(paths[1].exists()) or rename(*paths)
+    )
     durable.publish(tmp_path / "file", b"data")
     with pytest.raises(FileExistsError):
         durable.publish(tmp_path / "file", b"other")
     assert (tmp_path / "file").read_bytes() == b"data"
+    assert seen == [False]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])

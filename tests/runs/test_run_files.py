@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from edits import cut, flip
 from made_answers import made_predictions
 from made_runs import made_request, store_run
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document
 from embedcache.runs.files import RunFiles
@@ -77,7 +77,8 @@ def test_a_run_without_its_record_is_damaged_and_no_run(runs, project):
     assert RUN not in fresh
     assert fresh.folders() == [RUN]
     assert [problem for _, problem in fresh.damages(RUN)] == ["is missing"]
-    assert list(fresh.interrupted(2**62)) == []
+    assert fresh.sweep(-1) == 0  # damage is not ours to hide
+    assert fresh.folders() == [RUN]
 
 
 def test_each_record_is_read_once(runs, project, monkeypatch):
@@ -138,8 +139,7 @@ def test_a_write_that_was_killed_is_no_run_and_is_swept_after_the_grace_time(
     fresh = RunFiles(project.workspace)
     assert run_id not in fresh
     assert fresh.ids() == fresh.folders() == [RUN]
-    assert list(fresh.interrupted(time.time_ns() + 10**9)) == [run_id]
-    assert list(fresh.interrupted(time.time_ns() - 60 * 10**9)) == []
+    assert fresh.is_marked(run_id)
     assert project.verify().findings == ()
     kind = RunsKind(fresh)
     assert kind.sweep(grace_s=60) == 0
@@ -170,6 +170,76 @@ def test_what_a_killed_write_left_in_a_file_of_its_own_is_swept(runs, project, m
     assert not temporaries[0].parent.exists()
     assert not temporaries[1].exists()
     assert list(runs.damages(RUN)) == []
+
+
+@pytest.mark.parametrize("name", ["predictions", "metrics", "run.json"])
+@pytest.mark.parametrize("grace_s", [-1, 0])
+def test_a_run_that_is_being_written_is_never_swept(runs, project, monkeypatch, name, grace_s):
+    put = Location.put
+    swept = []
+
+    def put_after_a_sweep(self: Location, data: bytes) -> None:
+        if self.name.startswith(name):
+            swept.append(RunFiles(project.workspace).sweep(grace_s))
+        put(self, data)
+
+    monkeypatch.setattr(Location, "put", put_after_a_sweep)
+    outcome = once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
+    assert swept == [0]
+    assert list(RunFiles(project.workspace).damages(outcome.run_id)) == []
+
+
+def test_a_writer_that_seemed_dead_takes_its_run_back(runs, project, monkeypatch):
+    """As one of another machine, or one stopped for long, whose lock nobody sees."""
+    monkeypatch.setattr("embedcache.files.durable._hold", lambda _: None)
+    put = Location.put
+
+    def put_after_a_sweep(self: Location, data: bytes) -> None:
+        if self.name == "run.json":
+            RunFiles(project.workspace).sweep(0)
+        put(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "put", put_after_a_sweep)
+        with pytest.raises(StoreWriteError, match="took this write for a killed one's leftover"):
+            once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
+    assert RunFiles(project.workspace).folders() == [RUN]
+    assert project.verify().findings == ()
+
+
+def test_a_copy_of_a_run_is_no_run_of_its_own(runs, project):
+    for name in (f"backup-{RUN}", f"{RUN}-copy"):
+        shutil.copytree(folder_of(runs), folder_of(runs).with_name(name))
+    fresh = RunFiles(project.workspace)
+    assert [record.run_id for record in fresh.readable_records()] == [RUN]
+    with pytest.raises(StoreReadError, match=f"is the record of run '{RUN}'; a copy is no run"):
+        fresh.record(f"backup-{RUN}")
+    report = project.verify(repair=True)
+    assert report.findings == ()
+    assert [note.split(" ")[0].rpartition("/")[2] for note in report.notes] == [
+        f"backup-{RUN}", f"{RUN}-copy"
+    ]  # fmt: skip
+    fresh.sweep(-1)
+    assert all(
+        (runs.folder / name / "run.json").exists() for name in (f"backup-{RUN}", f"{RUN}-copy")
+    )
+
+
+def test_tables_in_a_folder_with_another_name_than_a_run_are_nobodys(runs, project):
+    backup = folder_of(runs).with_name("tables")
+    backup.mkdir()
+    for table in folder_of(runs).glob("*.parquet"):
+        shutil.copy(table, backup)
+    assert project.verify(repair=True).findings == ()
+    assert len(list(backup.iterdir())) == 3
+
+
+def test_what_a_killed_removal_left_is_swept(runs):
+    (runs.folder / ".tmp-probe-e-111111111111" / "run.json").put(b"half gone")
+    (runs.folder / ".tmp-0123").put(b"half a file")
+    assert runs.sweep(60) == 0
+    assert runs.sweep(-1) == len(b"half gone") + len(b"half a file")
+    assert [entry.name for entry in runs.folder.list(hidden=True)] == [f"{RUN}/"]
 
 
 def test_locks_that_nobody_holds_are_swept_and_those_held_are_not(project):

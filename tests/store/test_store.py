@@ -9,15 +9,23 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorstore
 import zarr
 
-from embedcache.errors import StoreCorruptError, StoreMismatchError, StoreWriteError
+from embedcache.errors import (
+    StoreCorruptError,
+    StoreMismatchError,
+    StoreReadError,
+    StoreWriteError,
+)
 from embedcache.files import durable
 from embedcache.files.backend import LocalBackend, on_disk
+from embedcache.files.documents import put_table
 from embedcache.store import care, layout, segment
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.store.sweep import sweep
 
 DIM = 6
 OTHER_ID = "20000101T000000000000-0123456789ab"
@@ -157,21 +165,21 @@ def test_a_rewrite_orders_drops_and_flips_in_one_step(store):
 def test_a_reader_whose_segments_were_swept_meanwhile_finds_the_new_one(store):
     before = again(store)
     store.rewrite(store.row_keys())
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     assert np.array_equal(before.read(keys(0, 8)), rows(0, 8))
 
 
 def test_sweeping_leaves_the_young_and_the_live_and_nothing_comes_back(store):
     for _ in range(3):
         store.rewrite(store.row_keys())
-    assert care.sweep(store.folder, grace_s=3600) == 0
+    assert sweep(store.folder, grace_s=3600) == 0
     assert len(layout.record_files(store.folder)) == 5
     (layout.segment_folder(store.folder, OTHER_ID) / "c" / "0" / "0").put(b"x" * 10)
     (store.folder / "commit" / ".tmp-1").put(b"")
     unknown = (store.folder / "seg" / "mine.zarr" / "zarr.json", store.folder / "notes" / "a.txt")
     for file in unknown:
         file.put(b"not ours")
-    assert care.sweep(store.folder, grace_s=-1) > 10
+    assert sweep(store.folder, grace_s=-1) > 10
     assert all(file.read() == b"not ours" for file in unknown)
     assert len(data_files(store)) == 6  # encoder.json, one record, zarr.json, one chunk; not ours
     assert again(store).row_keys() == store.row_keys()
@@ -251,7 +259,7 @@ def victim(store: EmbeddingStore, kind: str) -> Path:
 def test_damage_anywhere_is_named_and_never_read(store, harm, kind, compacted):
     if compacted:
         store.rewrite(store.row_keys())
-        care.sweep(store.folder, grace_s=-1)
+        sweep(store.folder, grace_s=-1)
     path = victim(store, kind)
     harm(path)
     found = list(care.check_store(store.folder))
@@ -274,8 +282,8 @@ def test_damage_anywhere_is_named_and_never_read(store, harm, kind, compacted):
 @pytest.mark.parametrize("kind", KINDS)
 def test_mending_keeps_every_row_that_can_be_kept(store, harm, kind):
     harm(victim(store, kind))
-    care.mend_store(store.folder)
-    assert list(care.check_store(store.folder)) == []
+    every = keys(0, 8)
+    report = care.mend_store(store.folder, lambda: every)
     mended = EmbeddingStore(store.folder)
     for key in mended.row_keys():
         number = int(key, 16)
@@ -288,6 +296,15 @@ def test_mending_keeps_every_row_that_can_be_kept(store, harm, kind):
         "c/0/0": {flip: 1, cut: 3, delete: 5}[harm],
     }[kind]
     assert len(mended) == 8 - lost
+    assert report.lost_keys == mended.lost == set(every) - set(mended.row_keys())
+    # What was lost stays a finding until it is there again, however often it is mended.
+    for _ in range(2):
+        found = care.check_store(store.folder)
+        assert [damage.path for damage in found] == ([store.folder] if lost else [])
+        assert {key for damage in found for key in damage.keys} == report.lost_keys
+        assert care.mend_store(store.folder).lost_keys == report.lost_keys
+    mended.append(every, rows(0, 8))
+    assert care.check_store(store.folder) == []
 
 
 def test_a_flipped_bit_costs_one_row_not_its_chunk(tmp_path):
@@ -326,7 +343,7 @@ def test_two_chunks_that_changed_places_are_found(tmp_path):
 def test_a_lost_encoder_json_without_records_cannot_be_mended(tmp_path):
     store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
     (store.folder / "encoder.json").delete()
-    with pytest.raises(StoreCorruptError, match="no record repeats it; delete the folder"):
+    with pytest.raises(StoreCorruptError, match="is missing and no record repeats it; put it back"):
         care.mend_store(store.folder)
 
 
@@ -337,7 +354,7 @@ def test_an_interrupted_write_is_not_damage(store):
     segment.write_segment(folder, n_rows, DIM, iter([rows(0, n_rows)]))
     (folder / "c" / "0" / "0").delete()
     assert list(care.check_store(store.folder)) == []
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     assert not Path(folder).exists()
 
 
@@ -433,7 +450,7 @@ def test_a_leftover_that_another_sweep_takes_first_is_no_error(store, monkeypatc
         real(self, name)
 
     monkeypatch.setattr(LocalBackend, "delete", overtaken)
-    care.sweep(store.folder, grace_s=-1)
+    sweep(store.folder, grace_s=-1)
     assert not leftover.exists()
     assert len(store.read(keys(0, 5))) == 5
 
@@ -444,3 +461,166 @@ def test_a_chunk_of_zeros_is_stored_like_any_other(tmp_path):
     store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), {**document(), **black})
     store.append(keys(0, 3), np.zeros((3, DIM), np.float32))
     assert np.array_equal(again(store).read(keys(0, 3)), np.zeros((3, DIM)))
+
+
+def test_a_commit_that_ends_while_a_repair_looks_is_not_taken_for_an_orphan(store, monkeypatch):
+    """The record comes, and its mark goes, between the list of records and the look for marks."""
+    put, intent_path, published = layout.put_record, layout.intent_path, []
+
+    def put_late(folder, record):
+        def looked_for(folder, record_id):
+            if record_id == record.id and not published:
+                published.append(put(folder, record))
+                intent_path(folder, record_id).delete()
+            return intent_path(folder, record_id)
+
+        monkeypatch.setattr(layout, "put_record", put)
+        monkeypatch.setattr(layout, "intent_path", looked_for)
+        care.mend_store(folder)
+        monkeypatch.setattr(layout, "intent_path", intent_path)
+        return published[0]
+
+    flip(segment_on_disk(store) / "c" / "0" / "0")
+    monkeypatch.setattr(layout, "put_record", put_late)
+    other = EmbeddingStore(store.folder)
+    other.append(keys(20, 22), rows(20, 22))
+    assert len(published) == 1
+    assert np.array_equal(again(store).read(keys(20, 22)), rows(20, 22))
+
+
+def append_and(store, monkeypatch, moment: str, event) -> None:
+    """Append two rows, with something that happens before or after their record is put."""
+    put = layout.put_record
+
+    def put_and(folder, record):
+        if moment == "before":
+            event()
+        file = put(folder, record)
+        if moment == "after":
+            event()
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "put_record", put_and)
+        store.append(keys(20, 22), rows(20, 22))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("grace_s", [-1, 0])
+def test_a_commit_under_way_is_never_swept(store, monkeypatch, moment, grace_s):
+    append_and(store, monkeypatch, moment, lambda: sweep(store.folder, grace_s=grace_s))
+    assert np.array_equal(again(store).read(keys(20, 22)), rows(20, 22))
+    assert care.check_store(store.folder) == []
+
+
+def test_a_writer_that_seemed_dead_takes_its_record_back(store, monkeypatch):
+    """As one of another machine, or one stopped for long, whose lock nobody sees."""
+    monkeypatch.setattr(durable, "_hold", lambda _: None)
+    at_rest = data_files(store)
+    with pytest.raises(StoreWriteError, match="took this write for a killed one's leftover"):
+        append_and(store, monkeypatch, "before", lambda: sweep(store.folder, grace_s=0))
+    assert data_files(store) == at_rest
+    assert len(again(store)) == 8
+    # Where the record is there already, the sweep leaves it alone.
+    append_and(store, monkeypatch, "after", lambda: sweep(store.folder, grace_s=0))
+    assert len(again(store)) == 10
+
+
+def test_a_writer_of_another_machine_has_the_usual_grace_time(store, monkeypatch):
+    monkeypatch.setattr(durable, "_hold", lambda _: None)
+    monkeypatch.setattr("platform.node", lambda: "far-away")
+
+    def swept_here():
+        monkeypatch.setattr("platform.node", lambda: "here")
+        sweep(store.folder, grace_s=0)
+
+    append_and(store, monkeypatch, "before", swept_here)
+    assert len(again(store)) == 10
+
+
+@pytest.mark.parametrize("at", ["before the record", "after the record"])
+def test_a_killed_writers_leftovers_go(store, monkeypatch, at):
+    at_rest = data_files(store)
+
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        # As a kill leaves it: nothing is put away.
+        patch.setattr("embedcache.store.commits.find_table", killed)
+        patch.setattr(LocalBackend, "delete", killed)
+        with pytest.raises(SystemExit):
+            append_and(store, patch, at.split()[0], killed)
+    assert len(data_files(store)) == len(at_rest) + (3 if at.startswith("before") else 4)
+    assert care.check_store(store.folder) == []
+    sweep(store.folder, grace_s=60)
+    assert care.check_store(store.folder) == []
+    sweep(store.folder, grace_s=0)
+    assert care.check_store(store.folder) == []
+    assert len(data_files(store)) == len(at_rest) + (0 if at.startswith("before") else 3)
+
+
+def test_a_segment_that_lost_its_record_is_damage_and_not_swept(store):
+    file = next(iter(layout.record_files(store.folder).values()))
+    file.delete()
+    sweep(store.folder, grace_s=-1)
+    assert "holds rows that no record names" in care.check_store(store.folder)[-1].problem
+    care.mend_store(store.folder)
+    assert care.check_store(store.folder) == []
+    sweep(store.folder, grace_s=-1)
+    assert len(layout.segment_folders(store.folder)) == 2  # of the last record, and of the mending
+
+
+def test_a_record_copied_under_another_name_is_not_read(store):
+    file = Path(next(iter(layout.record_files(store.folder).values())))
+    copy = file.with_name(f"{OTHER_ID}.{file.name[-16:]}")
+    shutil.copy(file, copy)
+    assert len(again(store).records) == 2
+    assert care.check_store(store.folder) == []
+    assert [Path(path) for path in care.copied_records(store.folder)] == [copy]
+    again(store).rewrite(store.row_keys())
+    sweep(store.folder, grace_s=-1)
+    assert copy.exists()
+
+
+def test_files_of_two_segments_that_changed_places_are_found(store):
+    first, second = (
+        Path(layout.segment_folder(store.folder, record.id)) for record in store.records
+    )
+    first.rename(first.with_name("aside"))
+    second.rename(first)
+    first.with_name("aside").rename(second)
+    with pytest.raises(StoreCorruptError):
+        again(store).read(keys(0, 8))
+    assert len(care.check_store(store.folder)) >= 2
+
+
+def test_a_record_of_another_shape_is_refused_and_not_mended(store):
+    table = pa.table({"key": ["x"]})
+    put_table(store.folder / "commit", "20991231T000000000000-abcdefabcdef", table)
+    for look in (again, lambda _: care.check_store(store.folder)):
+        with pytest.raises(StoreReadError, match="no commit record that this release knows"):
+            look(store)
+
+
+def test_a_mending_holds_a_few_chunks_in_memory(tmp_path, monkeypatch):
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
+    for first in (0, 3000):
+        store.append(keys(first, first + 3000), rows(first, first + 3000))
+    for record in store.records:
+        flip(Path(layout.segment_folder(store.folder, record.id)) / "c" / "1" / "0")
+    salvaged_rows, sizes = segment.salvaged_rows, []
+
+    def counted(*arguments):
+        block = salvaged_rows(*arguments)
+        sizes.append(len(block))
+        return block
+
+    monkeypatch.setattr(segment, "salvaged_rows", counted)
+    mended = care.mend_store(store.folder)
+    assert len(mended.lost_keys) == 2
+    assert max(sizes) <= segment.MOST_CHUNK_ROWS
+    store.refresh()
+    for key in (store.row_keys()[0], store.row_keys()[-1]):
+        assert np.array_equal(store.read([key]), rows(int(key, 16), int(key, 16) + 1))
+    assert len(store) == 5998

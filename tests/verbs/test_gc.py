@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-from edits import rewrite_manifest
+from edits import add_column, flip, rewrite_manifest, tally
 
 import embedcache
+from embedcache.data.claims import claim_files
+from embedcache.errors import StoreWriteError
+from embedcache.extract import lane
+from embedcache.store import care, layout
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
+from embedcache.verbs.session import Session
 
 
 def test_gc_drops_what_the_manifest_no_longer_wants_and_nothing_else(project):
@@ -55,42 +62,64 @@ def other(project, tmp_path_factory):
     return embedcache.open(folder, store=project.workspace.store)
 
 
-def test_gc_that_waits_for_a_pass_of_another_project_spares_its_rows(project, other, monkeypatch):
-    project.extract("pixels")
+@pytest.fixture
+def while_gc_waits(project, monkeypatch):
+    """Let something happen when `gc` asks for the lock of a store."""
     lock = EmbeddingStore.lock
 
-    @contextlib.contextmanager
-    def waiting(store, *arguments):
-        if arguments:  # of a pass, which says what it waits for
+    def happens(event):
+        @contextlib.contextmanager
+        def waiting(store, *arguments):
+            with monkeypatch.context() as patch:
+                patch.setattr(EmbeddingStore, "lock", lock)
+                event()
             with lock(store, *arguments):
                 yield
-            return
-        other.extract("pixels")
-        with lock(store):
-            yield
 
-    monkeypatch.setattr(EmbeddingStore, "lock", waiting)
+        monkeypatch.setattr(EmbeddingStore, "lock", waiting)
+
+    return happens
+
+
+def test_gc_that_waits_for_a_pass_of_another_project_spares_its_rows(
+    project, other, while_gc_waits
+):
+    project.extract("pixels")
+    while_gc_waits(lambda: other.extract("pixels"))
     assert project.gc(grace_s=-1).n_rows == 0
     assert {encoder.n_missing for encoder in other.status().encoders} == {0}
 
 
-def test_gc_that_waits_for_a_pass_of_its_own_manifest_spares_its_rows(project, monkeypatch):
+def test_gc_that_waits_for_a_pass_of_its_own_manifest_spares_its_rows(project, while_gc_waits):
     lines = project.workspace.manifest.read_text().splitlines(keepends=True)
     project.workspace.manifest.write_text("".join(lines[:50]))
     project.extract("pixels")
-    lock = EmbeddingStore.lock
 
-    @contextlib.contextmanager
-    def waiting(store, *arguments):
-        if not arguments:
-            project.workspace.manifest.write_text("".join(lines))
-            project.extract("pixels")
-        with lock(store, *arguments):
-            yield
+    def edit_and_extract():
+        project.workspace.manifest.write_text("".join(lines))
+        project.extract("pixels")
 
-    monkeypatch.setattr(EmbeddingStore, "lock", waiting)
+    while_gc_waits(edit_and_extract)
     assert project.gc(grace_s=-1).n_rows == 0
     assert len(project.embeddings("pixels").X) == 132
+
+
+def test_gc_says_what_it_waits_for(project):
+    project.extract("pixels")
+    [store] = Session(project.workspace).stores()
+    waiting = threading.Event()
+    notes = []
+
+    def told(message):
+        notes.append(message)
+        waiting.set()
+
+    cleaning = threading.Thread(target=project.gc, kwargs={"on_message": told})
+    with store.lock():
+        cleaning.start()
+        assert waiting.wait(60)
+    cleaning.join()
+    assert notes == ["another process is working on 'pixels'; waiting for it to end"]
 
 
 def test_gc_during_the_pass_of_a_shard_spares_what_it_has_stored(project, other, monkeypatch):
@@ -106,3 +135,149 @@ def test_gc_during_the_pass_of_a_shard_spares_what_it_has_stored(project, other,
     assert dropped == [0]
     monkeypatch.undo()
     assert project.gc(grace_s=-1).n_rows == 0
+
+
+def killed_after(monkeypatch, project, n_commits, **settings):
+    """Extract until some commits are there, then stop as a kill would: nothing is put away."""
+    append, commits = EmbeddingStore.append, []
+
+    def append_or_die(self, *arguments, **named):
+        if len(commits) == n_commits:
+            raise StoreWriteError("killed")
+        commits.append(append(self, *arguments, **named))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "COMMIT_ROWS", 8)
+        patch.setattr(EmbeddingStore, "append", append_or_die)
+        with pytest.raises(StoreWriteError, match="killed"):
+            project.extract("pixels", batch_size=8, **settings)
+
+
+def n_held(project) -> int:
+    return project.status().encoders[0].n_held
+
+
+@pytest.mark.parametrize("settings", [{}, {"shard": (1, 2)}], ids=["whole", "shard"])
+def test_gc_spares_the_rows_of_a_killed_pass_of_another_manifest(
+    project, other, monkeypatch, settings
+):
+    project.extract("pixels")
+    killed_after(monkeypatch, other, 2, **settings)
+    before = n_held(other)
+    assert before >= 16
+    rewrite_manifest(project, lambda lines: lines[:30])
+    for dry_run in (True, False):
+        report = project.gc(grace_s=0, dry_run=dry_run)
+        assert (report.n_rows, report.n_undecided) == (0, before + 102)
+        [note] = report.notes
+        assert f"a pass over {other.workspace.manifest} has not ended" in note
+    assert n_held(other) == before
+    other.extract("pixels")
+    assert project.gc(grace_s=0).n_rows == 102
+    assert n_held(other) == 36
+    assert claim_files(project.workspace) == []
+
+
+def test_a_killed_pass_of_an_earlier_manifest_is_settled_by_the_next_pass(project, monkeypatch):
+    lines = project.workspace.manifest.read_text().splitlines(keepends=True)
+    killed_after(monkeypatch, project, 2)
+    project.workspace.manifest.write_text("".join(lines[:4]))
+    assert project.gc(grace_s=0).n_undecided == n_rows(project) - 3
+    project.extract("pixels")
+    assert project.gc(grace_s=0).n_undecided == 0
+    assert n_rows(project) == 3
+
+
+def n_rows(project) -> int:
+    return len(Session(project.workspace).stores()[0])
+
+
+def test_the_claim_of_a_pass_over_the_same_images_keeps_nothing(project, monkeypatch):
+    project.extract("pixels")
+    rewrite_manifest(project, lambda lines: lines[:30])
+    project.extract("pixels", shard=(1, 2))
+    assert len(claim_files(project.workspace)) == 1
+    assert project.gc(grace_s=0).n_rows == 102
+
+
+def test_gc_keeps_what_it_cannot_decide_where_images_are_not_reachable(project, command):
+    project.extract("pixels")
+    images = project.workspace.data_root / "images"
+    images.rename(images.with_name("unmounted"))
+    rewrite_manifest(project, lambda lines: [x.replace("images/", "scans/") for x in lines])
+    report = project.gc(grace_s=0)
+    assert (report.n_rows, report.n_undecided) == (0, 132)
+    [note] = report.notes
+    assert note.startswith("132 rows stay: the digest of 132 images of ")
+    assert "cannot be known now, first 'scans/" in note
+    result = command("gc", "--grace", "0")
+    assert result.code == 0
+    assert result.err.startswith("note: 132 rows stay: ")
+    images.with_name("unmounted").rename(images.with_name("scans"))
+    assert tally(project.extract("pixels")) == (132, 132, 0, 0)
+    assert project.gc(grace_s=0).n_undecided == 0
+
+
+def test_gc_keeps_what_another_manifest_cannot_name_now(project, other):
+    project.extract("pixels")
+    images = other.workspace.data_root / "images"
+    images.rename(images.with_name("unmounted"))
+    other.extract("pixels")
+    rewrite_manifest(project, lambda lines: lines[:30])
+    report = project.gc(grace_s=0)
+    assert (report.n_rows, report.n_undecided) == (0, 102)
+    assert {encoder.n_held for encoder in other.status().encoders} == {0}
+    assert str(other.workspace.manifest) in report.notes[0]
+    images.with_name("unmounted").rename(images)
+    other.extract("pixels")
+    assert project.gc(grace_s=0).n_rows == 102
+
+
+def test_a_digest_that_the_manifest_states_decides_though_the_file_is_another(project):
+    project.extract("pixels")
+    keys = Session(project.workspace).images.keys
+    add_column(project.workspace.data_root, "sha256", lambda lines: keys)
+    first = project.workspace.data_root / project.images()["path"][0].as_py()
+    first.write_bytes(b"another file")
+    assert (project.gc(grace_s=0).n_rows, project.gc(grace_s=0).n_undecided) == (0, 0)
+    assert n_rows(project) == 132
+
+
+def test_gc_drops_nothing_while_a_snapshot_is_damaged_or_was_removed(project, other):
+    other.extract("pixels")
+    [snapshot] = Path(project.workspace.manifests).glob("*.parquet")
+    project.extract("pixels")
+    rewrite_manifest(project, lambda lines: lines[:30])
+    flip(snapshot)
+    assert project.gc(grace_s=0).n_undecided == 102 + 36
+    project.verify(repair=True)
+    assert not snapshot.exists()
+    assert project.gc(grace_s=0).n_undecided == 102 + 36
+    other.extract("pixels")  # which remembers the same again
+    assert project.gc(grace_s=0).n_rows == 102
+    assert n_held(other) == 36
+
+
+def test_a_damaged_encoder_costs_gc_that_encoder(project, command):
+    project.extract("pixels")
+    project.extract("pixels", preprocess="crop")
+    first, second = project.workspace.encoder_folders()
+    flip(first / "encoder.json")
+    rewrite_manifest(project, lambda lines: lines[:30])
+    result = command("gc", "--grace", "0")
+    assert (result.code, result.out.split(",")[0]) == (0, "102 rows dropped")
+    assert f"note: {first.name} is left as it is: " in result.err
+    assert len(EmbeddingStore(second)) == 30
+
+
+def test_a_lost_row_that_nobody_wants_any_more_is_forgotten(project):
+    project.extract("pixels")
+    [store] = Session(project.workspace).stores()
+    flip(layout.segment_folder(store.folder, store.records[0].id) / "c" / "0" / "0")
+    care.mend_store(store.folder)
+    [lost] = EmbeddingStore(store.folder).lost
+    number = Session(project.workspace).images.keys.index(lost)
+    rewrite_manifest(project, lambda lines: lines[:number] + lines[number + 1 :])
+    assert len(project.verify().findings) == 1
+    project.gc(grace_s=0)
+    assert project.verify().findings == ()
