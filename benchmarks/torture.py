@@ -8,7 +8,7 @@ case. Sometimes another program holds the catalog open. Afterwards `verify` must
 nobody damaged, the same commands must end well, `gc --grace 0` must leave nothing behind, and each
 acknowledged row and run must be there, bit for bit.
 
-    python benchmarks/torture.py --faults 1000
+    python benchmarks/torture.py --faults 1000 --jobs 2
 
 Needs Linux and gcc: the faults come from `torture_shim.c`, which is loaded in front of the C
 library. Exit code 1 says that something was lost, wrong, refused or left; 2, that it cannot run.
@@ -20,14 +20,17 @@ import argparse
 import errno
 import gc
 import os
+import pickle
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tortureworld as world
@@ -72,6 +75,25 @@ TRACEBACKS = (
 MOST_AT_ONCE = 4
 
 
+@dataclass
+class Counts:
+    """What campaigns have counted."""
+
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    n_processes: int = 0
+    n_notebooks: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.struck + other.struck,
+            self.wrong + other.wrong,
+            self.n_processes + other.n_processes,
+            self.n_notebooks + other.n_notebooks,
+        )
+
+
 class Campaign:
     """Episodes, and what they have counted."""
 
@@ -83,9 +105,7 @@ class Campaign:
         self.held: dict[str, Held] = {}
         self.rows: dict[tuple[str, str], bytes] = {}
         self.runs: dict[str, tuple[str, ...]] = {}
-        self.struck: Counter[tuple[str, str]] = Counter()
-        self.wrong: Counter[str] = Counter()
-        self.n_processes = self.n_notebooks = 0
+        self.counts = Counts()
 
     # States and references.
 
@@ -149,8 +169,8 @@ class Campaign:
     # Processes.
 
     def _run(self, case: Case, plan: Plan, modules: Path | None = None) -> Process:
-        self.n_processes += 1
-        output = self.scratch / "outputs" / f"{self.n_processes}.txt"
+        self.counts.n_processes += 1
+        output = self.scratch / "outputs" / f"{self.counts.n_processes}.txt"
 
         def work() -> int:
             try:
@@ -203,7 +223,7 @@ class Campaign:
         reader, writer = os.pipe()
         notebook = None
         if case.state not in {"bare", "part", "harmed"} and chance.random() < 0.25:
-            output = self.scratch / "outputs" / f"{self.n_processes}-notebook.txt"
+            output = self.scratch / "outputs" / f"{self.counts.n_processes}-notebook.txt"
             plan = world.shared_plan(**around)
 
             def hold() -> int:
@@ -211,7 +231,7 @@ class Campaign:
                 return world.notebook(self.folder, reader)
 
             notebook = world.fork("notebook", hold, plan, self.folder, output)
-            self.n_notebooks += 1
+            self.counts.n_notebooks += 1
         plans = [self._plan(case, name, around, chance)]
         plans += [
             self._plan(other, name, around, chance)
@@ -230,7 +250,7 @@ class Campaign:
         for other, process in running:
             happened = bool(process.plan.happened)
             if happened:
-                self.struck[other.verb, name] += 1
+                self.counts.struck[other.verb, name] += 1
             trouble.judge(other, process, name)
         if notebook is not None and (not notebook.wait(world.PATIENCE_S) or notebook.code):
             trouble.add("failures", f"notebook: {notebook.text[-1500:]}")
@@ -334,7 +354,7 @@ class _Trouble:
 
     def add_all(self, kind: str, things: Sequence[str]) -> None:
         if things:
-            self.campaign.wrong[kind] += len(things)
+            self.campaign.counts.wrong[kind] += len(things)
             more = f" and {len(things) - 3} more" if len(things) > 3 else ""
             print(f"{kind}: {self.label}: {'; '.join(things[:3])}{more}", file=sys.stderr)
 
@@ -367,26 +387,27 @@ class _Trouble:
             self.add("failures", f"{at} without a reason: {process.text[-1500:]}")
 
 
-def report(campaign: Campaign, seconds: float) -> None:
-    """Print how often each verb was struck by what, and what came of it."""
-    faults = [
-        name
-        for name in FAULTS
-        if any(campaign.struck[key] for key in campaign.struck if key[1] == name)
-    ]
-    verbs = sorted({verb for verb, _ in campaign.struck})
+def report(counts: Counts) -> int:
+    """Print how often each verb was struck by what, and what came of it; return the exit code."""
+    print_machine("duckdb", "numpy", "pyarrow", "torch", "zarr")
+    verbs = sorted({verb for verb, _ in counts.struck})
+    faults = [name for name in FAULTS if any(counts.struck[verb, name] for verb in verbs)]
+    heads = [name.replace(" ", "-") for name in faults]
     width = max(map(len, verbs), default=4)
-    print(f"\n{'faults':{width}}  " + "  ".join(faults))
+    print(f"\n{'':{width}}  {'  '.join(heads)}")
     for verb in verbs:
-        cells = (f"{campaign.struck[verb, name]:>{len(name)}}" for name in faults)
-        print(f"{verb:{width}}  " + "  ".join(cells))
-    n_struck = sum(campaign.struck.values())
-    n = f"{campaign.n_processes} processes, {campaign.n_notebooks} open notebooks"
-    print(f"\n{n_struck} faults in {n}, {seconds / 60:.0f} min")
+        cells = [
+            f"{counts.struck[verb, name]:>{len(head)}}"
+            for name, head in zip(faults, heads, strict=True)
+        ]
+        print(f"{verb:{width}}  {'  '.join(cells)}")
+    beside = f"{counts.n_processes} processes, {counts.n_notebooks} open notebooks"
+    print(f"\n{counts.struck.total()} faults, {beside}, {counts.seconds / 60:.0f} min")
     for kind in WRONGS:
-        print(f"{kind:12}  {campaign.wrong[kind]}")
+        print(f"{kind:12}  {counts.wrong[kind]}")
     for verb in world.uncovered_verbs():
         print(f"not covered: {verb} ({world.UNCOVERED.get(verb, 'no case yet')})")
+    return 1 if any(counts.wrong.values()) else 0
 
 
 def main() -> int:
@@ -395,6 +416,7 @@ def main() -> int:
     )
     parser.add_argument("--faults", type=int, default=1000, help="faults that have to happen")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="campaigns side by side")
     parser.add_argument("--verbs", default="", help="'extract,gc'; all where none is named")
     parser.add_argument("--only", default="", help=f"some of {','.join(FAULTS)}")
     parser.add_argument("--episode", type=int, help="this one alone, to look at it again")
@@ -402,23 +424,51 @@ def main() -> int:
     if sys.platform != "linux" or shutil.which("gcc") is None:
         print("the faults need Linux and gcc (LD_PRELOAD); nothing was done", file=sys.stderr)
         return 2
-    place = os.environ.get("TORTURE_SCRATCH") or tempfile.mkdtemp(prefix="torture-")
-    os.environ["TORTURE_SCRATCH"] = place
-    scratch = Path(place).resolve()
-    world.restart_with_shim(scratch)
     names = [name for name in FAULTS if not arguments.only or name in arguments.only.split(",")]
     cases = world.cases_of([verb for verb in arguments.verbs.split(",") if verb])
     if not (names and cases):
         parser.error("--only and --verbs leave nothing")
-    print_machine("duckdb", "numpy", "pyarrow", "torch", "zarr")
+    if arguments.jobs > 1 and "TORTURE_COUNTS" not in os.environ:
+        return _side_by_side(arguments)
+    place = os.environ.get("TORTURE_SCRATCH") or tempfile.mkdtemp(prefix="torture-")
+    os.environ["TORTURE_SCRATCH"] = place
+    scratch = Path(place).resolve()
+    world.restart_with_shim(scratch)
     (scratch / "outputs").mkdir()
     try:
-        return _torment(Campaign(scratch, cases, arguments.seed), arguments, names)
+        counts = _torment(Campaign(scratch, cases, arguments.seed), arguments, names)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if file := os.environ.get("TORTURE_COUNTS"):
+        Path(file).write_bytes(pickle.dumps(counts))
+        return 0
+    return report(counts)
 
 
-def _torment(campaign: Campaign, arguments: argparse.Namespace, names: list[str]) -> int:
+def _side_by_side(arguments: argparse.Namespace) -> int:
+    """Run several campaigns of other seeds, and sum up."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, str(number)) for number in range(arguments.jobs)]
+        share = ["--faults", str(-(-arguments.faults // arguments.jobs))]
+        jobs = [
+            subprocess.Popen(
+                [sys.executable, *sys.argv, *share, "--seed", f"{arguments.seed}{number}"],
+                env={**os.environ, "TORTURE_COUNTS": str(file)},
+            )
+            for number, file in enumerate(files)
+        ]
+        codes = [job.wait() for job in jobs]
+        if any(codes):
+            return 1
+        counts = Counts()
+        for file in files:
+            counts += pickle.loads(file.read_bytes())
+    counts.seconds = time.monotonic() - start
+    return report(counts)
+
+
+def _torment(campaign: Campaign, arguments: argparse.Namespace, names: list[str]) -> Counts:
     start = time.monotonic()
     world.prepare_process(campaign.notes)
     campaign.prepare()
@@ -426,13 +476,11 @@ def _torment(campaign: Campaign, arguments: argparse.Namespace, names: list[str]
     first = arguments.episode or 0
     last = first if arguments.episode is not None else 100 * arguments.faults
     for number in range(first, last + 1):
-        if sum(campaign.struck.values()) >= arguments.faults:
+        if campaign.counts.struck.total() >= arguments.faults:
             break
         campaign.episode(number, *pairs[number % len(pairs)])
-        if sys.stderr.isatty():
-            print(f"\r{sum(campaign.struck.values())} faults", end="", file=sys.stderr)
-    report(campaign, time.monotonic() - start)
-    return 1 if any(campaign.wrong.values()) else 0
+    campaign.counts.seconds = time.monotonic() - start
+    return campaign.counts
 
 
 if __name__ == "__main__":

@@ -210,7 +210,8 @@ def prepare_process(notes: Path) -> None:
 
     def noted_append(self: EmbeddingStore, keys: Sequence[str], *more: Any, **settings: Any):
         append(self, keys, *more, **settings)
-        note(*(f"{self.folder} {self.fingerprint} {key}" for key in keys))
+        if self.folder.parent.name == "encoders":  # pictures for trainings are derived
+            note(*(f"{self.folder} {self.fingerprint} {key}" for key in keys))
 
     def noted_write(self: RunFiles, *more: Any, **settings: Any):
         record = write(self, *more, **settings)

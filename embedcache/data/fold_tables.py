@@ -16,6 +16,7 @@ from embedcache.files.documents import (
     read_table,
     table_files,
     table_stem,
+    unknown_shape,
 )
 from embedcache.files.kinds import FOLD_TABLES, ArtefactKind, Damage, Mended, sweep_temporaries
 from embedcache.workspace import Workspace
@@ -29,7 +30,9 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
     Raises
     ------
     StoreCorruptError
-        The table does not match its checksum, or is none of folds.
+        The table does not match its checksum.
+    StoreReadError
+        It is whole, but none of folds.
     """
     file = find_table(workspace.folds, folds_id)
     return None if file is None else _patients(file)
@@ -43,7 +46,7 @@ def _patients(file: Location) -> dict[str, int]:
         rows = table.to_pydict()
         patients = dict(zip(rows["patient_id"], rows["fold"], strict=True))
     if not patients or len(patients) < len(table) or None in {*patients, *patients.values()}:
-        raise StoreCorruptError(f"{file} is no table of folds; run `embedcache verify --repair`")
+        raise unknown_shape(file)
     return patients
 
 
@@ -53,7 +56,9 @@ def fold_rows(file: Location) -> pa.Table:
     Raises
     ------
     StoreCorruptError
-        The table does not match its checksum, or is none of folds.
+        The table does not match its checksum.
+    StoreReadError
+        It is whole, but none of folds.
     """
     patients = _patients(file)
     return pa.table(

@@ -59,7 +59,7 @@ def read_snapshot(file: Location) -> pa.Table:
     """
     data = checked_bytes(file)
     try:
-        table = parse_table(data)
+        table = parse_table(data, file)
         is_usual = {*_COLUMNS} <= {*table.column_names} and {"manifest", "content"} <= {
             *snapshot_metadata(table)
         }

@@ -16,7 +16,7 @@ from PIL import Image
 from embedcache.data.images import decode_image, grey_or_rgb
 from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.errors import EncoderOutputError, ImageReadError, StoreCorruptError
+from embedcache.errors import EncoderOutputError, ImageReadError, StoreReadError
 from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
@@ -106,7 +106,7 @@ class EncoderSpec:
 
         Raises
         ------
-        StoreCorruptError
+        StoreReadError
             The document is none of facts about an encoder.
         """
         try:
@@ -118,9 +118,9 @@ class EncoderSpec:
                 }
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StoreCorruptError(
-                f"stored facts about an encoder are none that this release writes ({error!r}); run "
-                "`embedcache verify --repair`, or install the release that wrote them"
+            raise StoreReadError(
+                f"stored facts about an encoder are none that this release writes ({error!r}); "
+                "install the release that wrote them"
             ) from None
 
 

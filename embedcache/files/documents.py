@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
 from embedcache.files.shapes import DOCUMENTS, is_mapping
@@ -69,13 +69,22 @@ def read_document(file: Location) -> dict[str, Any]:
     Raises
     ------
     StoreCorruptError
-        The file is missing, is no JSON, does not match its checksum, or is of another shape than
-        documents of its name.
+        The file is missing, is no JSON, or does not match its checksum.
+    StoreReadError
+        It is whole, but of another shape than documents of its name.
     """
     document = unseal(read_stored(file), file)
     if not DOCUMENTS.get(file.name, is_mapping)(document):
-        raise StoreCorruptError(f"{file} lacks what such a document must hold; {_REPAIR}")
+        raise unknown_shape(file)
     return document
+
+
+def unknown_shape(file: object) -> StoreReadError:
+    """Return the one-line error for what matches its checksum and is none of this release's."""
+    return StoreReadError(
+        f"{file} is whole, but none that this release knows; install the release that wrote it, or "
+        "remove the file if none did"
+    )
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -96,7 +105,7 @@ def parse_table(data: bytes, name: object) -> pa.Table:
 
     Raises
     ------
-    StoreCorruptError
+    StoreReadError
         The bytes are no Parquet file.
     """
     import pyarrow as pa
@@ -104,8 +113,8 @@ def parse_table(data: bytes, name: object) -> pa.Table:
 
     try:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-    except (pa.ArrowException, OSError):  # whatever its checksum says
-        raise StoreCorruptError(f"{name} is no Parquet file; {_REPAIR}") from None
+    except (pa.ArrowException, OSError):
+        raise unknown_shape(name) from None
 
 
 def put_table(folder: Location, stem: str, table: pa.Table) -> Location:
@@ -157,5 +166,7 @@ def read_table(file: Location) -> pa.Table:
     ------
     StoreCorruptError
         The file is missing or does not match the checksum in its name.
+    StoreReadError
+        It is whole, but no Parquet file.
     """
     return parse_table(checked_bytes(file), file)

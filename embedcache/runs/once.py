@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedcache.data.predictions import Answers
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreReadError
 from embedcache.files.durable import utc_now
 from embedcache.runs.files import RunFiles
 from embedcache.runs.outcome import RunOutcome
@@ -129,7 +129,9 @@ def stored(runs: RunFiles, run_id: str) -> RunOutcome:
     Raises
     ------
     StoreCorruptError
-        A file of it is missing or damaged, or its record says another question than its name.
+        A file of it is missing or damaged.
+    StoreReadError
+        It is whole, but its record says another question than its name.
     """
     record = runs.record(run_id)
     outcome = RunOutcome(
@@ -142,7 +144,7 @@ def stored(runs: RunFiles, run_id: str) -> RunOutcome:
     is_whole = outcome.estimates and (outcome.answers or record.kind == "curve")
     # The name is a digest of the question.
     if record.request.run_id != run_id or not is_whole:
-        raise StoreCorruptError(
+        raise StoreReadError(
             f"{outcome.folder} is no run of that name; remove it, then make the run again"
         )
     return outcome

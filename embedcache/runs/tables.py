@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions
 from embedcache.data.task_names import TaskName
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreReadError
 from embedcache.scoring.estimates import Estimate
 
 PREDICTIONS: Final = pa.schema(
@@ -64,7 +64,7 @@ def with_all_columns(table: pa.Table, name: str) -> pa.Table:
 
     Raises
     ------
-    StoreCorruptError
+    StoreReadError
         A column is of another type.
     """
     schema = SCHEMAS[name]
@@ -75,7 +75,7 @@ def with_all_columns(table: pa.Table, name: str) -> pa.Table:
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise StoreCorruptError(f"a table of another shape than {name} of a run: {error}") from None
+        raise StoreReadError(f"a table of another shape than {name} of a run: {error}") from None
 
 
 def with_run_id(table: pa.Table, run_id: str) -> pa.Table:
@@ -183,7 +183,7 @@ def answers_of(table: pa.Table, task: TaskName) -> tuple[Answers, ...]:
 
     Raises
     ------
-    StoreCorruptError
+    StoreReadError
         The table is of the right columns, but none that answers were put into.
     """
     cohorts = list(zip(*(table[name].to_pylist() for name in ("role", "cohort")), strict=True))
@@ -194,9 +194,9 @@ def answers_of(table: pa.Table, task: TaskName) -> tuple[Answers, ...]:
         )
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         run_id = table["run_id"][0].as_py()
-        raise StoreCorruptError(
-            f"the predictions of run '{run_id}' cannot be understood ({error}); run `embedcache "
-            "verify --repair`, then make the run again"
+        raise StoreReadError(
+            f"the predictions of run '{run_id}' cannot be understood ({error}); remove its folder, "
+            "then make the run again"
         ) from None
 
 

@@ -196,7 +196,7 @@ def read_record(file: Location) -> Record:
     """
     data = checked_bytes(file)
     try:
-        table = parse_table(data)
+        table = parse_table(data, file)
         metadata = json.loads(table.schema.metadata[_METADATA])
         stored = table.filter(table["reason"].is_null())
         failed = table.filter(table["reason"].is_valid())
