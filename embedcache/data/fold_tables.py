@@ -19,6 +19,7 @@ from embedcache.files.documents import (
     unknown_shape,
 )
 from embedcache.files.kinds import FOLD_TABLES, ArtefactKind, Damage, Mended, sweep_temporaries
+from embedcache.files.shapes import is_count
 from embedcache.workspace import Workspace
 
 _FOLDS_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -45,7 +46,8 @@ def _patients(file: Location) -> dict[str, int]:
     if fields == {"patient_id": pa.string(), "fold": pa.int64()}:
         rows = table.to_pydict()
         patients = dict(zip(rows["patient_id"], rows["fold"], strict=True))
-    if not patients or len(patients) < len(table) or None in {*patients, *patients.values()}:
+    is_usual = None not in patients and all(map(is_count, patients.values()))
+    if not patients or len(patients) < len(table) or not is_usual:
         raise unknown_shape(file)
     return patients
 
