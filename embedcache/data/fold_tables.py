@@ -12,14 +12,14 @@ from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
     find_table,
+    known_shape,
     put_table,
     read_table,
     table_files,
     table_stem,
-    unknown_shape,
 )
 from embedcache.files.kinds import FOLD_TABLES, ArtefactKind, Damage, Mended, sweep_temporaries
-from embedcache.files.shapes import is_count
+from embedcache.files.shapes import is_count, is_text
 from embedcache.workspace import Workspace
 
 _FOLDS_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -41,14 +41,12 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
 
 def _patients(file: Location) -> dict[str, int]:
     table = read_table(file)
-    fields = {field.name: field.type for field in table.schema}
-    patients: dict[str, int] = {}
-    if fields == {"patient_id": pa.string(), "fold": pa.int64()}:
+    with known_shape(file):
         rows = table.to_pydict()
         patients = dict(zip(rows["patient_id"], rows["fold"], strict=True))
-    is_usual = None not in patients and all(map(is_count, patients.values()))
-    if not patients or len(patients) < len(table) or not is_usual:
-        raise unknown_shape(file)
+        is_usual = all(map(is_text, patients)) and all(map(is_count, patients.values()))
+        if not is_usual or not 0 < len(patients) == len(table):
+            raise ValueError("no fold for each patient")
     return patients
 
 

@@ -17,9 +17,9 @@ from embedcache.data.claims import Claim, manifest_path, put_claim
 from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
-    checked_bytes,
-    parse_table,
+    known_shape,
     put_table,
+    read_table,
     table_files,
     table_stem,
 )
@@ -57,16 +57,12 @@ def read_snapshot(file: Location) -> pa.Table:
     StoreReadError
         It is whole, and of a shape that this release does not know.
     """
-    data = checked_bytes(file)
-    try:
-        table = parse_table(data, file)
-        is_usual = {*_COLUMNS} <= {*table.column_names} and {"manifest", "content"} <= {
-            *snapshot_metadata(table)
-        }
-    except (KeyError, TypeError, ValueError):  # Arrow's own errors are ValueErrors
-        is_usual = False
-    if not is_usual:
-        raise StoreReadError(f"{file}: no snapshot of a manifest that this release knows")
+    table = read_table(file)
+    with known_shape(file):
+        for name in _COLUMNS:
+            _ = table[name]
+        for name in ("manifest", "content"):
+            _ = snapshot_metadata(table)[name]
     return table
 
 

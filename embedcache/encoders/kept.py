@@ -13,7 +13,7 @@ from embedcache.encoders.spec import EncoderSpec, WeightsSource
 from embedcache.errors import EncoderWeightsError, LeakageError, StoreCorruptError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.digests import DigestCache
-from embedcache.files.documents import read_document, seal
+from embedcache.files.documents import known_shape, read_document, seal
 from embedcache.files.durable import fsync, fsync_tree, make_folder, write_error
 from embedcache.files.kinds import Ages, ArtefactKind, Damage, Mended, size_of, sweep_temporaries
 from embedcache.files.locks import if_unmarked
@@ -209,17 +209,18 @@ class KeptWeights(ArtefactKind):
     def check(self, item: Location) -> Iterator[Damage]:
         """Compare a run's weights with their digests."""
         try:
-            entries = read_document(item / _DOCUMENT)["encoders"]
+            document = read_document(item / _DOCUMENT)
         except StoreCorruptError as error:
             yield Damage(item / _DOCUMENT, error.problem)
             return
         digests = DigestCache()
-        for entry in entries:
-            file = item / str(entry["file"])
-            if not file.exists():
-                yield Damage(file, "is missing")
-            elif digests.file_digest(Path(file)) != entry["sha256"]:
-                yield Damage(file, "does not match its checksum")
+        with known_shape(item / _DOCUMENT):
+            for entry in document["encoders"]:
+                file = item / str(entry["file"])
+                if not file.exists():
+                    yield Damage(file, "is missing")
+                elif digests.file_digest(Path(file)) != entry["sha256"]:
+                    yield Damage(file, "does not match its checksum")
 
     def mend(self, item: Location) -> Mended:
         """Remove a run's weights: the same command with `--save` makes them again."""

@@ -16,7 +16,8 @@ from PIL import Image
 from embedcache.data.images import decode_image, grey_or_rgb
 from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
-from embedcache.errors import EncoderOutputError, ImageReadError, StoreReadError
+from embedcache.errors import EncoderOutputError, ImageReadError
+from embedcache.files.documents import known_shape
 from embedcache.files.durable import canonical_json
 
 FloatArray = NDArray[np.float32]
@@ -107,9 +108,9 @@ class EncoderSpec:
         Raises
         ------
         StoreReadError
-            The document is none of facts about an encoder.
+            They are none that this release writes.
         """
-        try:
+        with known_shape("stored facts about an encoder"):
             return cls(
                 **{
                     **document,
@@ -117,11 +118,6 @@ class EncoderSpec:
                     "weights": WeightsSource(**document["weights"]),
                 }
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StoreReadError(
-                f"stored facts about an encoder are none that this release writes ({error!r}); "
-                "install the release that wrote them"
-            ) from None
 
 
 def identity_of(spec: EncoderSpec, weights_digest: str, precision: Precision) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class DigestCache:
     Attributes
     ----------
     is_damaged
-        Whether the file was there but did not match its checksum, or held other lines; it counts
-        as empty then.
+        Whether the file was there but did not match its checksum; it counts as empty then.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -68,13 +67,14 @@ class DigestCache:
 
     def _load(self, data: bytes) -> None:
         head, _, body = data.partition(b"\n")
-        self.is_damaged = head != _head(body)
+        if head != _head(body):
+            self.is_damaged = True
+            return
         try:
-            for line in [] if self.is_damaged else body.decode().splitlines():
+            for line in body.decode().splitlines():
                 digest, size, inode, mtime, ctime, path = line.split("\t", 5)
                 self._entries[path] = (int(size), int(inode), int(mtime), int(ctime)), digest
-        except ValueError:  # lines that this release does not write
-            self.is_damaged = True
+        except ValueError:  # of another release
             self._entries.clear()
 
     def get(self, path: str, stamp: Stamp) -> str | None:

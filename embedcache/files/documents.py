@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from embedcache.errors import StoreCorruptError, StoreReadError
+from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
 from embedcache.files.shapes import DOCUMENTS, is_mapping
@@ -71,20 +72,39 @@ def read_document(file: Location) -> dict[str, Any]:
     StoreCorruptError
         The file is missing, is no JSON, or does not match its checksum.
     StoreReadError
-        It is whole, but of another shape than documents of its name.
+        It is whole, and of another shape than documents of its name.
     """
     document = unseal(read_stored(file), file)
-    if not DOCUMENTS.get(file.name, is_mapping)(document):
-        raise unknown_shape(file)
+    with known_shape(file):
+        if not DOCUMENTS.get(file.name, is_mapping)(document):
+            raise ValueError("keys or values are missing")
     return document
 
 
-def unknown_shape(file: object) -> StoreReadError:
-    """Return the one-line error for what matches its checksum and is none of this release's."""
-    return StoreReadError(
-        f"{file} is whole, but none that this release knows; install the release that wrote it, or "
-        "remove the file if none did"
-    )
+@contextlib.contextmanager
+def known_shape(name: object) -> Iterator[None]:
+    """Turn what goes wrong where something whole is not as this release expects into one line.
+
+    Parameters
+    ----------
+    name
+        Name of the file in the message.
+
+    Raises
+    ------
+    StoreReadError
+        The block has met another shape.
+    """
+    try:
+        yield
+    except EmbedcacheError:
+        raise
+    # Arrow's own errors are among them.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StoreReadError(
+            f"{name}: of a shape that this release does not know ({error!r}); read it with the "
+            "release that wrote it"
+        ) from None
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -97,24 +117,15 @@ def table_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def parse_table(data: bytes, name: object) -> pa.Table:
-    """Return the table in a Parquet file's bytes; `name` is what an error calls the file.
+def parse_table(data: bytes) -> pa.Table:
+    """Return the table in a Parquet file's bytes, read by one thread.
 
-    It is read by one thread: these files are small, and Arrow's threads, where a process ends while
-    they start, abort it.
-
-    Raises
-    ------
-    StoreReadError
-        The bytes are no Parquet file.
+    These files are small, and Arrow's threads, where a process ends while they start, abort it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-    except (pa.ArrowException, OSError):
-        raise unknown_shape(name) from None
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def put_table(folder: Location, stem: str, table: pa.Table) -> Location:
@@ -167,6 +178,8 @@ def read_table(file: Location) -> pa.Table:
     StoreCorruptError
         The file is missing or does not match the checksum in its name.
     StoreReadError
-        It is whole, but no Parquet file.
+        It is whole, and no table.
     """
-    return parse_table(checked_bytes(file), file)
+    data = checked_bytes(file)
+    with known_shape(file):
+        return parse_table(data)

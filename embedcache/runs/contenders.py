@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from embedcache.data.predictions import Answers
-from embedcache.errors import RunError
+from embedcache.errors import RunError, StoreCorruptError, StoreReadError
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import UnknownMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import MODEL_KINDS
 from embedcache.scoring.estimates import HEADLINES, Estimate, has_metric
+
+_log = logging.getLogger(__name__)
 
 _ALL: Final = "all"
 
@@ -98,7 +102,16 @@ def choose_runs(
         There is no such run, or one without predictions of images.
     """
     records = _candidates(runs, models, run_ids)
+    read = partial(_read_contender, runs, is_named=bool(run_ids))
     leader = _leader(records, metric)
+    while (leading := read(leader)) is None:
+        records.remove(leader)
+        if not records:
+            raise RunError(
+                f"{runs.folder.parent}: every run that fits is damaged; run `embedcache verify "
+                "--repair`, then make them again"
+            )
+        leader = _leader(records, metric)
     ordered = [leader, *(record for record in records if record is not leader)]
     same_task = [record for record in ordered if record.task == leader.task]
     others = [record for record in ordered if record.task != leader.task]
@@ -107,16 +120,24 @@ def choose_runs(
             f"run '{others[0].run_id}' is of {others[0].task}, '{leader.run_id}' of {leader.task}; "
             "name runs of one task"
         )
-    contenders = [
-        _contender(record, runs.answers(record.run_id), runs.estimates(record.run_id))
-        for record in same_task
-    ]
+    contenders = [leading, *filter(None, map(read, same_task[1:]))]
     contest = _contest(contenders, (lambda c: c.record.run_id) if run_ids else _method_of)
     if not others:
         return contest
     tasks = ", ".join(sorted({record.task for record in others}))
     note = f"{len(others)} runs of {tasks} left out: '{leader.run_id}' is of {leader.task}"
     return replace(contest, notes=(*contest.notes, note))
+
+
+def _read_contender(runs: RunFiles, record: RunRecord, *, is_named: bool) -> Contender | None:
+    """Return a stored run; None, which the log says, where it is damaged and not named."""
+    try:
+        return _contender(record, runs.answers(record.run_id), runs.estimates(record.run_id))
+    except (StoreCorruptError, StoreReadError) as error:
+        if is_named:
+            raise
+        _log.warning("run '%s' is left out: %s", record.run_id, error)
+        return None
 
 
 def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from embedcache.data.predictions import Answers
 from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Entry, Location
-from embedcache.files.documents import parse_table, read_document, seal, table_bytes
+from embedcache.files.documents import known_shape, parse_table, read_document, seal, table_bytes
 from embedcache.files.durable import TEMPORARY, crc32c
 from embedcache.files.kinds import Ages, sweep_temporaries
 from embedcache.files.locks import locked, remove_if_free
@@ -115,15 +115,17 @@ class RunFiles:
         ------
         StoreCorruptError
             The file is missing or does not match the checksum in the record.
+        StoreReadError
+            It is whole, and of a shape that this release does not know.
         """
         file = self.record(run_id).tables.get(name)
         if file is None:
             return SCHEMAS[name].empty_table()
-        table = with_all_columns(
-            parse_table(self._checked(run_id, file), self.folder / run_id / file.name), name
-        )
-        # As in `record`: the folder names the run, also where the table was written for another.
-        return with_run_id(table, run_id)
+        data = self._checked(run_id, file)
+        with known_shape(self.folder / run_id / file.name):
+            table = with_all_columns(parse_table(data), name)
+            # The folder names the run, also where the table was written for another.
+            return with_run_id(table, run_id)
 
     def _checked(self, run_id: str, file: TableFile) -> bytes:
         path = self.folder / run_id / file.name
@@ -137,18 +139,25 @@ class RunFiles:
 
     def estimates(self, run_id: str) -> tuple[Estimate, ...]:
         """Return the scores of a run; see `table`."""
-        return estimates_of(self.table(run_id, "metrics"))
+        table = self.table(run_id, "metrics")
+        with known_shape(self.folder / run_id):
+            return estimates_of(table)
 
     def answers(self, run_id: str) -> tuple[Answers, ...]:
         """Return what a run predicted, a cohort each, in the order in which it was written."""
-        return answers_of(self.table(run_id, "predictions"), self.record(run_id).task)
+        return self._answers(run_id, "predictions")
 
     def fold_answers(self, run_id: str) -> tuple[Answers, ...]:
         """Return what each fold's model predicted of external cohorts, a cohort each.
 
         Empty for a run of format version 1, which kept their mean only.
         """
-        return answers_of(self.table(run_id, "fold_predictions"), self.record(run_id).task)
+        return self._answers(run_id, "fold_predictions")
+
+    def _answers(self, run_id: str, name: str) -> tuple[Answers, ...]:
+        table = self.table(run_id, name)
+        with known_shape(self.folder / run_id):
+            return answers_of(table, self.record(run_id).task)
 
     @contextlib.contextmanager
     def lock(self, run_id: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions
 from embedcache.data.task_names import TaskName
-from embedcache.errors import StoreReadError
 from embedcache.scoring.estimates import Estimate
 
 PREDICTIONS: Final = pa.schema(
@@ -60,22 +59,13 @@ _ABSENT: Final = {"level": "image"}
 
 
 def with_all_columns(table: pa.Table, name: str) -> pa.Table:
-    """Return a stored table with every column of its schema, in its order.
-
-    Raises
-    ------
-    StoreReadError
-        A column is of another type.
-    """
+    """Return a stored table with every column of its schema, in its order and of its type."""
     schema = SCHEMAS[name]
     for field in schema:
         if field.name not in table.column_names:
             values = pa.array([_ABSENT.get(field.name)] * len(table), field.type)
             table = table.append_column(field.name, values)
-    try:
-        return table.select(schema.names).cast(schema)
-    except (pa.ArrowException, ValueError) as error:
-        raise StoreReadError(f"a table of another shape than {name} of a run: {error}") from None
+    return table.select(schema.names).cast(schema)
 
 
 def with_run_id(table: pa.Table, run_id: str) -> pa.Table:
@@ -179,25 +169,12 @@ def _temperatures(predictions: Predictions) -> pa.Array:
 
 
 def answers_of(table: pa.Table, task: TaskName) -> tuple[Answers, ...]:
-    """Return the answers in a table of predictions, a cohort each, in the order of the table.
-
-    Raises
-    ------
-    StoreReadError
-        The table is of the right columns, but none that answers were put into.
-    """
+    """Return the answers in a table of predictions, a cohort each, in the order of the table."""
     cohorts = list(zip(*(table[name].to_pylist() for name in ("role", "cohort")), strict=True))
-    try:
-        return tuple(
-            _cohort_answers(table.filter(pa.array([cohort == key for cohort in cohorts])), task)
-            for key in dict.fromkeys(cohorts)
-        )
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        run_id = table["run_id"][0].as_py()
-        raise StoreReadError(
-            f"the predictions of run '{run_id}' cannot be understood ({error}); remove its folder, "
-            "then make the run again"
-        ) from None
+    return tuple(
+        _cohort_answers(table.filter(pa.array([cohort == key for cohort in cohorts])), task)
+        for key in dict.fromkeys(cohorts)
+    )
 
 
 def _cohort_answers(table: pa.Table, task: TaskName) -> Answers:

@@ -20,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedcache.errors import StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
-    checked_bytes,
-    parse_table,
+    known_shape,
     put_table,
+    read_table,
     table_files,
     table_stem,
 )
@@ -207,9 +206,8 @@ def read_record(file: Location) -> Record:
     StoreReadError
         It is whole, but no record that this release knows.
     """
-    data = checked_bytes(file)
-    try:
-        table = parse_table(data, file)
+    table = read_table(file)
+    with known_shape(file):
         metadata = json.loads(table.schema.metadata[_METADATA])
         types = [table.schema.field(field.name).type for field in _SCHEMA]
         if types != _SCHEMA.types or not _IS_METADATA(metadata) or table["key"].null_count:
@@ -232,7 +230,3 @@ def read_record(file: Location) -> Record:
             context=dict(metadata["context"]),
             lost=tuple(metadata.get("lost", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreReadError(
-            f"{file}: no commit record that this release knows ({error!r})"
-        ) from None

@@ -19,7 +19,7 @@ from embedcache.catalog.sources import SourceItem
 from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.digests import file_stamp
-from embedcache.files.documents import table_files
+from embedcache.files.documents import known_shape, table_files
 from embedcache.workspace import COMMITS, Workspace
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def _encoder_item(folder: Location, lazy: _LazySession) -> SourceItem:
     def load() -> dict[str, pa.Table]:
         from embedcache.catalog.embeddings import encoder_tables
 
-        return encoder_tables(lazy.session.open_store(folder))
+        store = lazy.session.open_store(folder)
+        with known_shape(folder):
+            return encoder_tables(store)
 
     # Names of records end in checksums of them, so equal names are equal rows.
     names = "\n".join(_table_names(folder / COMMITS))

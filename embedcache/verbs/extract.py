@@ -21,7 +21,7 @@ from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.select import EncoderOptions, identify_models
 from embedcache.encoders.spec import Encoder
-from embedcache.errors import RunError, StoreWriteError
+from embedcache.errors import RunError, StoreCorruptError, StoreWriteError
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
 from embedcache.extract.order import put_in_order, seconds_per_image
@@ -31,7 +31,9 @@ from embedcache.files.durable import utc_now
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.sweep import sweep
 from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.session import Session
+from embedcache.workspace import ENCODER_DOCUMENT
 
 OnProgress = Callable[[Progress], None]
 OnMessage = Callable[[str], None]
@@ -190,6 +192,7 @@ def extract(
     encoders = identify_models(
         session.workspace, models, options.encoders, session.digests, documents
     )
+    encoders = _storable(session, encoders, models)
     turns = in_turns(encoders, free_memory_gb(options.device))
     if len(turns) > 1:
         on_message(f"memory is short of all {len(encoders)} models at once: {len(turns)} turns")
@@ -198,6 +201,22 @@ def extract(
         for turn in turns
     ]
     return merge_reports(reports)
+
+
+def _storable(
+    session: Session, encoders: Sequence[Identified], models: Sequence[str]
+) -> list[Identified]:
+    """Return the encoders of which no damage is stored; see `leaving_out`."""
+    storable = []
+    for encoder in encoders:
+        with leaving_out(encoder.spec.name, models):
+            if encoder.fingerprint is not None:
+                name = encoder.spec.name
+                folder = session.workspace.encoder_folder(name, encoder.fingerprint)
+                if (folder / ENCODER_DOCUMENT).exists():
+                    session.open_store(folder)
+            storable.append(encoder)
+    return storable
 
 
 def in_turns(encoders: Sequence[Identified], memory_gb: float) -> list[list[Identified]]:
@@ -240,15 +259,26 @@ def encode_images(
             before_commit=claim.put,
         )
         session.forget_images()
+        errors: list[StoreCorruptError] = []
         if options.shard is None:
             # With shards, others may still append; the next pass without them does this.
-            for job in jobs:
-                put_in_order(job.store, session.images, {"manifest": session.snapshot})
-                with contextlib.suppress(StoreWriteError):  # a store that can only be read
-                    sweep(job.store.folder)
+            errors += filter(None, [_tidy(session, job.store) for job in jobs])
             claim.release()
         renew_catalog(session)
+        for error in errors:  # each of them cost the others nothing
+            raise error
     return report
+
+
+def _tidy(session: Session, store: EmbeddingStore) -> StoreCorruptError | None:
+    """Put the rows of an encoder in order and sweep; return what is damaged, if anything is."""
+    try:
+        put_in_order(store, session.images, {"manifest": session.snapshot})
+    except StoreCorruptError as error:
+        return error
+    with contextlib.suppress(StoreWriteError):  # a store that can only be read
+        sweep(store.folder)
+    return None
 
 
 class _Claim:

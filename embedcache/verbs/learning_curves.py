@@ -17,6 +17,7 @@ from embedcache.runs.request import RunRequest
 from embedcache.scoring.estimates import Estimate
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.probe_run import DECISIVE, run_data, versions_of
 from embedcache.verbs.session import Session, Study
 
@@ -52,9 +53,10 @@ def learning_curves(
     study = session.study(replace(question, external=()))
     outcomes = []
     for name in session.model_names(models):
-        store = session.find_store(name)
-        outcomes.append(_outcome(session, study, store, method, options))
-        on_run(outcomes[-1])
+        with leaving_out(name, models):
+            store = session.find_store(name)
+            outcomes.append(_outcome(session, study, store, method, options))
+            on_run(outcomes[-1])
     renew_catalog(session)
     return RunOutcomes(tuple(outcomes))
 

@@ -14,6 +14,7 @@ from embedcache.runs.outcome import RunOutcome, RunOutcomes
 from embedcache.verbs import controls
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.compare import CompareOptions, CompareReport, compare_outcomes
+from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.probe_run import ProbeOptions, official, probe_store
 from embedcache.verbs.session import Session, Study
 
@@ -91,8 +92,13 @@ def probe(
         )
     runs = []
     for name in names:
-        runs.append(probe_store(session, study, session.find_store(name), method, options))
-        on_run(runs[-1])
+        with leaving_out(name, models):
+            runs.append(probe_store(session, study, session.find_store(name), method, options))
+            on_run(runs[-1])
+    if not runs:
+        raise RunError(
+            f"{session.workspace.store}: every encoder is damaged; run `embedcache verify --repair`"
+        )
     report = ProbeReport(tuple(runs))
     if options.controls:
         report = _with_controls(session, study, report, options, on_run)

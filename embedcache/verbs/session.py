@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,13 +21,20 @@ from embedcache.data.question import Question
 from embedcache.data.snapshots import release_claims, save_snapshot
 from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
-from embedcache.errors import MissingEmbeddingsError, StoreMismatchError
+from embedcache.errors import (
+    MissingEmbeddingsError,
+    StoreCorruptError,
+    StoreMismatchError,
+    StoreReadError,
+)
 from embedcache.files.backend import Location
 from embedcache.files.digests import DigestCache, Stamp, file_stamp
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.workspace import Workspace
+from embedcache.workspace import Workspace, plain_name, read_encoder_document
+
+_log = logging.getLogger(__name__)
 
 ALL = "all"
 
@@ -144,13 +152,7 @@ class Session:
 
     @cached_property
     def encoder_documents(self) -> dict[Location, dict[str, Any]]:
-        """The content of each `encoder.json`, by its encoder's folder.
-
-        Raises
-        ------
-        StoreCorruptError
-            A document does not match its checksum.
-        """
+        """The content of each `encoder.json` that can be read, by its encoder's folder."""
         return self.workspace.encoder_documents()
 
     def open_store(self, folder: Location) -> EmbeddingStore:
@@ -167,16 +169,16 @@ class Session:
         return self._stores[folder]
 
     def stores(self) -> list[EmbeddingStore]:
-        """Return the store of every encoder fingerprint.
-
-        Raises
-        ------
-        StoreCorruptError
-            A record or a segment is missing or damaged.
-        """
+        """Return the store of every encoder fingerprint; the log tells of unreadable ones."""
         if self.workspace.format_file.exists():
             self.workspace.check_format()
-        return [self.open_store(folder) for folder in self.workspace.encoder_folders()]
+        stores = []
+        for folder in self.encoder_documents:
+            try:
+                stores.append(self.open_store(folder))
+            except (StoreCorruptError, StoreReadError) as error:
+                _log.warning("encoder '%s' is left out: %s", folder.name, error)
+        return stores
 
     def find_store(self, model: str) -> EmbeddingStore:
         """Return the store of `name`, or of `name@fingerprint` where there are several.
@@ -187,6 +189,8 @@ class Session:
             The store holds nothing of that name.
         StoreMismatchError
             It holds several fingerprints of it; lists them.
+        StoreCorruptError
+            What it holds of that name is damaged.
         """
         name, _, prefix = model.partition("@")
         documents = self.encoder_documents
@@ -197,6 +201,7 @@ class Session:
             and str(document["fingerprint"]).startswith(prefix)
         }
         if not matches:
+            self._check_unread(name, prefix)
             names = ", ".join(sorted({str(document["name"]) for document in documents.values()}))
             raise MissingEmbeddingsError(
                 f"no embeddings of '{model}' in {self.workspace.store}; it holds "
@@ -208,15 +213,23 @@ class Session:
         [folder] = matches
         return self.open_store(folder)
 
+    def _check_unread(self, name: str, prefix: str) -> None:
+        """Raise what is wrong with an encoder that cannot be read and, by its folder, is meant."""
+        for folder in self.workspace.encoder_folders():
+            is_meant = same_name(folder.name[:-13], plain_name(name))
+            is_meant = is_meant and folder.name[-12:].startswith(prefix[:12])
+            if is_meant and folder not in self.encoder_documents:
+                read_encoder_document(folder)
+
     def model_names(self, models: Sequence[str]) -> list[str]:
         """Return the models meant: 'all' is every fingerprint that the store holds."""
         if ALL not in models:
             return list(dict.fromkeys(models))
-        documents = self.encoder_documents.values()
-        names = [str(document["name"]) for document in documents]
+        stores = self.stores()
+        names = [store.name for store in stores]
         return [
-            name if names.count(name) == 1 else f"{name}@{document['fingerprint'][:12]}"
-            for name, document in zip(names, documents, strict=True)
+            name if names.count(name) == 1 else f"{name}@{store.fingerprint[:12]}"
+            for name, store in zip(names, stores, strict=True)
         ]
 
     def count_rows(self, folder: Location) -> int:
@@ -251,7 +264,12 @@ class Session:
         table = question.folds
         if isinstance(table, int):
             folds_id = folds_identity(patient_id, classes, table, question.seed)
-            patients = read_fold_table(self.workspace, folds_id)
+            patients = None
+            try:
+                patients = read_fold_table(self.workspace, folds_id)
+            except (StoreCorruptError, StoreReadError) as error:
+                # Its name is a digest of all that it is made of.
+                _log.warning("folds are assigned again, for their table is damaged: %s", error)
             if patients is None:
                 table = assign_folds(patient_id, classes, n_folds=table, seed=question.seed)
             else:

@@ -25,6 +25,7 @@ from embedcache.runs.outcome import RunOutcome, RunOutcomes
 from embedcache.runs.request import RunData, RunRequest, rows_digest
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.probe_run import versions_of
 from embedcache.verbs.session import ALL, Session
 
@@ -124,8 +125,9 @@ def zeroshot(
         )
     outcomes = []
     for store in stores:
-        outcomes.append(_outcome(session, store, cohorts, options))
-        on_run(outcomes[-1])
+        with leaving_out(store.name, models):
+            outcomes.append(_outcome(session, store, cohorts, options))
+            on_run(outcomes[-1])
     renew_catalog(session)
     return RunOutcomes(tuple(outcomes))
 

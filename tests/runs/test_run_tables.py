@@ -28,7 +28,7 @@ from embedcache.scoring.evaluate import evaluate
 
 def again(answers, task="classification"):
     """Answers through a Parquet file."""
-    table = parse_table(table_bytes(predictions_table("r-1", answers)), "t")
+    table = parse_table(table_bytes(predictions_table("r-1", answers)))
     assert table.schema.equals(PREDICTIONS)
     return answers_of(table, task)
 
@@ -117,7 +117,7 @@ def test_scores_come_back_as_they_were():
     scores.append(
         Estimate("home", "in-domain", "all", "image", "f1", "a", 1 / 3, math.nan, math.nan, 1, 2)
     )
-    stored = estimates_of(parse_table(table_bytes(metrics_table("r", scores)), "t"))
+    stored = estimates_of(parse_table(table_bytes(metrics_table("r", scores))))
     assert str(stored) == str(tuple(scores))
 
 
