@@ -41,7 +41,6 @@ HOMES = {
     "huggingface_hub": ("embedcache.encoders",),
     "zarr": ("embedcache.store",),
     "numcodecs": ("embedcache.store",),
-    "filelock": ("embedcache.files",),
     "duckdb": ("embedcache.catalog",),
     "sklearn": ("embedcache.data", "embedcache.protocol", "embedcache.probes"),
     "threadpoolctl": ("embedcache.files", "embedcache.probes"),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any, Final, NoReturn
 
 import click
 
 import embedcache
 from embedcache import errors
+from embedcache_cli import process
+from embedcache_cli.process import Terminated
 
 VERBS: Final = {
     "quickstart": "embedcache_cli.quickstart:quickstart",
@@ -43,10 +43,6 @@ EXIT_CODES: Final = (
     (errors.EncoderWeightsError, 6),
     (errors.EmbedcacheError, 1),
 )
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; raised in the main thread so that a pass can put away what it has."""
 
 
 class LazyGroup(click.Group):
@@ -88,18 +84,25 @@ def cli() -> None:
     """
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise Terminated
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit with its code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    handler = logging.StreamHandler()  # stderr: what the library has to say while it works
-    logging.getLogger("embedcache").addHandler(handler)
-    logging.getLogger("embedcache").setLevel(logging.INFO)
-    sys.exit(run(arguments))
+    """Run the command and exit with its code.
+
+    An error that nobody has foreseen is one line too, unless EMBEDCACHE_DEBUG is set.
+    """
+    process.prepare()
+    try:
+        code = run(arguments)
+    except Exception as error:
+        if number := process.arrived_signal():
+            code = _interrupted(128 + number)
+        elif os.environ.get("EMBEDCACHE_DEBUG"):
+            raise
+        else:
+            code = _failed(
+                f"internal error: {_one_line(error)}; please report it with what it prints when "
+                "EMBEDCACHE_DEBUG=1 is set"
+            )
+    process.end(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -114,15 +117,35 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         return _interrupted(143)
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         return error.exit_code
     except errors.EmbedcacheError as error:
-        click.echo(f"embedcache: {error}", err=True)
-        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError) and not _is_of_output(error):
-            raise
+        code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+        return _failed(str(error), code)
+    except (OSError, MemoryError) as error:
+        return _refused(error)
+
+
+def _failed(message: str, code: int = 1) -> int:
+    """Say why the command failed, where anybody can read it, and return its exit code."""
+    with contextlib.suppress(OSError):
+        click.echo(f"embedcache: {message}", err=True)
+    return code
+
+
+def _refused(error: OSError | MemoryError) -> int:
+    """Say what the system has refused, and return the exit code."""
+    if isinstance(error, MemoryError):
+        return _failed(f"out of memory ({_one_line(error)}); take smaller batches or fewer models")
+    if _is_of_output(error):
         return _output_failed(error)
+    reason = error.strerror or _one_line(error)
+    return _failed(f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def _is_of_output(error: OSError) -> bool:
@@ -137,12 +160,9 @@ def _output_failed(error: OSError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return 0
-    click.echo(f"embedcache: the output cannot be written: {error.strerror or error}", err=True)
-    return 1
+    return _failed(f"the output cannot be written: {error.strerror or error}")
 
 
 def _interrupted(code: int) -> int:
-    click.echo(
-        "embedcache: interrupted; what was finished is kept, run it again to go on", err=True
-    )
+    _failed("interrupted; what was finished is kept, run it again to go on")
     return code

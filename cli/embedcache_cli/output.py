@@ -58,7 +58,10 @@ def _plain(value: Any) -> Any:
 
 
 def say(message: str) -> None:
-    """Print a line for people on stderr, if anybody can read it; see `print_line`."""
+    """Print a line for people on stderr, if anybody can read it: work does not stop for that.
+
+    See `print_line`.
+    """
     with contextlib.suppress(OSError):
         click.echo(visible_text(message), err=True)
 

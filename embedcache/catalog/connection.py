@@ -75,18 +75,19 @@ def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
     return rows == [(SCHEMA_VERSION, duckdb.__version__)]
 
 
-def is_damage(error: duckdb.Error) -> bool:
-    """Return whether DuckDB raises such an error where a file is damaged, cut short or unreadable.
+def is_of_storage(error: duckdb.Error) -> bool:
+    """Return whether DuckDB raises such an error where a file or its disk is at fault.
 
-    A block that does not match its checksum has no type of error to itself.
+    A block that does not match its checksum has no type of error to itself, a full disk has
+    several.
     """
-    kinds = (
-        duckdb.IOException,
-        duckdb.SerializationException,
-        duckdb.InternalException,
-        duckdb.FatalException,
-    )
+    kinds = (duckdb.OperationalError, duckdb.InternalError, duckdb.FatalException)
     return type(error) is duckdb.Error or isinstance(error, kinds)
+
+
+def one_line(error: duckdb.Error) -> str:
+    """Return what DuckDB says, without its advice and its picture of the statement."""
+    return " ".join(str(error).split("\n\n")[0].split())
 
 
 def lock(connection: duckdb.DuckDBPyConnection) -> None:

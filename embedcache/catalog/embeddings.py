@@ -27,7 +27,7 @@ def encoder_tables(store: EmbeddingStore) -> dict[str, pa.Table]:
         size_bytes=store.size_bytes,
         **_identity(store),
         seconds=json.dumps(_stage_seconds(store), sort_keys=True),
-        created=str(store.document["created"]),
+        created=str(store.document.get("created", "")),
     )
     keys = store.row_keys()
     segments, rows = zip(*map(store.locate, keys), strict=True) if keys else ((), ())
@@ -50,14 +50,15 @@ def encoder_tables(store: EmbeddingStore) -> dict[str, pa.Table]:
 
 
 def _identity(store: EmbeddingStore) -> dict[str, str]:
-    identity, spec = store.document["identity"], store.document["spec"]
+    identity, spec = store.document["identity"], store.document.get("spec", {})
+    names = {"weights": "weights_sha256"}
     return {
-        "architecture": identity["architecture"],
-        "output": identity["output"],
-        "precision": identity["precision"],
-        "weights_sha256": identity["weights"],
-        "licence": spec["weights"]["licence"],
-        "preprocess": json.dumps(identity["preprocess"], sort_keys=True),
+        **{
+            names.get(name, name): str(identity.get(name, ""))
+            for name in ("architecture", "output", "precision", "weights")
+        },
+        "licence": str(spec.get("weights", {}).get("licence", "")),
+        "preprocess": json.dumps(identity.get("preprocess"), sort_keys=True),
     }
 
 
@@ -66,7 +67,7 @@ def _stage_seconds(store: EmbeddingStore) -> dict[str, float]:
     for record in store.records:
         # A record of a repair has no times.
         for stage, spent in record.context.get("seconds", {}).items():
-            seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
+            seconds[stage] = round(seconds.get(stage, 0.0) + float(spent), 3)
     return seconds
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from embedcache.catalog.query import CatalogSource, reading
+from embedcache.catalog.query import CatalogSource, ask
+
+if TYPE_CHECKING:
+    import duckdb
 
 _IMAGES: Final = """
 SELECT count(*), count(DISTINCT patient_id), count(*) FILTER (sha256 IS NULL) FROM images
@@ -92,14 +95,19 @@ def read_holdings(source: CatalogSource) -> Holdings:
 
     Raises
     ------
+    CatalogError
+        DuckDB refuses.
     StoreCorruptError
         An item that had to be loaded is damaged.
     """
-    with reading(source) as connection:
-        ((n_images, n_patients, n_unreadable),) = connection.execute(_IMAGES).fetchall()
-        cohorts = dict(connection.execute(_COHORTS).fetchall())
-        encoders = connection.execute(_ENCODERS).fetchall()
-        ((n_runs,),) = connection.execute("SELECT count(*) FROM runs").fetchall()
+    return ask(source, _holdings)
+
+
+def _holdings(connection: duckdb.DuckDBPyConnection) -> Holdings:
+    ((n_images, n_patients, n_unreadable),) = connection.execute(_IMAGES).fetchall()
+    cohorts = dict(connection.execute(_COHORTS).fetchall())
+    encoders = connection.execute(_ENCODERS).fetchall()
+    ((n_runs,),) = connection.execute("SELECT count(*) FROM runs").fetchall()
     return Holdings(
         n_images=n_images,
         n_patients=n_patients,

@@ -26,6 +26,8 @@ from embedcache.catalog.connection import (
     connect,
     connect_file,
     is_current,
+    is_of_storage,
+    one_line,
     writing,
 )
 from embedcache.catalog.sources import ROW_KEYS, TABLES, Kind, SourceItem
@@ -118,9 +120,10 @@ def update(
             _put(aside, path)
     except EmbedcacheError:  # of an item; some of them are OSErrors too
         raise
-    except (OSError, duckdb.IOException) as error:
-        # DuckDB has an error of its own for a disk that is full.
-        reason = error if isinstance(error, OSError) else OSError(str(error))
+    except (OSError, duckdb.Error) as error:
+        if isinstance(error, duckdb.Error) and not is_of_storage(error):
+            raise
+        reason = error if isinstance(error, OSError) else OSError(one_line(error))
         raise write_error(path, reason) from error
     left_out = {(item.kind, item.name) for item in unread}
     return [item for item in items if (item.kind, item.name) not in left_out]
@@ -151,11 +154,6 @@ def connect_memory(path: Path, items: Sequence[SourceItem]) -> duckdb.DuckDBPyCo
         connection.close()
         raise
     return connection
-
-
-def leftovers(path: Path) -> list[Path]:
-    """Return the files beside a catalog that killed writers left, and those of writers at work."""
-    return sorted(path.parent.glob(f"{TEMPORARY}*.duckdb*")) if path.parent.is_dir() else []
 
 
 def check_catalog(path: Path) -> list[str]:
@@ -204,7 +202,10 @@ def _beside(path: Path) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        aside.unlink(missing_ok=True)
+        for leftover in (aside, aside.with_name(f"{name}.wal")):
+            # A disk that refused the file may refuse this too: the first error counts.
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
 
 
 def _put(aside: Path, path: Path) -> None:
@@ -220,7 +221,8 @@ def _put(aside: Path, path: Path) -> None:
         fsync(beside)
         beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _update_copy(path: Path, aside: Path, items: Sequence[SourceItem]) -> list[SourceItem] | None:

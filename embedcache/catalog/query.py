@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import duckdb
 
 from embedcache.catalog import connection as connections
+from embedcache.catalog.connection import one_line
 from embedcache.catalog.index import check_catalog, connect_memory, open_fresh, update
 from embedcache.catalog.output import QueryRows, plain_value
 from embedcache.catalog.sources import SourceItem
@@ -89,20 +90,33 @@ def _run(
 ) -> Result:
     query = _unicode("the statement", query)
     check_reading(query)
+    return ask(source, lambda connection: _answer(source, connection, query, fetch))
+
+
+def ask(source: CatalogSource, work: Callable[[duckdb.DuckDBPyConnection], Result]) -> Result:
+    """Return what some work makes of a catalog, which is written anew where it turns out damaged.
+
+    Raises
+    ------
+    CatalogError
+        DuckDB refuses.
+    StoreCorruptError
+        The manifest had to be loaded, and what remembers it is damaged.
+    """
     try:
         with reading(source) as connection:
-            return _answer(source, connection, query, fetch)
+            return work(connection)
     except duckdb.Error as error:
-        if not connections.is_damage(error) or not check_catalog(source.path):
-            raise CatalogError(_one_line(error)) from None
+        if not connections.is_of_storage(error) or not check_catalog(source.path):
+            raise CatalogError(one_line(error)) from None
     # A block of the file is damaged: the items hold all that was in it.
     with contextlib.suppress(StoreWriteError):
         update(source.path, source.items, anew=True)
     try:
         with reading(source) as connection:
-            return _answer(source, connection, query, fetch)
+            return work(connection)
     except duckdb.Error as error:
-        raise CatalogError(_one_line(error)) from None
+        raise CatalogError(one_line(error)) from None
 
 
 def _answer(
@@ -178,7 +192,7 @@ def check_reading(query: str) -> None:
         # Split by DuckDB's own parser: a semicolon may stand inside a text.
         statements = duckdb.extract_statements(query)
     except duckdb.Error as error:
-        raise CatalogError(_one_line(error)) from None
+        raise CatalogError(one_line(error)) from None
     if len(statements) != 1:
         raise CatalogError(f"{len(statements)} statements; expected one SELECT")
     try:
@@ -221,7 +235,7 @@ def select_images(images: pa.Table, where: str | None) -> list[int]:
             rows = connection.from_arrow(numbered).filter(where).project(number).fetchall()
         except duckdb.Error as error:
             raise CatalogError(
-                f"--where {where!r}: {_one_line(error)}; columns: {', '.join(images.column_names)}"
+                f"--where {where!r}: {one_line(error)}; columns: {', '.join(images.column_names)}"
             ) from None
     return sorted(row[0] for row in rows)
 
@@ -238,7 +252,3 @@ def _unicode(word: str, text: str) -> str:
     if decoded is None:
         raise CatalogError(f"{word} is not UTF-8: {text}")
     return decoded
-
-
-def _one_line(error: duckdb.Error) -> str:
-    return " ".join(str(error).split("\n\n")[0].split())

@@ -11,14 +11,15 @@ import pyarrow as pa
 from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
-    checked_bytes,
     find_table,
     known_shape,
     put_table,
     read_table,
     table_files,
+    table_stem,
 )
 from embedcache.files.kinds import FOLD_TABLES, ArtefactKind, Damage, Mended, sweep_temporaries
+from embedcache.files.shapes import is_count, is_text
 from embedcache.workspace import Workspace
 
 _FOLDS_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -32,14 +33,41 @@ def read_fold_table(workspace: Workspace, folds_id: str) -> dict[str, int] | Non
     StoreCorruptError
         The table does not match its checksum.
     StoreReadError
-        It is whole, and of a shape that this release does not know.
+        It is whole, but none of folds.
     """
     file = find_table(workspace.folds, folds_id)
-    if file is None:
-        return None
-    rows = read_table(file).to_pydict()
+    return None if file is None else _patients(file)
+
+
+def _patients(file: Location) -> dict[str, int]:
+    table = read_table(file)
     with known_shape(file):
-        return dict(zip(rows["patient_id"], rows["fold"], strict=True))
+        rows = table.to_pydict()
+        patients = dict(zip(rows["patient_id"], rows["fold"], strict=True))
+        is_usual = all(map(is_text, patients)) and all(map(is_count, patients.values()))
+        if not is_usual or not 0 < len(patients) == len(table):
+            raise ValueError("no fold for each patient")
+    return patients
+
+
+def fold_rows(file: Location) -> pa.Table:
+    """Return the fold of each patient in a table's file, as rows of the catalog.
+
+    Raises
+    ------
+    StoreCorruptError
+        The table does not match its checksum.
+    StoreReadError
+        It is whole, but none of folds.
+    """
+    patients = _patients(file)
+    return pa.table(
+        {
+            "folds_id": pa.array([table_stem(file.name)] * len(patients), pa.string()),
+            "patient_id": pa.array(patients, pa.string()),
+            "fold": pa.array(patients.values(), pa.int64()),
+        }
+    )
 
 
 def store_fold_table(workspace: Workspace, folds_id: str, patients: Mapping[str, int]) -> None:
@@ -87,9 +115,9 @@ class FoldTables(ArtefactKind):
         return list(fold_table_files(self.folder).values())
 
     def check(self, item: Location) -> Iterator[Damage]:
-        """Compare a fold table with the checksum in its name."""
+        """Compare a fold table with the checksum in its name, and look whether it is one."""
         try:
-            checked_bytes(item)
+            _patients(item)
         except StoreCorruptError as error:
             yield Damage(item, error.problem)
 

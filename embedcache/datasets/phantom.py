@@ -9,6 +9,7 @@ another scanner and fewer classes, as an external test has.
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from embedcache.files.arrays import Floats
+from embedcache.files.durable import replace
 
 HEIGHT: Final = 224
 WIDTH: Final = 288
@@ -161,14 +163,18 @@ def write_images(rows: list[dict[str, str]], root: Path, seed: int = 0) -> Itera
         Folder that their paths start from.
     seed
         Seed that the rows were made with.
+
+    Raises
+    ------
+    StoreWriteError
+        The file system refused.
     """
     for row in rows:
         path = root / row["path"]
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".part")  # a picture cut off by a kill is drawn again
-            Image.fromarray(render(row, seed)).save(aside, format="PNG")
-            aside.replace(path)
+            picture = io.BytesIO()
+            Image.fromarray(render(row, seed)).save(picture, format="PNG")
+            replace(path, picture.getvalue())
         yield path
 
 

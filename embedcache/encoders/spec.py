@@ -17,6 +17,7 @@ from embedcache.data.images import decode_image, grey_or_rgb
 from embedcache.encoders.choices import Precision
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.errors import EncoderOutputError, ImageReadError
+from embedcache.files.documents import known_shape
 from embedcache.files.durable import canonical_json
 from embedcache.files.regular import read_regular
 
@@ -103,14 +104,21 @@ class EncoderSpec:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> EncoderSpec:
-        """Return the facts that `document` was made from."""
-        return cls(
-            **{
-                **document,
-                "preprocess": Preprocess.from_document(document["preprocess"]),
-                "weights": WeightsSource(**document["weights"]),
-            }
-        )
+        """Return the facts that `document` was made from.
+
+        Raises
+        ------
+        StoreReadError
+            They are none that this release writes.
+        """
+        with known_shape("stored facts about an encoder"):
+            return cls(
+                **{
+                    **document,
+                    "preprocess": Preprocess.from_document(document["preprocess"]),
+                    "weights": WeightsSource(**document["weights"]),
+                }
+            )
 
 
 def identity_of(spec: EncoderSpec, weights_digest: str, precision: Precision) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.durable import canonical_json, crc32c
+from embedcache.files.shapes import DOCUMENTS, is_mapping
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,12 +38,14 @@ def unseal(data: bytes, name: object) -> dict[str, Any]:
     StoreCorruptError
         The text is no JSON, or does not match its checksum.
     """
+    document: dict[str, Any] = {}
     try:
-        sealed = json.loads(data)
-    except ValueError:
-        sealed = None
-    document = dict(sealed) if isinstance(sealed, dict) else {}
-    if document.pop("crc32c", None) != crc32c(canonical_json(document)):
+        document = json.loads(data)
+        is_whole = document.pop("crc32c") == crc32c(canonical_json(document))
+    # No JSON, or no object, or one without a checksum, or one nested too deep to be one of ours.
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
         raise StoreCorruptError(f"{name} does not match its checksum; {_REPAIR}")
     return document
 
@@ -68,8 +71,14 @@ def read_document(file: Location) -> dict[str, Any]:
     ------
     StoreCorruptError
         The file is missing, is no JSON, or does not match its checksum.
+    StoreReadError
+        It is whole, and of another shape than documents of its name.
     """
-    return unseal(read_stored(file), file)
+    document = unseal(read_stored(file), file)
+    with known_shape(file):
+        if not DOCUMENTS.get(file.name, is_mapping)(document):
+            raise ValueError("keys or values are missing")
+    return document
 
 
 @contextlib.contextmanager
@@ -91,7 +100,7 @@ def known_shape(name: object) -> Iterator[None]:
     except EmbedcacheError:
         raise
     # Arrow's own errors are among them.
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise StoreReadError(
             f"{name}: of a shape that this release does not know ({error!r}); read it with the "
             "release that wrote it"

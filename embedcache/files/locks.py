@@ -1,23 +1,33 @@
 """One process at a time: saves double work; correctness never rests on it.
 
-Locks are files of this machine. Where a store is not on its disks, nobody is kept out.
+Locks are files of this machine, locked by the system (`flock`), which lets go of them when their
+process ends. Where a store is not on its disks, or its file system has no locks, nobody is kept
+out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import functools
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
-import filelock
-
 from embedcache.files.backend import Location
-from embedcache.files.durable import write_error
+from embedcache.files.durable import make_folder, write_error
+
+_log = logging.getLogger(__name__)
 
 _MARK: Final = ".active-"
 _GATE: Final = ".gate"
+# What a file system without locks says: some network drives, some of FUSE.
+_NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
@@ -27,8 +37,8 @@ def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) ->
     Parameters
     ----------
     file
-        The lock file, in a folder that exists. A location that is no file of this machine has no
-        lock: the block runs at once.
+        The lock file. A location that is no file of this machine has no lock: the block runs at
+        once.
     on_wait
         Function called once, before waiting, if another process holds the lock.
 
@@ -41,24 +51,59 @@ def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) ->
     if path is None:
         yield
         return
-    lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        on_wait()
-        lock.acquire()
+        make_folder(path.parent)
+        descriptor = _acquire(path, on_wait)
     except OSError as error:
-        raise write_error(path, error) from error
+        if error.errno not in _NO_LOCKS:
+            raise write_error(path, error) from error
+        _warn_of_no_locks(os.strerror(error.errno))
+        yield
+        return
     try:
         yield
     finally:
-        lock.release()
+        os.close(descriptor)
+
+
+def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
+    """Return the descriptor of a lock that is held now.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it, and `on_wait` is None.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is None:
+                    raise
+                on_wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it before may have removed the file: then nobody else would meet it.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@functools.cache  # once is enough
+def _warn_of_no_locks(reason: str) -> None:
+    _log.warning(
+        "the store's file system has no locks (%s): two commands may do the same work twice",
+        reason,
+    )
 
 
 @contextmanager
 def marked(folder: Path) -> Iterator[None]:
     """Let others see that a folder is in use while the block runs; any number may use it."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f"{_MARK}{token_hex(6)}"
     with ExitStack() as stack:
         with locked(folder / _GATE):
@@ -66,7 +111,8 @@ def marked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # whoever asks next removes it
+                mark.unlink()
 
 
 @contextmanager
@@ -75,16 +121,25 @@ def if_unmarked(folder: Path) -> Iterator[bool]:
 
     What a killed process left does not count.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / _GATE):
         yield all(remove_if_free(mark) for mark in folder.glob(f"{_MARK}*"))
 
 
 def remove_if_free(file: Path) -> bool:
-    """Remove a lock file that nobody holds, and tell whether nobody held it."""
+    """Remove a lock file that nobody holds, and tell whether nobody held it.
+
+    Where there are no locks, nobody can tell.
+    """
     try:
-        with filelock.FileLock(file).acquire(timeout=0):
+        descriptor = _acquire(file, None)
+        try:
             file.unlink(missing_ok=True)
-    except filelock.Timeout:
+        finally:
+            os.close(descriptor)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise write_error(file, error) from error
         return False
     return True

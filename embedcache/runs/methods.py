@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Literal, Self
 
+from embedcache.files.shapes import fits
 from embedcache.runs import shapes
 
 Rule = Literal["tie", "one-se"]
@@ -193,7 +194,7 @@ def method_from_document(document: Mapping[str, Any]) -> Method:
     # A later release may have dropped a setting that is needed here, or added one that decides a
     # number: kept, then, not guessed.
     is_known = _required(method) <= document.keys() <= shape.keys() | {"tag"}
-    is_known = is_known and shapes.fits(document, shape)
+    is_known = is_known and fits(document, shape)
     return method.from_document(document) if is_known else UnknownMethod(document)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedcache.data.predictions import Answers
+from embedcache.errors import StoreReadError
 from embedcache.files.durable import utc_now
 from embedcache.runs.files import RunFiles
 from embedcache.runs.outcome import RunOutcome
@@ -129,11 +130,21 @@ def stored(runs: RunFiles, run_id: str) -> RunOutcome:
     ------
     StoreCorruptError
         A file of it is missing or damaged.
+    StoreReadError
+        It is whole, but its record says another question than its name.
     """
-    return RunOutcome(
-        record=runs.record(run_id),
+    record = runs.record(run_id)
+    outcome = RunOutcome(
+        record=record,
         estimates=runs.estimates(run_id),
         answers=runs.answers(run_id),
         was_cached=True,
         folder=runs.folder / run_id,
     )
+    is_whole = outcome.estimates and (outcome.answers or record.kind == "curve")
+    # The name is a digest of the question.
+    if record.request.run_id != run_id or not is_whole:
+        raise StoreReadError(
+            f"{outcome.folder} is no run of that name; remove it, then make the run again"
+        )
+    return outcome

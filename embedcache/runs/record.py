@@ -11,6 +11,7 @@ from embedcache.data.fold_tables import read_fold_table
 from embedcache.data.folds import FoldTable
 from embedcache.data.question import Question
 from embedcache.data.task_names import TaskName
+from embedcache.files.shapes import fits
 from embedcache.runs import shapes
 from embedcache.runs.legacy import request_of_version_1
 from embedcache.runs.methods import (
@@ -247,7 +248,7 @@ def record_from_document(document: Mapping[str, Any]) -> RunRecord:
     Where what is known here is of another shape, the run is one of an unknown method.
     """
     is_version_1 = "settings" in document and "question" not in document
-    if not shapes.fits(document, shapes.RECORD):
+    if not fits(document, shapes.RECORD):
         return _unknown_record(document)
     try:
         request = request_of_version_1(document) if is_version_1 else _request(document)
@@ -297,7 +298,7 @@ def _unknown_record(document: Mapping[str, Any]) -> RunRecord:
 
 def _request(document: Mapping[str, Any]) -> RunRequest:
     question, data = document.get("question", {}), document.get("data", {})
-    if not (shapes.fits(question, shapes.QUESTION) and shapes.fits(data, shapes.DATA)):
+    if not (fits(question, shapes.QUESTION) and fits(data, shapes.DATA)):
         raise ValueError("a question or data of another shape")
     plain_method = document.get("method", {})
     method = method_from_document(plain_method)

@@ -2,110 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Final
 
-Check: TypeAlias = Callable[[Any], bool]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+from embedcache.files.shapes import (
+    Shape,
+    fits,
+    is_count,
+    is_mapping,
+    is_text,
+    is_whole,
+    list_of,
+    optional,
+)
 
 
 def _is_truth(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_count(value: Any) -> bool:
-    return _is_whole(value) and 0 <= value < 2**31
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or _is_whole(value)
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _list_of(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
+    return isinstance(value, float) or is_whole(value)
 
 
 def _is_table_file(value: Any) -> bool:
     """Tell whether a value is a file's name, size and CRC-32C; version 1 had no names."""
     if not isinstance(value, list) or len(value) not in {2, 3}:
         return False
-    is_named = len(value) == 2 or (_is_text(value[0]) and "/" not in value[0])
-    return is_named and all(map(_is_whole, value[-2:]))
+    is_named = len(value) == 2 or (is_text(value[0]) and "/" not in value[0])
+    return is_named and all(map(is_whole, value[-2:]))
 
 
 def _are_table_files(value: Any) -> bool:
-    return _is_mapping(value) and all(map(_is_table_file, value.values()))
+    return is_mapping(value) and all(map(_is_table_file, value.values()))
 
 
 def _are_results(value: Any) -> bool:
-    return _is_mapping(value) and fits(value, {"notes": _list_of(_is_text), "n_skipped": _is_count})
+    return is_mapping(value) and fits(value, {"notes": list_of(is_text), "n_skipped": is_count})
 
 
-RECORD: Final[Mapping[str, Check]] = {
-    "kind": _is_text,
-    "encoder": _is_text,
-    "fingerprint": _is_text,
-    "question": _is_mapping,
-    "method": _is_mapping,
-    "constants": _is_mapping,
-    "n_resamples": _is_count,
-    "data": _is_mapping,
+RECORD: Final[Shape] = {
+    "kind": is_text,
+    "encoder": is_text,
+    "fingerprint": is_text,
+    "question": is_mapping,
+    "method": is_mapping,
+    "constants": is_mapping,
+    "n_resamples": is_count,
+    "data": is_mapping,
     "results": _are_results,
-    "versions": _is_mapping,
-    "created": _is_text,
+    "versions": is_mapping,
+    "created": is_text,
     "seconds": _is_number,
     "tables": _are_table_files,
 }
-QUESTION: Final[Mapping[str, Check]] = {
-    "label": _is_text,
-    "task": _is_text,
-    "train_cohort": _optional(_is_text),
-    "external": _optional(_list_of(_is_text)),
-    "where": _optional(_is_text),
-    "class_map": _optional(_is_text),
-    "classes": _optional(_is_mapping),
-    "n_folds": _optional(_is_count),
-    "seed": _is_whole,
+QUESTION: Final[Shape] = {
+    "label": is_text,
+    "task": is_text,
+    "train_cohort": optional(is_text),
+    "external": optional(list_of(is_text)),
+    "where": optional(is_text),
+    "class_map": optional(is_text),
+    "classes": optional(is_mapping),
+    "n_folds": optional(is_count),
+    "seed": is_whole,
     "official_split": _is_truth,
 }
-DATA: Final[Mapping[str, Check]] = {
-    "train": _optional(_is_text),
-    "external": _list_of(_is_text),
-    "folds_id": _optional(_is_text),
-    "manifest": _is_text,
-    "pictures": _optional(_is_text),
+DATA: Final[Shape] = {
+    "train": optional(is_text),
+    "external": list_of(is_text),
+    "folds_id": optional(is_text),
+    "manifest": is_text,
+    "pictures": optional(is_text),
 }
 # By the tag of the method.
-METHODS: Final[Mapping[str, Mapping[str, Check]]] = {
+METHODS: Final[Mapping[str, Shape]] = {
     "probe": {
-        "probe": _is_text,
-        "protocol": _is_text,
-        "rule": _is_text,
-        "external_by": _is_text,
-        "grid": _optional(_list_of(_is_number)),
-        "seed": _is_whole,
+        "probe": is_text,
+        "protocol": is_text,
+        "rule": is_text,
+        "external_by": is_text,
+        "grid": optional(list_of(_is_number)),
+        "seed": is_whole,
     },
-    "finetune": {"regime": _is_text, "recipe": _is_mapping},
-    "zeroshot": {"prompts": _list_of(_is_mapping), "logit_scale": _is_number},
-    "curve": {"sizes": _optional(_list_of(_is_count)), "n_draws": _is_count},
+    "finetune": {"regime": is_text, "recipe": is_mapping},
+    "zeroshot": {"prompts": list_of(is_mapping), "logit_scale": _is_number},
+    "curve": {"sizes": optional(list_of(is_count)), "n_draws": is_count},
 }
-
-
-def fits(document: Mapping[str, Any], shape: Mapping[str, Check]) -> bool:
-    """Tell whether each value that a shape knows is as it expects; a key may be absent."""
-    return all(check(document[key]) for key, check in shape.items() if key in document)

@@ -59,13 +59,13 @@ _ABSENT: Final = {"level": "image"}
 
 
 def with_all_columns(table: pa.Table, name: str) -> pa.Table:
-    """Return a stored table with every column of its schema, in its order."""
+    """Return a stored table with every column of its schema, in its order and of its type."""
     schema = SCHEMAS[name]
     for field in schema:
         if field.name not in table.column_names:
             values = pa.array([_ABSENT.get(field.name)] * len(table), field.type)
             table = table.append_column(field.name, values)
-    return table.select(schema.names)
+    return table.select(schema.names).cast(schema)
 
 
 def with_run_id(table: pa.Table, run_id: str) -> pa.Table:
@@ -198,6 +198,8 @@ def _cohort_answers(table: pa.Table, task: TaskName) -> Answers:
         sets = [frozenset(text.split("|")) for text in label]
         truth = np.array([[name in labels for name in classes] for labels in sets], bool)
         return LabelSets(names=classes, truth=truth, probability=probability, **about)
+    if unknown := set(label) - set(classes):
+        raise ValueError(f"label {unknown.pop()!r} is none of its classes")
     temperature = table["temperature"].to_numpy()
     return Predictions(
         classes=classes,

@@ -29,6 +29,7 @@ from embedcache.files.documents import (
     table_stem,
 )
 from embedcache.files.durable import TEMPORARY
+from embedcache.files.shapes import is_count, is_mapping, is_text, list_of, object_of
 from embedcache.workspace import COMMITS, SEGMENTS, is_document_of
 
 LOCK: Final = "LOCK"
@@ -42,6 +43,18 @@ _SCHEMA: Final = pa.schema(
         ("crc32c", pa.uint32()),  # of the row's bytes
         ("reason", pa.string()),  # why the image failed; NULL where it is stored
     ]
+)
+
+_IS_METADATA: Final = object_of(
+    {
+        "dim": is_count,
+        "chunk_rows": is_count,
+        "files": list_of(lambda entry: isinstance(entry, list) and len(entry) == 3),
+        "replaces": list_of(is_text),
+        "parents": list_of(is_text),
+        "context": object_of({}, {"encoder": is_mapping, "seconds": is_mapping}),
+    },
+    {"id": is_text, "lost": list_of(is_text)},
 )
 
 
@@ -196,6 +209,9 @@ def read_record(file: Location) -> Record:
     table = read_table(file)
     with known_shape(file):
         metadata = json.loads(table.schema.metadata[_METADATA])
+        types = [table.schema.field(field.name).type for field in _SCHEMA]
+        if types != _SCHEMA.types or not _IS_METADATA(metadata) or table["key"].null_count:
+            raise TypeError("other types")
         stored = table.filter(table["reason"].is_null())
         failed = table.filter(table["reason"].is_valid())
         return Record(

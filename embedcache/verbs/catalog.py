@@ -130,14 +130,9 @@ def _encoder_item(folder: Location, lazy: _LazySession) -> SourceItem:
 
 def _folds_item(file: Location) -> SourceItem:
     def load() -> dict[str, pa.Table]:
-        import pyarrow as pa
+        from embedcache.data.fold_tables import fold_rows
 
-        from embedcache.files.documents import read_table, table_stem
-
-        with known_shape(file):
-            table = read_table(file).select(["patient_id", "fold"])
-        folds_id = pa.array([table_stem(file.name)] * len(table), pa.string())
-        return {"folds": table.append_column("folds_id", folds_id).replace_schema_metadata(None)}
+        return {"folds": fold_rows(file)}
 
     # No stamp: the name ends in a checksum of the content.
     return SourceItem("folds", file.name, "", load)

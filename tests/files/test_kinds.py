@@ -53,9 +53,8 @@ def full(workspace) -> Workspace:
     weights = on_disk(workspace.weights) / "finetune-1"
     (weights / "fold-0.safetensors").put(b"weights")
     digest = sha256(b"weights")
-    (weights / "encoders.json").put(
-        seal({"encoders": [{"fold": 0, "file": "fold-0.safetensors", "sha256": digest}]})
-    )
+    entry = {"fold": 0, "file": "fold-0.safetensors", "sha256": digest, "trained_on": []}
+    (weights / "encoders.json").put(seal({"spec": {}, "encoders": [entry]}))
     (on_disk(workspace.training) / "finetune-2" / "fold-0" / "state.pt").put(b"state")
     workspace.digests.write_bytes(b"00000000\n")
     return workspace

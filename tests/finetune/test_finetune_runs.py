@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import ExitStack
 
-import filelock
 import numpy as np
 import pytest
 from tiny_trainings import (
@@ -29,6 +29,7 @@ from embedcache.errors import (
     MissingExtraError,
     RunError,
 )
+from embedcache.files.locks import locked
 from embedcache.finetune.recipe import read_recipe
 from embedcache.finetune.train import train_fold
 from embedcache.runs.files import RunFiles
@@ -245,14 +246,14 @@ def test_who_waits_for_another_says_so_and_takes_its_run(tuned, tmp_path):
     run_id = record_of(project, "finetune").run_id
     run = project.workspace.runs / run_id
     shutil.move(run, tmp_path / "published later")
-    other = filelock.FileLock(project.workspace.runs / f".lock-{run_id}")
-    other.acquire()
+    other = ExitStack()
+    other.enter_context(locked(project.workspace.runs / f".lock-{run_id}"))
     messages: list[str] = []
 
     def publish(message: str) -> None:
         messages.append(message)
         shutil.move(tmp_path / "published later", run)
-        other.release()
+        other.close()
 
     callbacks = Callbacks(on_message=publish)
     [outcome] = project.finetune("tiny-vit", changes=QUICK, callbacks=callbacks, **SETTINGS)

@@ -432,10 +432,10 @@ def test_files_of_others_are_no_records(store):
 
 
 def test_a_store_that_cannot_be_locked_is_a_clear_error(store, monkeypatch):
-    def refuse(self, *args, **kwargs):
+    def refuse(descriptor, operation):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(StoreWriteError, match=r"LOCK: Read-only file system"), store.lock():
         pass
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import filelock
 import platformdirs
 import pytest
 
@@ -40,7 +39,7 @@ def sealed(probed, monkeypatch):
     monkeypatch.setattr(durable, "_write_temporary", refuse)
     monkeypatch.setattr(shutil, "copyfile", no_lock)
     monkeypatch.setattr("embedcache.verbs.catalog.update", refuse)
-    monkeypatch.setattr(filelock.FileLock, "acquire", no_lock)
+    monkeypatch.setattr("fcntl.flock", no_lock)
     return embedcache.open(probed.workspace.manifest)
 
 
