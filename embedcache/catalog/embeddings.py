@@ -117,7 +117,8 @@ def stores_by_view(stores: Sequence[EmbeddingStore]) -> dict[str, list[Embedding
         views.setdefault(view_name(store.name).lower(), []).append(store)
     for name, members in list(views.items()):
         if name != COMMON_VIEW and len(members) > 1:
-            views.update({f"{name}_{store.fingerprint[:12]}": [store] for store in members})
+            for store in members:  # an encoder may have such a name by itself
+                views.setdefault(f"{name}_{store.fingerprint[:12]}", []).append(store)
     return views
 
 

@@ -199,7 +199,7 @@ def test_a_pipe_is_written_into_and_not_replaced(encoded, command, tmp_path):
         assert os.read(reader, 1 << 16).startswith(start)
     os.close(reader)
     result = command("sql", "SELECT 1", "-o", "images")
-    assert (result.code, "images: Is a directory" in result.err) == (1, True)
+    assert (result.code, "images: a folder; name a file" in result.err) == (1, True)
 
 
 def test_names_beside_a_matrix_never_replace_the_manifest(encoded, command):

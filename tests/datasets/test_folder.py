@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 from PIL import Image
 
+from embedcache.data.images import split_frame
 from embedcache.datasets.folder import FolderRows, folder_rows
 from embedcache.errors import ManifestError
 
@@ -177,3 +178,18 @@ def test_what_looks_wrong_is_noted(tmp_path, names, patient, note):
 def test_folders_of_patients_below_the_classes_are_nothing_odd(tmp_path):
     images(tmp_path, "a/P1/1.png", "b/P1/1.png", "a/P2/1.png", "b/P2/1.png")
     assert folder_rows(tmp_path, patient=r"P\d").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "frame"),
+    [
+        ("a/x.dcm#1", "a/x.dcm", 1),
+        ("a.b/IM_0001#12", "a.b/IM_0001", 12),
+        ("a/1.2.840.113619.2#0", "a/1.2.840.113619.2", 0),
+        ("a/P00 #1.png", "a/P00 #1.png", None),
+        ("a/P00.png#1", "a/P00.png#1", None),
+        ("a#1/P00.png", "a#1/P00.png", None),
+    ],
+)
+def test_frames_have_names_behind_dicom_files_with_and_without_a_suffix(path, file, frame):
+    assert split_frame(path) == (file, frame)
