@@ -68,7 +68,6 @@ def publish_segment(
             context={**context, "encoder": dict(document)},
             lost=tuple(lost),
         )
-        # Asked only once the record is there: see `files/marks.py`.
         _check_not_withdrawn(folder, record_id, layout.put_record(folder, record))
     return record
 
@@ -103,7 +102,10 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
 
 
 def _check_not_withdrawn(folder: Location, record_id: str, file: Location) -> None:
-    """Take a record back that was just put, if a sweep took its writer for dead."""
+    """Take a record back that was just put, if a sweep took its writer for dead.
+
+    Asked only once the record is there: see `files/marks.py`.
+    """
     intent, array = layout.intent_path(folder, record_id), layout.segment_folder(folder, record_id)
     # A sweep removes the mark beside a record, and else after the segment.
     is_swept = not intent.exists() and not array.list()
