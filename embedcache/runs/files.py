@@ -214,17 +214,22 @@ class RunFiles:
             with contextlib.suppress(FileExistsError):
                 # Where another process was faster, its record stands, with the tables it names.
                 (folder / RUN_DOCUMENT).put(seal(record.document()))
-            # Asked only now: see `files/marks.py`.
-            names = {entry.name for entry in folder.list()}
-            if is_withdrawn(mark) or not {file.name for file in tables.values()} <= names:
-                self.remove(run_id)
-                raise StoreWriteError(
-                    f"{folder}: a clean-up took this write for a killed one's leftover; run the "
-                    "same command again"
-                )
+            self._check_not_withdrawn(record)  # asked only now: see `files/marks.py`
         mark.delete()
         self._records.pop(run_id, None)
         return self.record(run_id)
+
+    def _check_not_withdrawn(self, record: RunRecord) -> None:
+        """Take a run back that was just written, if a sweep took its writer for dead."""
+        folder = self.folder / record.run_id
+        names = {entry.name for entry in folder.list()}
+        are_gone = {file.name for file in record.tables.values()} - names
+        if are_gone or is_withdrawn(folder / _MARK):
+            self.remove(record.run_id)
+            raise StoreWriteError(
+                f"{folder}: a clean-up took this write for a killed one's leftover; run the same "
+                "command again"
+            )
 
     def remove(self, run_id: str) -> None:
         """Remove the record of a run and its tables; files of others stay where they are."""
