@@ -37,7 +37,6 @@ SEGMENTS: Final = "seg"
 _STORE_PARTS: Final = frozenset({ENCODER_DOCUMENT, f"{COMMITS}/", f"{SEGMENTS}/"})
 # Entries of which a store has one at least, whatever it has lost.
 _STORE_NAMES: Final = frozenset({"embedcache.json", "encoders", "manifests", "folds", "runs"})
-RUN_ID: Final = re.compile(r"[^/]+-[0-9a-f]{12}")
 # Types of stored rows: embeddings, and pictures at training size.
 ROW_TYPES: Final = ("float32", "uint8")
 _STORE_FOLDER: Final = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")
@@ -247,15 +246,14 @@ class Workspace:
     def run_stamps(self) -> dict[str, tuple[int, int]]:
         """Return size and time of each run's record, by run id, sorted.
 
-        They differ where a run was removed and made again. A folder that has another kind of name
-        than a run is somebody's own.
+        They differ where a run was removed and made again.
         """
         entries = self.runs.list(deep=True)
         folders = ((entry, *entry.name.rpartition("/")[::2]) for entry in entries)
         return {
             run_id: (entry.size, entry.modified_ns)
             for entry, run_id, name in folders
-            if name == RUN_DOCUMENT and RUN_ID.fullmatch(run_id)
+            if name == RUN_DOCUMENT and run_id and "/" not in run_id
         }
 
     def has_run(self, run_id: str) -> bool:

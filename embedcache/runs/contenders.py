@@ -103,15 +103,8 @@ def choose_runs(
     """
     records = _candidates(runs, models, run_ids)
     read = partial(_read_contender, runs, is_named=bool(run_ids))
-    leader = _leader(records, metric)
-    while (leading := read(leader)) is None:
-        records.remove(leader)
-        if not records:
-            raise RunError(
-                f"{runs.folder.parent}: every run that fits is damaged; run `embedcache verify "
-                "--repair`, then make them again"
-            )
-        leader = _leader(records, metric)
+    leading = _read_leader(runs, records, metric, read)
+    leader = leading.record
     ordered = [leader, *(record for record in records if record is not leader)]
     same_task = [record for record in ordered if record.task == leader.task]
     others = [record for record in ordered if record.task != leader.task]
@@ -138,6 +131,25 @@ def _read_contender(runs: RunFiles, record: RunRecord, *, is_named: bool) -> Con
             raise
         _log.warning("run '%s' is left out: %s", record.run_id, error)
         return None
+
+
+def _read_leader(
+    runs: RunFiles,
+    records: list[RunRecord],
+    metric: str | None,
+    read: Callable[[RunRecord], Contender | None],
+) -> Contender:
+    """Return the run that leads; damaged ones that would, leave the records."""
+    while records:
+        leader = _leader(records, metric)
+        contender = read(leader)
+        if contender is not None:
+            return contender
+        records.remove(leader)
+    raise RunError(
+        f"{runs.folder.parent}: every run that fits is damaged; run `embedcache verify --repair`, "
+        "then make them again"
+    )
 
 
 def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:

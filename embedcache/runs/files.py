@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -34,10 +35,11 @@ from embedcache.runs.tables import (
     with_run_id,
 )
 from embedcache.scoring.estimates import Estimate
-from embedcache.workspace import RUN_DOCUMENT, RUN_ID, Workspace
+from embedcache.workspace import RUN_DOCUMENT, Workspace
 
 _log = logging.getLogger(__name__)
 
+_RUN_ID: Final = re.compile(r".+-[0-9a-f]{12}")
 _MARK: Final = ".writing"
 _LOCK: Final = ".lock-"
 _WAY_OUT: Final = "run `embedcache verify --repair`, then make the run again"
@@ -61,6 +63,7 @@ class RunFiles:
         self.workspace = workspace
         self.folder = workspace.runs
         self._records: dict[str, RunRecord] = {}
+        self._copies: set[str] = set()
 
     def ids(self) -> list[str]:
         """Return the names of the runs, sorted."""
@@ -81,8 +84,11 @@ class RunFiles:
         """
         if run_id not in self._records:
             file = self.folder / run_id / RUN_DOCUMENT
-            record = record_from_document(read_document(file))
+            document = read_document(file)
+            with known_shape(file):
+                record = record_from_document(document)
             if record.run_id != run_id:
+                self._copies.add(run_id)
                 raise StoreReadError(
                     f"{file} is the record of run '{record.run_id}'; a copy is no run of its own: "
                     "move it out of the store, or give it its name back"
@@ -92,11 +98,9 @@ class RunFiles:
 
     def is_copy(self, run_id: str) -> bool:
         """Tell whether a folder holds the record of a run that has another name."""
-        try:
-            document = read_document(self.folder / run_id / RUN_DOCUMENT)
-        except StoreCorruptError:
-            return False
-        return str(document.get("run_id")) != run_id
+        with contextlib.suppress(StoreCorruptError, StoreReadError):
+            self.record(run_id)
+        return run_id in self._copies
 
     def readable_records(self) -> list[RunRecord]:
         """Return the record of every run, by name; the log tells of those that cannot be read."""
@@ -105,7 +109,8 @@ class RunFiles:
             try:
                 records.append(self.record(run_id))
             except (StoreCorruptError, StoreReadError) as error:
-                _log.warning("run '%s' is left out: %s", run_id, error)
+                if run_id not in self._copies:
+                    _log.warning("run '%s' is left out: %s", run_id, error)
         return records
 
     def table(self, run_id: str, name: str) -> pa.Table:
@@ -209,17 +214,22 @@ class RunFiles:
             with contextlib.suppress(FileExistsError):
                 # Where another process was faster, its record stands, with the tables it names.
                 (folder / RUN_DOCUMENT).put(seal(record.document()))
-            # Asked only now: see `files/marks.py`.
-            names = {entry.name for entry in folder.list()}
-            if is_withdrawn(mark) or not {file.name for file in tables.values()} <= names:
-                self.remove(run_id)
-                raise StoreWriteError(
-                    f"{folder}: a clean-up took this write for a killed one's leftover; run the "
-                    "same command again"
-                )
+            self._check_not_withdrawn(record)  # asked only now: see `files/marks.py`
         mark.delete()
         self._records.pop(run_id, None)
         return self.record(run_id)
+
+    def _check_not_withdrawn(self, record: RunRecord) -> None:
+        """Take a run back that was just written, if a sweep took its writer for dead."""
+        folder = self.folder / record.run_id
+        names = {entry.name for entry in folder.list()}
+        are_gone = {file.name for file in record.tables.values()} - names
+        if are_gone or is_withdrawn(folder / _MARK):
+            self.remove(record.run_id)
+            raise StoreWriteError(
+                f"{folder}: a clean-up took this write for a killed one's leftover; run the same "
+                "command again"
+            )
 
     def remove(self, run_id: str) -> None:
         """Remove the record of a run and its tables; files of others stay where they are."""
@@ -236,8 +246,21 @@ class RunFiles:
         self._records.pop(run_id, None)
 
     def folders(self) -> list[str]:
-        """Return the names of runs, and of runs that have tables but lost their record."""
-        return [run_id for run_id, names in self._files().items() if _is_run(names)]
+        """Return the names of runs, and of runs that have tables but lost their record.
+
+        A folder that is not named as runs are is somebody's own, unless its record says otherwise.
+        """
+        return [
+            run_id
+            for run_id, names in self._files().items()
+            if _is_run(names) and (_RUN_ID.fullmatch(run_id) or self._is_readable(run_id))
+        ]
+
+    def _is_readable(self, run_id: str) -> bool:
+        try:
+            return self.record(run_id).run_id == run_id
+        except (StoreCorruptError, StoreReadError):
+            return False
 
     def damages(self, run_id: str) -> Iterator[tuple[Location, str]]:
         """Yield each file of a run that is damaged or missing, and what is wrong with it."""
@@ -304,7 +327,7 @@ class RunFiles:
         # One listing for all runs: where storage is remote, each call is a journey.
         for entry in self.folder.list(deep=True):
             run_id, slash, name = entry.name.partition("/")
-            if slash and RUN_ID.fullmatch(run_id):
+            if slash:
                 folders.setdefault(run_id, {})[name] = entry
         return folders
 

@@ -123,8 +123,7 @@ def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple
     """Make one encoder's folder whole again, without the rows that are lost.
 
     Damaged segments and unreadable records are replaced by a record of the rows that still match
-    their own checksum. It names the lost images until their rows are there again, so that they are
-    remembered whatever becomes of this repair.
+    their own checksum. It names the lost images, so that they are remembered until they are there.
 
     Parameters
     ----------
@@ -147,18 +146,15 @@ def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple
     keys = [record.keys[row] for record, rows in intact for row in rows]
     # What is gone or unreadable is named as replaced, so that nothing asks for it again.
     void = [name for record in damaged for name in (record.id, *record.replaces)]
-    void += [name for record in live for name in _absent_parents(record, live, files)]
-    void += errors
+    absent = [name for record in live for name in _absent_parents(record, live, files)]
     orphans = [array.name.removesuffix(".zarr") for array in _check_orphans(folder, live, files)]
     sound = [record for record in live if record not in damaged]
     lost = {*lost_keys(live), *(key for record in damaged for key in record.keys)}
-    if orphans or len(void) > sum(1 + len(record.replaces) for record in damaged):
-        # Nobody knows which rows a lost record named: all images have to be looked at again.
+    if errors or absent or orphans:  # nobody knows which rows they named, so any image may be
         lost |= set(image_keys())
-    settled = {key for record in sound for key in record.keys}
-    settled |= {key for record in live for key in record.failures}
-    lost -= settled.union(keys)
-    if void or orphans:
+    lost -= {*keys, *(key for record in sound for key in record.keys)}
+    lost -= {key for record in live for key in record.failures}
+    if void or errors or absent or orphans:
         publish_segment(
             folder,
             document,
@@ -166,14 +162,13 @@ def mend_store(folder: Location, image_keys: Callable[[], Iterable[str]] = tuple
             _blocks(folder, intact),
             failures={key: why for record in damaged for key, why in record.failures.items()},
             context={},
-            replaces=void,
+            replaces=[*void, *errors, *absent],
             parents=[record.id for record in sound],
             lost=sorted(lost),
         )
     for segment_id in orphans:  # which are leftovers from now on
         withdraw(layout.intent_path(folder, segment_id))
-    message = f"{folder.name}: {len(keys)} rows of damaged segments saved"
-    return Mended(message, frozenset(lost))
+    return Mended(f"{folder.name}: {len(keys)} rows of damaged segments saved", frozenset(lost))
 
 
 def _blocks(folder: Location, kept_rows: Sequence[tuple[Record, Codes]]) -> Iterator[Rows]:

@@ -36,16 +36,14 @@ def publish_segment(
 
     Parameters
     ----------
-    folder
-        Folder of the encoder.
-    document
-        Content of the folder's `encoder.json`.
+    folder, document
+        Folder of the encoder, and content of its `encoder.json`.
     keys
         SHA-256 of each row's image.
     blocks
         The rows in order, in blocks of `chunk_rows_for(len(keys))`.
     failures, context, replaces, parents, lost
-        Parts of the record; see `Record`.
+        Parts of the record.
 
     Raises
     ------
@@ -70,13 +68,7 @@ def publish_segment(
             context={**context, "encoder": dict(document)},
             lost=tuple(lost),
         )
-        file = layout.put_record(folder, record)
-        if _is_withdrawn(folder, record_id):  # asked only now: see `files/marks.py`
-            file.delete()
-            raise StoreWriteError(
-                f"{array}: a clean-up took this write for a killed one's leftover; everything "
-                "finished before is safe; run the same command again"
-            )
+        _check_not_withdrawn(folder, record_id, layout.put_record(folder, record))
     return record
 
 
@@ -109,11 +101,20 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
         intent.delete()
 
 
-def _is_withdrawn(folder: Location, record_id: str) -> bool:
-    intent = layout.intent_path(folder, record_id)
+def _check_not_withdrawn(folder: Location, record_id: str, file: Location) -> None:
+    """Take a record back that was just put, if a sweep took its writer for dead.
+
+    Asked only once the record is there: see `files/marks.py`.
+    """
+    intent, array = layout.intent_path(folder, record_id), layout.segment_folder(folder, record_id)
     # A sweep removes the mark beside a record, and else after the segment.
-    is_swept = not intent.exists() and not layout.segment_folder(folder, record_id).list()
-    return is_swept or is_withdrawn(intent)
+    is_swept = not intent.exists() and not array.list()
+    if is_swept or is_withdrawn(intent):
+        file.delete()
+        raise StoreWriteError(
+            f"{array}: a clean-up took this write for a killed one's leftover; everything finished "
+            "before is safe; run the same command again"
+        )
 
 
 def read_records(

@@ -143,11 +143,15 @@ def _run_item(run_id: str, stamp: str, lazy: _LazySession) -> SourceItem:
 
 
 def _run_tables(run_id: str, lazy: _LazySession) -> dict[str, pa.Table]:
+    import pyarrow as pa
+
     from embedcache.catalog.sources import one_row
     from embedcache.runs.tables import SCHEMAS
     from embedcache.verbs.run_row import run_row
 
     runs = lazy.session.runs
+    if runs.is_copy(run_id):  # which is no run of its own
+        return {"runs": pa.table({"run_id": pa.array([], pa.string())})}
     tables = {name: runs.table(run_id, name) for name in SCHEMAS}
     return {"runs": one_row(run_row(runs.record(run_id))), **tables}
 

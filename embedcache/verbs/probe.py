@@ -92,15 +92,11 @@ def probe(
         )
     runs = []
     for name in names:
-        with leaving_out(name, models):
+        with leaving_out(name, models if len(names) > 1 else names):
             runs.append(probe_store(session, study, session.find_store(name), method, options))
             on_run(runs[-1])
-    if not runs:
-        raise RunError(
-            f"{session.workspace.store}: every encoder is damaged; run `embedcache verify --repair`"
-        )
     report = ProbeReport(tuple(runs))
-    if options.controls:
+    if options.controls and runs:
         report = _with_controls(session, study, report, options, on_run)
         for note in report.comparison.notes if report.comparison else ():
             on_message(note)

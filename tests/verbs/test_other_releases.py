@@ -226,7 +226,7 @@ def test_a_run_with_a_setting_of_a_later_release_is_no_newer_version_of_one_with
     for entry in folder.list():
         (later / entry.name).put((folder / entry.name).read())
     record = read_document(folder / "run.json")
-    record = {**record, part: {**record[part], key: True}, "created": "2099"}
+    record = {**record, "run_id": later.name, part: {**record[part], key: True}, "created": "2099"}
     (later / "run.json").replace(seal(record))
     assert probed.compare(n_resamples=100).runs == before
     with pytest.raises(RunError, match="probe-pixels-later"):
