@@ -26,6 +26,7 @@ from embedcache.encoders.torch_encoder import (
     random_weights,
     to_device,
 )
+from embedcache.encoders.torch_settings import building_settings, encoder_settings
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
 # ViT-L/14 as OpenAI's, but for a longer text and the exact GELU.
@@ -105,7 +106,7 @@ class TextTower:
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Return one row a text, shape (n, dim), float32, not normalised."""
-        with torch.inference_mode():
+        with encoder_settings(self._device):
             rows = self._model.encode_text(self._tokenizer(list(texts)).to(self._device))
         return cast(FloatArray, rows.float().cpu().numpy())
 
@@ -168,7 +169,7 @@ def load(identified: Identified, device: str) -> TorchEncoder:
 
 def load_text(identified: Identified, device: str) -> TextTower:
     """Return the text half of a model, its weights those of the image half."""
-    with random_weights(identified.spec.weights.seed):
+    with building_settings(), random_weights(identified.spec.weights.seed):
         model = _model(identified.spec, identified.weights_file)
     if _is_fetalclip(identified.spec):
         context: int = _FETALCLIP["text_cfg"]["context_length"]
