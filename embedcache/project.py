@@ -98,6 +98,7 @@ class Project(RunVerbs):
         fail_fast: bool = False,
         retry_failed: bool = False,
         shard: tuple[int, int] | None = None,
+        shared: bool = False,
         on_progress: Callable[[Progress], None] = quiet,
         on_message: OnMessage = quiet,
     ) -> PassReport:
@@ -109,7 +110,7 @@ class Project(RunVerbs):
             Names of encoders; 'all' for every registered one whose weights are here.
         weights, preprocess, precision, encoder_file, offline
             Sources of encoders, and precision of their computation; see `EncoderOptions`.
-        device, batch_size, workers, fail_fast, retry_failed, shard
+        device, batch_size, workers, fail_fast, retry_failed, shard, shared
             How the pass goes; see `ExtractOptions`.
         on_progress, on_message
             Called with how far the pass is, and with what else a user should know.
@@ -121,7 +122,7 @@ class Project(RunVerbs):
             weights, encoder_file, offline=offline, preprocess=preprocess, precision=precision
         )
         options = ExtractOptions(
-            encoders, device, batch_size, workers, fail_fast, retry_failed, shard
+            encoders, device, batch_size, workers, fail_fast, retry_failed, shard, shared
         )
         return extract(self._session(), name_list(models), options, on_progress, on_message)
 

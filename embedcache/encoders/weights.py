@@ -16,7 +16,7 @@ from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderWeightsError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import utc_now
+from embedcache.files.durable import make_folder, utc_now
 
 _log = logging.getLogger(__name__)
 HUB_FILES: Final = (
@@ -186,7 +186,7 @@ def register_weights(spec: EncoderSpec, file: Path, digest: str, *, link: bool =
         Whether a symbolic link is kept instead of a copy.
     """
     record = _record(spec)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(record.parent)
     target = record.parent / f"{digest[:12]}{file.suffix}"
     # Under another name first: a copy that was cut off must not look like the weights.
     aside = target.with_suffix(target.suffix + ".part")

@@ -14,7 +14,7 @@ from typing import Final
 import filelock
 
 from embedcache.files.backend import Location
-from embedcache.files.durable import write_error
+from embedcache.files.durable import access, make_folder, write_error
 
 _MARK: Final = ".active-"
 _GATE: Final = ".gate"
@@ -27,7 +27,7 @@ def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) ->
     Parameters
     ----------
     file
-        The lock file, in a folder that exists. A location that is no file of this machine has no
+        The lock file. A location that is no file of this machine has no
         lock: the block runs at once.
     on_wait
         Function called once, before waiting, if another process holds the lock.
@@ -41,8 +41,9 @@ def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) ->
     if path is None:
         yield
         return
-    lock = filelock.FileLock(path)
     try:
+        make_folder(path.parent)  # or filelock would make one that anybody may read
+        lock = filelock.FileLock(path, mode=access(path.parent))
         lock.acquire(timeout=0)
     except filelock.Timeout:
         on_wait()
@@ -58,7 +59,7 @@ def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) ->
 @contextmanager
 def marked(folder: Path) -> Iterator[None]:
     """Let others see that a folder is in use while the block runs; any number may use it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     mark = folder / f"{_MARK}{token_hex(6)}"
     with ExitStack() as stack:
         with locked(folder / _GATE):
@@ -75,7 +76,7 @@ def if_unmarked(folder: Path) -> Iterator[bool]:
 
     What a killed process left does not count.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder / _GATE):
         yield all(remove_if_free(mark) for mark in folder.glob(f"{_MARK}*"))
 
