@@ -30,11 +30,13 @@ class WeightsSource:
     Parameters
     ----------
     kind
-        'hub': a file on the Hugging Face hub; 'package': a file inside an installed distribution;
+        'hub': a file on the Hugging Face hub; 'folder': a file beside a model's description;
+        'package': a file inside an installed distribution;
         'user': a file the user downloads and registers; 'run': kept by a fine-tuning run;
         'random': drawn from `seed`; 'none': there are none.
     location
-        Hub repository, import name of the package, the page that publishes the file, or the run.
+        Hub repository, path of the folder, import name of the package, the page that publishes the
+        file, or the run.
     file
         File name there; for 'hub', '' means the library's default.
     licence
@@ -45,7 +47,7 @@ class WeightsSource:
         Seed of random weights.
     """
 
-    kind: Literal["hub", "package", "user", "run", "random", "none"]
+    kind: Literal["hub", "folder", "package", "user", "run", "random", "none"]
     location: str = ""
     file: str = ""
     licence: str = "not stated"

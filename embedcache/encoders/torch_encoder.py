@@ -14,6 +14,7 @@ from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
 from embedcache.encoders.devices import find_device
+from embedcache.encoders.hub import hub_off
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity_of
 from embedcache.encoders.torch_settings import building_settings, encoder_settings
 from embedcache.errors import DeviceError, EncoderWeightsError
@@ -238,7 +239,7 @@ def load_torch(
         Device to load onto, as the loader is given it.
     """
     try:
-        with building_settings():
+        with building_settings(), hub_off():  # the weights are here: nothing is left to ask for
             module = _build(build, identified)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -205,7 +205,8 @@ def _class_directions(
     encoder = identify_stored(
         session.workspace, store.document, session.digests, documents, options.encoders
     )
-    texts = registry.load_text(encoder, device=options.device)
+    offline = options.encoders.offline
+    texts = registry.load_text(encoder, device=options.device, offline=offline)
     rows = texts.encode([prompt for entry in classes for prompt in entry.prompts])
     return class_embeddings(rows, [len(entry.prompts) for entry in classes])
 
