@@ -190,8 +190,8 @@ class Encoder(ABC):
         may be overwritten as soon as this returns.
         """
         rows = self.encode(batch)
-        if np.may_share_memory(rows, batch):  # an encoder may well return a view of its input
-            rows = rows.copy()
+        # An encoder may well return a view of its input, or the same array each time.
+        rows = rows.copy() if isinstance(rows, np.ndarray) else rows
         return lambda: rows
 
     def embed(self, images: Picture | Sequence[Picture]) -> FloatArray:
@@ -214,7 +214,7 @@ class Encoder(ABC):
         for first in range(0, len(pictures), self.batch_size):
             batch = pictures[first : first + self.batch_size]
             arrays = [self.preprocess(_opened(picture)) for picture in batch]
-            rows.append(self.encode(np.stack(arrays)))
+            rows.append(check_rows(self.encode(np.stack(arrays)), len(batch), self.spec))
         return np.concatenate(rows)
 
     @property
@@ -239,7 +239,7 @@ def _opened(picture: Picture) -> Image.Image:
         raise ImageReadError(f"{picture}: {error.strerror or error}") from None
 
 
-def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray:
+def check_rows(rows: Any, n_rows: int, spec: EncoderSpec) -> FloatArray:
     """Return embeddings as contiguous float32, or raise what is wrong with them.
 
     Parameters
@@ -254,8 +254,13 @@ def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray
     Raises
     ------
     EncoderOutputError
-        Another shape than (n_rows, spec.dim).
+        No array of numbers, or another shape than (n_rows, spec.dim).
     """
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu":
+        kind = f"an array of {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise EncoderOutputError(
+            f"encoder '{spec.name}' returned {kind}, expected an array of float32"
+        )
     if rows.shape != (n_rows, spec.dim):
         raise EncoderOutputError(
             f"encoder '{spec.name}' returned shape {rows.shape}, expected {(n_rows, spec.dim)}"
