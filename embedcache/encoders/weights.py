@@ -61,7 +61,7 @@ def find_weights(
             raise EncoderWeightsError(f"{given}: no such weights file for '{spec.name}'")
         return given
     # A file that the user has registered goes before the published one.
-    if kind == "user" or _record(spec).exists():
+    if kind == "user" or is_registered(spec):
         return registered_file(spec)
     if kind == "package":
         return _package_file(spec)
@@ -112,6 +112,11 @@ def _record(spec: EncoderSpec) -> Path:
     """Return the file that registers an encoder's weights; its other outputs share it."""
     name = spec.name if spec.name.startswith(("timm:", "open_clip:")) else spec.name.split(":")[0]
     return weights_home() / re.sub(r"[^A-Za-z0-9._-]+", "-", name) / "weights.json"
+
+
+def is_registered(spec: EncoderSpec) -> bool:
+    """Tell whether the user has registered a weights file for an encoder."""
+    return _record(spec).exists()
 
 
 def registered_file(spec: EncoderSpec) -> Path:

@@ -89,3 +89,30 @@ def remove_if_free(file: Path) -> bool:
     except filelock.Timeout:
         return False
     return True
+
+
+def lock_holder(file: Path) -> str:
+    """Return who holds a lock file, in a few words; '' where nobody does.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened.
+    """
+    try:
+        with filelock.FileLock(file).acquire(timeout=0):
+            return ""
+    except filelock.Timeout:
+        return _process_of(file) or "another machine, or another user's process"
+
+
+def _process_of(file: Path) -> str:
+    """Return the process of this machine that has locked a file; '' where Linux does not say."""
+    try:
+        number = f":{file.stat().st_ino}"
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        process = next(line.split()[4] for line in lines if line.split()[5].endswith(number))
+        name = Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
+    except (OSError, StopIteration, IndexError):
+        return ""
+    return f"process {process} ({name})"
