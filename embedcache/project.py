@@ -150,6 +150,7 @@ class Project(RunVerbs):
         kind: str | None = None,
         where: str | None = None,
         label: str = "label",
+        pseudonymise: PathLike | None = None,
     ) -> list[Path]:
         """Write the rows that `embeddings` returns to a file and return the files written.
 
@@ -159,10 +160,17 @@ class Project(RunVerbs):
             Rows to write; see `embeddings`.
         file, kind
             File to write, and 'parquet', 'npy' or 'safetensors'; None for what its suffix says.
+        pseudonymise
+            File of the key under which patients and images get pseudonyms; made where it is not
+            there. None for the ids of the manifest.
         """
         from embedcache.catalog.export import write_embeddings
+        from embedcache.data.pseudonyms import read_key
 
-        return write_embeddings(self.embeddings(model, where=where, label=label), Path(file), kind)
+        rows = self.embeddings(model, where=where, label=label)
+        if pseudonymise is not None:
+            rows = rows.pseudonymised(read_key(Path(pseudonymise)))
+        return write_embeddings(rows, Path(file), kind)
 
     def sql(self, query: str) -> pa.Table:
         """Return the result of a SELECT over the views of docs/sql.md as an Arrow table."""

@@ -15,7 +15,7 @@ import platformdirs
 from embedcache.errors import ManifestError, StoreCorruptError, StoreMismatchError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import make_folder, utc_now, write_error
+from embedcache.files.durable import access, make_folder, utc_now, write_error
 
 FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
@@ -125,7 +125,7 @@ class Workspace:
     @property
     def is_shared(self) -> bool:
         """Whether the group of the store's folder can read it."""
-        return bool(self.local.stat().st_mode & stat.S_IRGRP)
+        return bool(access(self.local) & stat.S_IRGRP)
 
     def check_store(self) -> None:
         """Check that what lies in the store's folder was written by `embedcache`.

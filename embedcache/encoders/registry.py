@@ -116,14 +116,9 @@ def find_spec(
     if plugin is not None:
         return plugin
     kind, _, rest = name.partition(":")
-    library = next((prefix for prefix in _LIBRARIES if f"{prefix}:" in name), None)
-    if library is not None and f":{LOCAL}:" not in name:  # a folder may hold another model now
-        distribution = _LIBRARIES[library][0]
-        # Another version of the library may describe the model otherwise: then it is asked again.
-        for document in documents:
-            same = document["spec"]["name"] == name
-            if same and document["versions"].get(distribution) == _installed(distribution):
-                return EncoderSpec.from_document(document["spec"])
+    stored = _stored_spec(name, documents)
+    if stored is not None:
+        return stored
     if kind == "random" and rest:
         trained = find_spec(rest, documents, offline=offline)
         if trained.weights.kind in {"random", "none"}:
@@ -134,7 +129,7 @@ def find_spec(
             weights=WeightsSource(kind="random", licence="none needed", commercial=True),
             reference="a control: the same network, never trained",
         )
-    if kind == library and rest:
+    if kind in _LIBRARIES and rest:
         describe = importlib.import_module(_LIBRARIES[kind][1]).describe
         with foreign_code(f"'{name}' cannot be described"), hub_off(off=offline):
             spec: EncoderSpec = describe(rest, offline=offline)
@@ -144,6 +139,20 @@ def find_spec(
     raise UnknownEncoderError(
         f"no encoder '{name}'; {hint} others go as timm:NAME or open_clip:ARCH/TAG"
     )
+
+
+def _stored_spec(name: str, documents: Iterable[Mapping[str, Any]]) -> EncoderSpec | None:
+    """Return the facts that a store holds of a library's model; None where it must be asked."""
+    library = next((prefix for prefix in _LIBRARIES if f"{prefix}:" in name), None)
+    if library is None or f":{LOCAL}:" in name:  # a folder may hold another model by now
+        return None
+    distribution = _LIBRARIES[library][0]
+    # Another version of the library may describe the model otherwise: then it is asked again.
+    for document in documents:
+        same = document["spec"]["name"] == name
+        if same and document["versions"].get(distribution) == _installed(distribution):
+            return EncoderSpec.from_document(document["spec"])
+    return None
 
 
 def _installed(distribution: str) -> str | None:

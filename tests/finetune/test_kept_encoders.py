@@ -97,7 +97,7 @@ def test_a_kept_encoder_is_not_trained_further_on_what_would_test_it(tuned, tmp_
     # What the first training saw, the second one's encoder has seen.
     name = f"run:{again.run_id}:1"
     project.extract(name)
-    with pytest.raises(LeakageError, match="was trained on patient 'home-"):
+    with pytest.raises(LeakageError, match=r"was trained on \d+ of these patients"):
         project.probe(name, where="cohort = 'home'")
 
 
