@@ -112,13 +112,10 @@ def find_spec(
     # The command line, too, takes an underscore for a hyphen.
     if name.replace("_", "-") in BUILTIN:
         return BUILTIN[name.replace("_", "-")]
-    plugin = find_plugin(name)
-    if plugin is not None:
-        return plugin
+    present = find_plugin(name) or _stored_spec(name, documents)
+    if present is not None:
+        return present
     kind, _, rest = name.partition(":")
-    stored = _stored_spec(name, documents)
-    if stored is not None:
-        return stored
     if kind == "random" and rest:
         trained = find_spec(rest, documents, offline=offline)
         if trained.weights.kind in {"random", "none"}:
