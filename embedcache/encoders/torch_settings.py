@@ -24,8 +24,6 @@ _FLOAT32: Final = (
 # Every other setting: who holds it, its name, and its value while an encoder runs.
 _VALUES: Final = (
     (_BACKENDS.cudnn, "enabled", True),
-    (_BACKENDS.cudnn, "benchmark", True),
-    (_BACKENDS.cudnn, "deterministic", False),
     (_BACKENDS.mkldnn, "enabled", True),
     (_BACKENDS.mkldnn, "deterministic", False),
     (_BACKENDS.cuda.matmul, "allow_fp16_reduced_precision_reduction", True),
@@ -53,7 +51,22 @@ def encoder_settings(device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.autocast(device.type, enabled=False))
         if torch.get_default_device().type != device.type:
             stack.enter_context(device)
-        for undo in _set_all():
+        stack.enter_context(own_settings(repeatable=False))
+        yield
+
+
+@contextlib.contextmanager
+def own_settings(*, repeatable: bool) -> Iterator[None]:
+    """Run a block with exact float32 and all kernels, and give the caller's settings back after it.
+
+    Parameters
+    ----------
+    repeatable
+        Whether a GPU adds in one order: slower, and an error in what has none. Else it may pick
+        whatever kernel is fastest.
+    """
+    with contextlib.ExitStack() as stack:
+        for undo in _set_all(repeatable=repeatable):
             stack.callback(undo)
         yield
 
@@ -70,13 +83,20 @@ def building_settings() -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def _set_all() -> Iterator[Callable[[], object]]:
+def _set_all(*, repeatable: bool) -> Iterator[Callable[[], object]]:
     """Set each setting, and yield what takes it back."""
-    older = list(_older_switches())  # asked for before the newer ones are set, or torch refuses
-    if hasattr(_BACKENDS.cuda.matmul, "fp32_precision"):
-        yield from map(_keep_float32, filter(None, _FLOAT32))
-    for setter, value, before in older:  # given back first, since they set the newer ones too
+    is_new = hasattr(_BACKENDS.cuda.matmul, "fp32_precision")
+    operations = [operation for operation in _FLOAT32 if is_new and operation is not None]
+    for operation in operations:
+        yield functools.partial(_give_back, operation, operation.fp32_precision)
+    # The older switches set the newer ones too: they are set before them and given back before.
+    for setter, value, before in _older_switches():
         yield _set(setter, value, before)
+    for operation in operations:
+        operation.fp32_precision = "ieee"
+    # A benchmark picks what is fastest now, and another run may pick otherwise.
+    yield _assign(_BACKENDS.cudnn, "benchmark", value=not repeatable)
+    yield _assign(_BACKENDS.cudnn, "deterministic", value=repeatable)
     for holder, name, value in _VALUES:
         if hasattr(holder, name):
             yield _assign(holder, name, value=value)
@@ -86,10 +106,11 @@ def _set_all() -> Iterator[Callable[[], object]]:
     fast_path = _BACKENDS.mha.get_fastpath_enabled()
     yield _set(_BACKENDS.mha.set_fastpath_enabled, True, fast_path)
     # What is strict here may be an error on a GPU, for a caller who meant a training.
-    if torch.are_deterministic_algorithms_enabled():
+    strict = torch.are_deterministic_algorithms_enabled()
+    if strict or repeatable:  # to set it for the first time takes a second
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(mode=False)
-        yield lambda: torch.use_deterministic_algorithms(mode=True, warn_only=warn_only)
+        torch.use_deterministic_algorithms(mode=repeatable)  # attention heeds it where it is strict
+        yield lambda: torch.use_deterministic_algorithms(mode=strict, warn_only=warn_only)
     yield _set(torch.set_default_dtype, torch.float32, torch.get_default_dtype())
 
 
@@ -115,14 +136,8 @@ def _assign(holder: Any, name: str, *, value: object) -> Callable[[], object]:
     return _set(functools.partial(setattr, holder, name), value, getattr(holder, name))
 
 
-def _keep_float32(operation: Any) -> Callable[[], object]:
-    before = operation.fp32_precision
-    operation.fp32_precision = "ieee"
-
-    def undo() -> None:
-        # What was set above the operation is to stay set there.
-        operation.fp32_precision = "none"
-        if operation.fp32_precision != before:
-            operation.fp32_precision = before
-
-    return undo
+def _give_back(operation: Any, precision: str) -> None:
+    # What was set above the operation is to stay set there.
+    operation.fp32_precision = "none"
+    if operation.fp32_precision != precision:
+        operation.fp32_precision = precision

@@ -12,6 +12,7 @@ from embedcache.encoders.spec import identity_of
 from embedcache.encoders.torch_encoder import TorchEncoder
 from embedcache.errors import DeviceError
 from embedcache.files.digests import DigestCache
+from embedcache.finetune.determinism import repeatable
 
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 PARTS = ["cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"]
@@ -103,6 +104,20 @@ def test_no_setting_of_the_caller_reaches_a_row_and_all_are_given_back():
     assert settings() == before
 
 
+def test_a_training_has_exact_float32_and_on_a_gpu_one_order():
+    hostile()
+    torch.use_deterministic_algorithms(mode=False)
+    before = settings()
+    for device, is_strict in (("cpu", False), ("cuda", True)):
+        with repeatable(torch.device(device)):
+            assert set(precisions()) <= {"ieee"}
+            assert torch.get_default_dtype() == torch.float32
+            assert torch.are_deterministic_algorithms_enabled() == is_strict
+            assert torch.backends.cudnn.deterministic == is_strict
+            assert torch.backends.cudnn.benchmark != is_strict
+        assert settings() == before
+
+
 @pytest.mark.parametrize("level", ["high", "medium"])
 def test_the_older_switch_does_not_reach_a_row_and_can_be_asked_again(level):
     encoder = loaded()
@@ -132,6 +147,18 @@ def test_what_is_set_for_all_of_torch_still_reaches_its_parts_afterwards():
     encoder.encode(pictures())
     torch.backends.fp32_precision = "ieee"
     assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_no_operation_is_left_to_what_is_set_for_all_of_torch(allowed):
+    torch.backends.cudnn.allow_tf32 = allowed  # False leaves convolutions to what is set above
+    encoder = loaded()
+    precision = []
+    encoder.module.register_forward_hook(lambda *_: precision.append((*precisions(),)))
+    if NEW:
+        torch.backends.fp32_precision = "tf32"
+    encoder.encode(pictures())
+    assert set(precision[0]) <= {"ieee"}
 
 
 class Full(nn.Module):
