@@ -247,7 +247,7 @@ def _model(spec: EncoderSpec, file: Path | None) -> Any:
             open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
         except Exception as error:  # whatever a foreign file makes the parsers raise
             is_code = isinstance(error, pickle.UnpicklingError)
-            reason = why_unreadable(error) if is_code else " ".join(str(error).split())[:200]
+            reason = why_unreadable(error, file) if is_code else " ".join(str(error).split())[:200]
             raise EncoderWeightsError(
                 f"{file}: not the weights of {spec.architecture}: {reason}"
             ) from None
