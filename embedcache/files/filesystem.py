@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import filelock
-
 from embedcache.files.durable import TEMPORARY, fsync
+from embedcache.files.locks import lock_holder, locked
 
 _MOUNTS: Final = Path("/proc/mounts")
 
@@ -98,12 +97,9 @@ def _link(place: Path) -> None:
 
 
 def _lock(place: Path) -> None:
-    with filelock.FileLock(place / "lock").acquire(timeout=0):
-        try:
-            filelock.FileLock(place / "lock").acquire(timeout=0).lock.release()
-        except filelock.Timeout:
-            return
-    raise OSError("two at a time held one lock")
+    with locked(place / "lock"):
+        if not lock_holder(place / "lock"):
+            raise OSError("two at a time held one lock")
 
 
 def _rename(place: Path) -> None:
