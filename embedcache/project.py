@@ -98,6 +98,7 @@ class Project(RunVerbs):
         fail_fast: bool = False,
         retry_failed: bool = False,
         shard: tuple[int, int] | None = None,
+        shared: bool = False,
         on_progress: Callable[[Progress], None] = quiet,
         on_message: OnMessage = quiet,
     ) -> PassReport:
@@ -109,7 +110,7 @@ class Project(RunVerbs):
             Names of encoders; 'all' for every registered one whose weights are here.
         weights, preprocess, precision, encoder_file, offline
             Sources of encoders, and precision of their computation; see `EncoderOptions`.
-        device, batch_size, workers, fail_fast, retry_failed, shard
+        device, batch_size, workers, fail_fast, retry_failed, shard, shared
             How the pass goes; see `ExtractOptions`.
         on_progress, on_message
             Called with how far the pass is, and with what else a user should know.
@@ -121,7 +122,7 @@ class Project(RunVerbs):
             weights, encoder_file, offline=offline, preprocess=preprocess, precision=precision
         )
         options = ExtractOptions(
-            encoders, device, batch_size, workers, fail_fast, retry_failed, shard
+            encoders, device, batch_size, workers, fail_fast, retry_failed, shard, shared
         )
         return extract(self._session(), name_list(models), options, on_progress, on_message)
 
@@ -150,6 +151,7 @@ class Project(RunVerbs):
         where: str | None = None,
         label: str = "label",
         overwrite: bool = False,
+        pseudonymise: PathLike | None = None,
     ) -> list[Path]:
         """Write the rows that `embeddings` returns to a file and return the files written.
 
@@ -161,10 +163,16 @@ class Project(RunVerbs):
             File to write, and 'parquet', 'npy' or 'safetensors'; None for what its suffix says.
         overwrite
             Whether a file that is no earlier output of that kind is replaced too.
+        pseudonymise
+            File of the key under which patients and images get pseudonyms; made where it is not
+            there. None for the ids of the manifest.
         """
         from embedcache.catalog.export import write_embeddings
+        from embedcache.data.pseudonyms import read_key
 
         rows = self.embeddings(model, where=where, label=label)
+        if pseudonymise is not None:
+            rows = rows.pseudonymised(read_key(Path(pseudonymise)))
         return write_embeddings(rows, Path(file), kind, overwrite=overwrite)
 
     def sql(self, query: str) -> pa.Table:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from embedcache.errors import (
 )
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import make_folder, utc_now, write_error
+from embedcache.files.durable import access, make_folder, utc_now, write_error
 from embedcache.files.regular import kind_of
 from embedcache.visible import is_unicode
 
@@ -134,6 +135,11 @@ class Workspace:
         """Tell whether anything is stored."""
         return bool(self.store.list())
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the group of the store's folder can read it."""
+        return bool(access(self.local) & stat.S_IRGRP)
+
     def check_store(self) -> None:
         """Check that what lies in the store's folder was written by `embedcache`.
 
@@ -149,11 +155,16 @@ class Workspace:
                 "the folder of a store as --store"
             )
 
-    def create_store(self) -> None:
+    def create_store(self, *, shared: bool = False) -> None:
         """Prepare the store for a write of this release; called before anything is written.
 
         A store without a format file gets one. A store of an earlier format version becomes one of
         this version, which an earlier release refuses instead of misreading new records.
+
+        Parameters
+        ----------
+        shared
+            Whether a folder that is made for it can be read by its group, not by its owner alone.
 
         Raises
         ------
@@ -164,16 +175,16 @@ class Workspace:
         StoreWriteError
             The storage refused.
         """
+        try:
+            make_folder(self.local, mode=0o750 if shared else 0o700)
+        except OSError as error:
+            raise write_error(self.local, error) from error
         if not self.format_file.exists():
             with contextlib.suppress(FileExistsError):
                 self.format_file.put(seal(_format_document()))
         if self.check_format() != FORMAT_VERSION:
             document = read_document(self.format_file)
             self.format_file.replace(seal({**document, "version": FORMAT_VERSION}))
-        try:
-            make_folder(self.local)
-        except OSError as error:
-            raise write_error(self.local, error) from error
 
     def check_format(self) -> int:
         """Return the store's format version, if this release can read it.

@@ -36,7 +36,7 @@ def let_pixels_read(project, patch) -> Texts:
     label, middle = np.array(rows.label), rows.X.mean(axis=0)
     abdomen, brain = (rows.X[label == name].mean(axis=0) - middle for name in ("abdomen", "brain"))
     texts = Texts(abdomen, brain)
-    patch.setattr(registry, "load_text", lambda found, device: texts)
+    patch.setattr(registry, "load_text", lambda found, **_: texts)
     patch.setattr(
         "embedcache.verbs.zeroshot.zero_shot",
         lambda X, classes: zero_shot(X - middle, classes),  # pixels are all positive

@@ -67,7 +67,7 @@ LATE = (
     "embedcache.project",
     "embedcache.verbs.",
     "embedcache.encoders.registry",
-    "embedcache.encoders.weights",
+    "embedcache.encoders.hub",
     "embedcache.encoders.torch_encoder",
     "embedcache.store.segment",
     "embedcache.catalog.",

@@ -36,9 +36,11 @@ from embedcache.runs.methods import CurveMethod, FinetuneMethod, ProbeMethod, Ze
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_folder
 from embedcache.verbs.compare import CompareReport
+from embedcache.verbs.doctor import DoctorReport
 from embedcache.verbs.extract import Plan
 from embedcache.verbs.gc import GcReport
 from embedcache.verbs.manifest import CheckReport, Trouble
+from embedcache.verbs.observations import Observation
 from embedcache.verbs.probe_run import ProbeOptions
 from embedcache.verbs.quickstart import MODELS
 from embedcache.verbs.session import Session
@@ -209,9 +211,9 @@ def json_row(name: str) -> str:
 def test_the_json_documents_have_the_fields_that_are_named():
     kinds = {
         "check": CheckReport, "extract": PassReport, "dry-run": Plan, "status": Status,
-        "verify": VerifyReport, "gc": GcReport, "compare": CompareReport,
+        "verify": VerifyReport, "gc": GcReport, "compare": CompareReport, "doctor": DoctorReport,
     }  # fmt: skip
-    parts = {"check": Trouble, "status": KindStatus, "verify": Finding}
+    parts = {"check": Trouble, "status": KindStatus, "verify": Finding, "doctor": Observation}
     for name, kind in kinds.items():
         text = re.sub(r"\(.*?\)", "", json_row(name))
         stated = set(re.findall(r"\w+", text.replace("list of", "")))

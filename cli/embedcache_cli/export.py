@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @options.option("--where", metavar="SQL", help="Only images for which this predicate holds.")
 @options.option("--label", default="label", show_default=True, help="Manifest column to add.")
 @options.overwrite
+@options.pseudonymise
 @options.with_project
 def export(
     model: str,
@@ -42,6 +43,7 @@ def export(
     where: str | None,
     label: str,
     overwrite: bool,
+    pseudonymise: Path | None,
     project: Project,
 ) -> int:
     """Write one encoder's embeddings, with image, patient, cohort and label, to a file.
@@ -49,10 +51,18 @@ def export(
     Exit code 3 says that images that could not be encoded are not in it.
     """
     from embedcache.catalog.export import write_embeddings
+    from embedcache.data.pseudonyms import read_key
 
     rows = project.embeddings(model, where=where, label=label)
+    ids = "own ids"
+    if pseudonymise is not None:
+        rows, ids = rows.pseudonymised(read_key(pseudonymise)), "pseudonyms"
     for path in write_embeddings(rows, output, kind, overwrite=overwrite):
         print_line(short_path(path))
+    say(
+        f"holds {len(rows)} embeddings of {rows.n_patients} patients, and their {ids} in image_id "
+        "and patient_id, cohort, label; embeddings can give away what was in an image"
+    )
     if rows.n_failed:
         say(f"{rows.n_failed} images that could not be encoded are left out")
     return 3 if rows.n_failed else 0

@@ -54,6 +54,7 @@ _rows = options.gather(
     help="What to do with an image that cannot be encoded.",
 )
 @options.option("--retry-failed", is_flag=True, help="Try images again that failed before.")
+@options.option("--shared", is_flag=True, help="Let the group read a store that is made now.")
 @options.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 @options.screen_with_progress
 def extract(

@@ -34,6 +34,7 @@ VERBS: Final = {
     "sql": "embedcache_cli.sql:sql",
     "index": "embedcache_cli.index:index",
     "gc": "embedcache_cli.gc:gc",
+    "doctor": "embedcache_cli.doctor:doctor",
 }
 
 # The first class that fits decides, so special ones stand before those they derive from.

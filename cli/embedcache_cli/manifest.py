@@ -48,6 +48,7 @@ _writing = options.compose(
     options.option(
         "--allow-missing", is_flag=True, help="Write it although images are missing on disk."
     ),
+    options.pseudonymise,
     options.as_json,
 )
 
@@ -128,6 +129,11 @@ def _write(
     from embedcache.verbs.manifest import write_rows
 
     written = write_rows(rows.rows, root, output, **settings)
+    if settings["pseudonymise"] is not None:
+        say(
+            "note: paths and other columns stay as they are, in the manifest and in the store: "
+            "rename first what names patients"
+        )
     if as_json:
         print_json({**_summary(written), "left_out": rows.left_out, "notes": rows.notes})
     else:

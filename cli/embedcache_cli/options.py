@@ -179,6 +179,13 @@ cohorts = compose(
     seed,
 )
 
+pseudonymise = option(
+    "--pseudonymise",
+    type=FILE,
+    metavar="KEYFILE",
+    help="Pseudonyms for patient_id and image_id, under this key; made where it is not there.",
+)
+
 weights = option("--weights", type=FILE, help="Weights file to use this once, for one model.")
 offline = option("--offline", is_flag=True, help="Never ask the Hugging Face hub.")
 encoder_file = option("--encoder-file", type=FILE, help="Python file that defines encoders.")

@@ -32,7 +32,7 @@ from embedcache.catalog.connection import (
 )
 from embedcache.catalog.sources import ROW_KEYS, TABLES, Kind, SourceItem
 from embedcache.errors import EmbedcacheError, StoreCorruptError, StoreReadError
-from embedcache.files.durable import TEMPORARY, fsync, write_error
+from embedcache.files.durable import TEMPORARY, access, fsync, write_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -215,8 +215,7 @@ def _put(aside: Path, path: Path) -> None:
         if aside != beside:
             shutil.copyfile(aside, beside)
         # Whoever was allowed to read the old file may read the new one.
-        if path.exists():
-            shutil.copymode(path, beside)
+        beside.chmod(path.stat().st_mode & 0o777 if path.exists() else access(path.parent))
         # Or a power cut could leave the new name without its content.
         fsync(beside)
         beside.replace(path)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.data.pseudonyms import Pseudonyms
 from embedcache.errors import LeakageError, RunError
+
+# Query of the patients that stand in several cohorts.
+IN_TWO_COHORTS: Final = (
+    "SELECT patient_id FROM images GROUP BY patient_id HAVING count(DISTINCT cohort) > 1"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -63,6 +70,14 @@ class LabelledEmbeddings:
         """Number of distinct patients."""
         return len(set(self.patient_id))
 
+    def pseudonymised(self, pseudonyms: Pseudonyms) -> LabelledEmbeddings:
+        """Return the same rows with pseudonyms of patients and images."""
+        return replace(
+            self,
+            image_id=pseudonyms.of("image_id", self.image_id),
+            patient_id=pseudonyms.of("patient_id", self.patient_id),
+        )
+
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> LabelledEmbeddings:
         """Return the rows with these numbers, in their order."""
         return LabelledEmbeddings(
@@ -90,10 +105,10 @@ def check_cohorts(train: LabelledEmbeddings, external: Sequence[LabelledEmbeddin
         raise RunError("training images without a label; leave them out before fitting")
     patients = set(train.patient_id)
     for cohort in external:
-        shared = sorted(patients & set(cohort.patient_id))
-        if shared:
+        shared = patients & set(cohort.patient_id)
+        if shared:  # counted, not named: messages end up in logs
             raise LeakageError(
-                f"patient '{shared[0]}' is in the training cohort and in external cohort "
-                f"'{cohort.cohort[0]}' ({len(shared)} patients are); give patients ids that are "
-                "unique over cohorts, or leave them out with --where"
+                f"{len(shared)} patients are in the training cohort and in external cohort "
+                f"'{cohort.cohort[0]}'; give patients ids that are unique over cohorts, or leave "
+                f'them out with --where; embedcache sql "{IN_TWO_COHORTS}" lists them'
             )

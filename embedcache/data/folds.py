@@ -54,11 +54,11 @@ class FoldTable:
         RunError
             A patient is not in the table.
         """
-        absent = sorted({patient for patient in patient_id if patient not in self.patients})
+        absent = {patient for patient in patient_id if patient not in self.patients}
         if absent:
             raise RunError(
-                f"{len(absent)} patients are in no fold of table {self.folds_id}, first "
-                f"'{absent[0]}'; make a table of these images with `embedcache folds`"
+                f"{len(absent)} patients are in no fold of table {self.folds_id}; make a table of "
+                "these images with `embedcache folds`"
             )
         return np.array([self.patients[patient] for patient in patient_id], np.int64)
 
@@ -177,11 +177,11 @@ def read_folds(file: Path) -> FoldTable:
             f"{file}: expected CSV columns 'patient_id' and 'fold' (whole numbers): {error}"
         ) from None
     patients: dict[str, int] = {}
-    for patient, fold in rows:
+    for number, (patient, fold) in enumerate(rows, 1):
         if patients.setdefault(patient, fold) != fold:
             raise LeakageError(
-                f"{file}: patient '{patient}' stands in fold {patients[patient]} and in fold "
-                f"{fold}; one patient belongs to one fold"
+                f"{file}: the patient of row {number} stands in fold {patients[patient]} and in "
+                f"fold {fold}; one patient belongs to one fold"
             )
     first = min(patients.values(), default=0)
     numbered = {patient: fold - first for patient, fold in sorted(patients.items())}

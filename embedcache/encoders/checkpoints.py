@@ -6,6 +6,7 @@ network and says nothing. Here every tensor has to be accounted for.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import warnings
@@ -21,6 +22,14 @@ from torch import nn
 from embedcache.errors import EncoderWeightsError
 
 Tensors = dict[str, torch.Tensor]
+
+
+# What is often downloaded in the place of a file, by its first bytes.
+_NO_WEIGHTS: Final = {
+    b"version https://git-lfs": "it is a Git LFS pointer; run `git lfs pull` where it is from",
+    b"<!doctype html": "it is a web page; download the file itself",
+    b"<html": "it is a web page; download the file itself",
+}
 
 
 class _Ignored:
@@ -99,12 +108,17 @@ def _read(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file makes the parsers raise
         raise EncoderWeightsError(
-            f"{file}: cannot be read as a checkpoint: {why_unreadable(error)}"
+            f"{file}: cannot be read as a checkpoint: {why_unreadable(error, file)}"
         ) from None
 
 
-def why_unreadable(error: Exception) -> str:
+def why_unreadable(error: Exception, file: Path) -> str:
     """Return why a file cannot be read; torch's own words advise to run what is in it."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+        for beginning, reason in _NO_WEIGHTS.items():
+            if start.startswith(beginning):
+                return reason
     message = " ".join(str(error).split())
     code = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", message)
     if code:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _SHARE: Final = 0.8
-_NAMES: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_NAMES: Final = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]*))?")
 # NVIDIA's on Linux and on Windows, and AMD's, which torch calls CUDA too.
 _DRIVERS: Final = ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so")
 
@@ -89,6 +89,26 @@ def free_memory_gb(device: str) -> float:
             free, _ = torch.cuda.mem_get_info(meant)
             return _SHARE * free / 1e9
     return _SHARE * _free_ram() / 1e9
+
+
+def describe_devices() -> tuple[list[str], list[str]]:
+    """Return what encoders can run on, one text a device, and what is wrong with the rest."""
+    import torch
+
+    devices = [f"cpu, {free_memory_gb('cpu') / _SHARE:.0f} GB of memory free"]
+    driver, is_cuda = any(map(_loads, _DRIVERS)), torch.version.cuda or torch.version.hip
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, whole = torch.cuda.mem_get_info(number)
+        name = torch.cuda.get_device_name(number)
+        devices.append(f"cuda:{number}, {name}, {free / 1e9:.0f} of {whole / 1e9:.0f} GB free")
+    if torch.backends.mps.is_available():
+        devices.append("mps, shares the memory of the cpu")
+    troubles = []
+    if driver and not is_cuda:
+        troubles.append("a GPU's driver is here, but torch is built without it")
+    elif driver and not torch.cuda.is_available():
+        troubles.append("a GPU's driver is here, but torch can use no GPU")
+    return devices, troubles
 
 
 def _free_ram() -> int:

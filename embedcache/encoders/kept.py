@@ -171,12 +171,11 @@ def check_not_trained_on(
     StoreCorruptError
         Nobody can tell any more.
     """
-    shared = sorted(seen_by(workspace, spec) & set(patient_id))
+    shared = seen_by(workspace, spec) & set(patient_id)
     if shared:
         raise LeakageError(
-            f"'{spec.name}' was trained on patient '{shared[0]}' ({len(shared)} patients are); ask "
-            "about patients of its own fold or of another cohort, with --train-cohort, --external "
-            "or --where"
+            f"'{spec.name}' was trained on {len(shared)} of these patients; ask about patients of "
+            "its own fold or of another cohort, with --train-cohort, --external or --where"
         )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import logging
 import pickle
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,6 +19,12 @@ from torch import nn
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict, why_unreadable
 from embedcache.encoders.choices import Fit
 from embedcache.encoders.devices import find_device
+from embedcache.encoders.model_folders import (
+    LOCAL,
+    architecture_of,
+    described_model,
+    network_settings,
+)
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, FloatArray, WeightsSource
@@ -26,6 +34,7 @@ from embedcache.encoders.torch_encoder import (
     random_weights,
     to_device,
 )
+from embedcache.encoders.torch_settings import building_settings, encoder_settings
 from embedcache.errors import EncoderError, EncoderWeightsError, UnknownEncoderError
 
 # ViT-L/14 as OpenAI's, but for a longer text and the exact GELU.
@@ -41,6 +50,7 @@ _FETALCLIP: Final[dict[str, Any]] = {
     },
 }
 _OWN: Final = WeightsSource(kind="user", location="your own training", file="your checkpoint")
+_CONFIG: Final = "open_clip_config.json"
 _FITS: Final[dict[str, Fit]] = {"shortest": "crop", "squash": "squash"}
 
 
@@ -105,13 +115,20 @@ class TextTower:
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Return one row a text, shape (n, dim), float32, not normalised."""
-        with torch.inference_mode():
+        with encoder_settings(self._device):
             rows = self._model.encode_text(self._tokenizer(list(texts)).to(self._device))
         return cast(FloatArray, rows.float().cpu().numpy())
 
 
-def describe(name: str) -> EncoderSpec:
-    """Return the facts that open_clip knows of `ARCH/TAG`, or of `ARCH` with the user's weights.
+def describe(name: str, *, offline: bool = False) -> EncoderSpec:
+    """Return the facts that open_clip knows of a model.
+
+    Parameters
+    ----------
+    name
+        `ARCH/TAG`, `ARCH` with the user's weights, `local-dir:PATH` or `hf-hub:ORG/NAME`.
+    offline
+        Whether the hub is never asked.
 
     Raises
     ------
@@ -120,6 +137,18 @@ def describe(name: str) -> EncoderSpec:
     EncoderError
         Its transform is one that this project does not have.
     """
+    saved = described_model("open_clip", name, _CONFIG, offline=offline)
+    if saved is None:
+        config, facts, weights = _published(name)
+        return _facts(name, f"open_clip:{name}", config, facts, weights)
+    file, weights = saved
+    document = json.loads(file.read_bytes())
+    config, facts = document["model_cfg"], document.get("preprocess_cfg") or {}
+    return _facts(name, architecture_of("open_clip", "", config), config, facts, weights)
+
+
+def _published(name: str) -> tuple[dict[str, Any], dict[str, Any], WeightsSource]:
+    """Return the architecture, the preprocessing and the weights that open_clip lists."""
     architecture, _, tag = name.partition("/")
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -133,6 +162,16 @@ def describe(name: str) -> EncoderSpec:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UnknownEncoderError(f"open_clip has no weights '{name}'; tags: {tags}")
     repository, _, file = facts.get("hf_hub", "").rpartition("/")
+    return config, facts, WeightsSource(kind="hub", location=repository, file=file) if tag else _OWN
+
+
+def _facts(
+    name: str,
+    architecture: str,
+    config: dict[str, Any],
+    facts: dict[str, Any],
+    weights: WeightsSource,
+) -> EncoderSpec:
     size = config["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     fit = _FITS.get(facts.get("resize_mode", "shortest"))
@@ -141,9 +180,10 @@ def describe(name: str) -> EncoderSpec:
             f"open_clip:{name} resizes by '{facts['resize_mode']}' to {height} x {width}, which is "
             "not supported; choose another model"
         )
+    page = f"https://huggingface.co/{weights.location}" if weights.kind == "hub" else ""
     return EncoderSpec(
         name=f"open_clip:{name}",
-        architecture=f"open_clip:{name}",
+        architecture=architecture,
         output="projected",
         dim=int(config["embed_dim"]),
         preprocess=Preprocess(
@@ -154,10 +194,10 @@ def describe(name: str) -> EncoderSpec:
             mean=tuple(facts.get("mean", open_clip.OPENAI_DATASET_MEAN)),
             std=tuple(facts.get("std", open_clip.OPENAI_DATASET_STD)),
         ),
-        weights=WeightsSource(kind="hub", location=repository, file=file) if tag else _OWN,
+        weights=weights,
         loader=f"{__name__}:load",
         memory_gb=4.0,  # as a large one takes while it is loaded
-        reference=facts.get("url") or (f"https://huggingface.co/{repository}" if tag else ""),
+        reference=facts.get("url") or page,
     )
 
 
@@ -168,14 +208,14 @@ def load(identified: Identified, device: str) -> TorchEncoder:
 
 def load_text(identified: Identified, device: str) -> TextTower:
     """Return the text half of a model, its weights those of the image half."""
-    with random_weights(identified.spec.weights.seed):
+    with building_settings(), random_weights(identified.spec.weights.seed):
         model = _model(identified.spec, identified.weights_file)
     if _is_fetalclip(identified.spec):
         context: int = _FETALCLIP["text_cfg"]["context_length"]
         tokenizer = open_clip.SimpleTokenizer(context_length=context)
     else:
-        architecture = identified.spec.architecture.removeprefix("open_clip:").partition("/")[0]
-        tokenizer = open_clip.get_tokenizer(architecture)
+        with _openable(identified.spec) as architecture:
+            tokenizer = open_clip.get_tokenizer(architecture)
     return TextTower(model, tokenizer, identified.spec.name, device)
 
 
@@ -191,23 +231,39 @@ def _is_fetalclip(spec: EncoderSpec) -> bool:
 def _model(spec: EncoderSpec, file: Path | None) -> Any:
     if _is_fetalclip(spec):
         return _fetalclip(file)
-    architecture, _, tag = spec.architecture.removeprefix("open_clip:").partition("/")
-    facts = open_clip.get_pretrained_cfg(architecture, tag)
-    # OpenAI's weights want an approximate GELU, which the architecture's name leaves open.
-    with _hushed():  # it warns that the weights are random, which they are for a moment only
+    name, _ = network_settings(spec.architecture)
+    facts = open_clip.get_pretrained_cfg(name.partition("/")[0], name.partition("/")[2])
+    # It warns that the weights are random, which they are for a moment only.
+    with _openable(spec) as architecture, _hushed():
+        # OpenAI's weights want an approximate GELU, which the architecture's name leaves open.
         model = open_clip.create_model(
-            architecture, force_quick_gelu=bool(facts.get("quick_gelu")), pretrained_text=False
+            architecture,
+            force_quick_gelu=bool(facts.get("quick_gelu")),
+            load_weights=False,
+            pretrained_text=False,
         )
     if file is not None:
         try:
             open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
         except Exception as error:  # whatever a foreign file makes the parsers raise
             is_code = isinstance(error, pickle.UnpicklingError)
-            reason = why_unreadable(error) if is_code else " ".join(str(error).split())[:200]
+            reason = why_unreadable(error, file) if is_code else " ".join(str(error).split())[:200]
             raise EncoderWeightsError(
                 f"{file}: not the weights of {spec.architecture}: {reason}"
             ) from None
     return model
+
+
+@contextlib.contextmanager
+def _openable(spec: EncoderSpec) -> Iterator[str]:
+    """Yield the name by which open_clip makes the network of an encoder."""
+    name, config = network_settings(spec.architecture)
+    if not config:
+        yield name.partition("/")[0]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, _CONFIG).write_text(json.dumps({"model_cfg": config}), encoding="utf-8")
+        yield f"{LOCAL}:{folder}"
 
 
 @contextlib.contextmanager

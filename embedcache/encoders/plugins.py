@@ -6,9 +6,10 @@ encoder's own name. Listing them imports nothing; a plug-in is loaded when it is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -18,11 +19,31 @@ from typing import Final
 
 from embedcache.encoders.models import BUILTIN
 from embedcache.encoders.spec import EncoderSpec
-from embedcache.errors import EncoderError, UnknownEncoderError
+from embedcache.errors import EmbedcacheError, EncoderError, UnknownEncoderError
 from embedcache.files.regular import read_regular
 
 GROUP: Final = "embedcache.encoders"
 _from_files: dict[str, EncoderSpec] = {}
+
+
+@contextlib.contextmanager
+def foreign_code(what: str, *, redirect: bool = True) -> Iterator[None]:
+    """Run code of others: whatever it raises, or an exit from it, becomes an error of one line.
+
+    Parameters
+    ----------
+    what
+        First words of the error.
+    redirect
+        Whether what it prints goes to stderr; not beside other threads, whose stdout is the same.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if redirect else contextlib.nullcontext():
+            yield
+    except EmbedcacheError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises
+        raise EncoderError(f"{what}: {repr(error)[:300]}") from error
 
 
 @cache
@@ -64,10 +85,8 @@ def find_plugin(name: str) -> EncoderSpec | None:
     if name not in installed():
         return None
     point = installed()[name]
-    try:
+    with foreign_code(f"plug-in encoder '{name}' ({point.value})"):
         spec = point.load()
-    except Exception as error:  # whatever a foreign module raises
-        raise EncoderError(f"plug-in encoder '{name}' ({point.value}): {error!r}") from error
     if not isinstance(spec, EncoderSpec) or spec.name != name:
         raise EncoderError(
             f"plug-in encoder '{name}' ({point.value}) is no EncoderSpec of its name"
@@ -105,11 +124,12 @@ def register_file(file: Path) -> list[str]:
         module = sys.modules[name] = ModuleType(name)
         module.__file__ = str(file)
         try:
-            # Not by an import, which would take a file edited within a second from its own cache.
-            exec(compile(source, str(file), "exec"), vars(module))  # noqa: S102 - the user named it
-        except Exception as error:  # whatever a foreign file raises
+            with foreign_code(str(file)):
+                # Not by an import, which would take a file edited within a second from its cache.
+                exec(compile(source, str(file), "exec"), vars(module))  # noqa: S102 - the user's own
+        except EmbedcacheError:
             del sys.modules[name]
-            raise EncoderError(f"{file}: {error!r}") from error
+            raise
     specs = [value for value in vars(sys.modules[name]).values() if isinstance(value, EncoderSpec)]
     if not specs:
         raise EncoderError(

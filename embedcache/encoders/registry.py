@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from embedcache.encoders.choices import Precision
+from embedcache.encoders.hub import hub_off
+from embedcache.encoders.model_folders import LOCAL
 from embedcache.encoders.models import BUILTIN
-from embedcache.encoders.plugins import find_plugin, plugin_names, register_file
+from embedcache.encoders.plugins import find_plugin, foreign_code, plugin_names, register_file
 from embedcache.encoders.spec import (
     Encoder,
     EncoderSpec,
@@ -86,16 +88,21 @@ def registered() -> list[str]:
     return [*BUILTIN, *plugin_names()]
 
 
-def find_spec(name: str, documents: Iterable[Mapping[str, Any]] = ()) -> EncoderSpec:
+def find_spec(
+    name: str, documents: Iterable[Mapping[str, Any]] = (), *, offline: bool = False
+) -> EncoderSpec:
     """Return the facts about an encoder.
 
     Parameters
     ----------
     name
-        A registered name, `timm:NAME`, `open_clip:ARCH/TAG`, or `random:` before any of them (the
-        same network with random weights, as a control).
+        A registered name, `timm:NAME`, `open_clip:ARCH/TAG`, one of these libraries' own names of
+        saved models (`timm:local-dir:PATH`, `open_clip:hf-hub:ORG/NAME`), or `random:` before any
+        of them (the same network with random weights, as a control).
     documents
         Documents of encoders that a store holds; they spare the import of timm or open_clip.
+    offline
+        Whether the hub is never asked.
 
     Raises
     ------
@@ -105,20 +112,12 @@ def find_spec(name: str, documents: Iterable[Mapping[str, Any]] = ()) -> Encoder
     # The command line, too, takes an underscore for a hyphen.
     if name.replace("_", "-") in BUILTIN:
         return BUILTIN[name.replace("_", "-")]
-    plugin = find_plugin(name)
-    if plugin is not None:
-        return plugin
+    present = find_plugin(name) or _stored_spec(name, documents)
+    if present is not None:
+        return present
     kind, _, rest = name.partition(":")
-    library = next((prefix for prefix in _LIBRARIES if f"{prefix}:" in name), None)
-    if library is not None:
-        distribution = _LIBRARIES[library][0]
-        # Another version of the library may describe the model otherwise: then it is asked again.
-        for document in documents:
-            same = document["spec"]["name"] == name
-            if same and document["versions"].get(distribution) == _installed(distribution):
-                return EncoderSpec.from_document(document["spec"])
     if kind == "random" and rest:
-        trained = find_spec(rest, documents)
+        trained = find_spec(rest, documents, offline=offline)
         if trained.weights.kind in {"random", "none"}:
             raise UnknownEncoderError(f"'{rest}' has no trained weights, so no random control")
         return replace(
@@ -127,14 +126,30 @@ def find_spec(name: str, documents: Iterable[Mapping[str, Any]] = ()) -> Encoder
             weights=WeightsSource(kind="random", licence="none needed", commercial=True),
             reference="a control: the same network, never trained",
         )
-    if kind == library and rest:
-        spec: EncoderSpec = importlib.import_module(_LIBRARIES[kind][1]).describe(rest)
+    if kind in _LIBRARIES and rest:
+        describe = importlib.import_module(_LIBRARIES[kind][1]).describe
+        with foreign_code(f"'{name}' cannot be described"), hub_off(off=offline):
+            spec: EncoderSpec = describe(rest, offline=offline)
         return spec
     near = difflib.get_close_matches(name, registered(), n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"registered: {', '.join(registered())};"
     raise UnknownEncoderError(
         f"no encoder '{name}'; {hint} others go as timm:NAME or open_clip:ARCH/TAG"
     )
+
+
+def _stored_spec(name: str, documents: Iterable[Mapping[str, Any]]) -> EncoderSpec | None:
+    """Return the facts that a store holds of a library's model; None where it must be asked."""
+    library = next((prefix for prefix in _LIBRARIES if f"{prefix}:" in name), None)
+    if library is None or f":{LOCAL}:" in name:  # a folder may hold another model by now
+        return None
+    distribution = _LIBRARIES[library][0]
+    # Another version of the library may describe the model otherwise: then it is asked again.
+    for document in documents:
+        same = document["spec"]["name"] == name
+        if same and document["versions"].get(distribution) == _installed(distribution):
+            return EncoderSpec.from_document(document["spec"])
+    return None
 
 
 def _installed(distribution: str) -> str | None:
@@ -187,7 +202,7 @@ def identify_by_name(
         No such encoder, or weights that are missing or not the registered ones.
     """
     documents = list(documents)
-    spec = find_spec(name, documents)
+    spec = find_spec(name, documents, offline=offline)
     if preprocess is not None:
         spec = replace(spec, preprocess=spec.preprocess.refitted(preprocess))
     return identify_by_spec(
@@ -272,13 +287,19 @@ def load(identified: Identified, *, device: str = "auto") -> Encoder:
         This machine has no such device.
     """
     module, _, function = identified.spec.loader.partition(":")
-    encoder: Encoder = getattr(importlib.import_module(module), function)(identified, device)
+    name = identified.spec.name
+    with foreign_code(f"encoder '{name}' cannot be loaded"):
+        encoder = getattr(importlib.import_module(module), function)(identified, device)
+    if not isinstance(encoder, Encoder):
+        raise EncoderError(f"the loader of '{name}' returned {type(encoder).__name__}, no Encoder")
     if identified.fingerprint not in {None, encoder.fingerprint}:
-        raise EncoderError(f"'{identified.spec.name}' changed its fingerprint while loading")
+        raise EncoderError(f"'{name}' changed its fingerprint while loading")
     return encoder
 
 
-def load_text(identified: Identified, *, device: str = "auto") -> TextEncoder:
+def load_text(
+    identified: Identified, *, device: str = "auto", offline: bool = False
+) -> TextEncoder:
     """Load the text half of an identified encoder onto a device.
 
     Parameters
@@ -287,6 +308,8 @@ def load_text(identified: Identified, *, device: str = "auto") -> TextEncoder:
         Encoder whose text half is loaded.
     device
         'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+    offline
+        Whether the hub is never asked, for a tokenizer.
 
     Raises
     ------
@@ -304,7 +327,8 @@ def load_text(identified: Identified, *, device: str = "auto") -> TextEncoder:
             f"'{identified.spec.name}' has no text half; zero-shot needs fetalclip or an "
             "open_clip:ARCH/TAG"
         )
-    texts: TextEncoder = module.load_text(identified, device)
+    with foreign_code(f"the text half of '{identified.spec.name}'"), hub_off(off=offline):
+        texts: TextEncoder = module.load_text(identified, device)
     return texts
 
 

@@ -32,11 +32,13 @@ class WeightsSource:
     Parameters
     ----------
     kind
-        'hub': a file on the Hugging Face hub; 'package': a file inside an installed distribution;
+        'hub': a file on the Hugging Face hub; 'folder': a file beside a model's description;
+        'package': a file inside an installed distribution;
         'user': a file the user downloads and registers; 'run': kept by a fine-tuning run;
         'random': drawn from `seed`; 'none': there are none.
     location
-        Hub repository, import name of the package, the page that publishes the file, or the run.
+        Hub repository, path of the folder, import name of the package, the page that publishes the
+        file, or the run.
     file
         File name there; for 'hub', '' means the library's default.
     licence
@@ -47,7 +49,7 @@ class WeightsSource:
         Seed of random weights.
     """
 
-    kind: Literal["hub", "package", "user", "run", "random", "none"]
+    kind: Literal["hub", "folder", "package", "user", "run", "random", "none"]
     location: str = ""
     file: str = ""
     licence: str = "not stated"
@@ -197,8 +199,8 @@ class Encoder(ABC):
         may be overwritten as soon as this returns.
         """
         rows = self.encode(batch)
-        if np.may_share_memory(rows, batch):  # an encoder may well return a view of its input
-            rows = rows.copy()
+        # An encoder may well return a view of its input, or the same array each time.
+        rows = rows.copy() if isinstance(rows, np.ndarray) else rows
         return lambda: rows
 
     def embed(self, images: Picture | Sequence[Picture]) -> FloatArray:
@@ -221,7 +223,7 @@ class Encoder(ABC):
         for first in range(0, len(pictures), self.batch_size):
             batch = pictures[first : first + self.batch_size]
             arrays = [self.preprocess(_opened(picture)) for picture in batch]
-            rows.append(self.encode(np.stack(arrays)))
+            rows.append(check_rows(self.encode(np.stack(arrays)), len(batch), self.spec))
         return np.concatenate(rows)
 
     @property
@@ -246,7 +248,7 @@ def _opened(picture: Picture) -> Image.Image:
         raise ImageReadError(f"{picture}: {error.strerror or error}") from None
 
 
-def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray:
+def check_rows(rows: Any, n_rows: int, spec: EncoderSpec) -> FloatArray:
     """Return embeddings as contiguous float32, or raise what is wrong with them.
 
     Parameters
@@ -261,8 +263,13 @@ def check_rows(rows: NDArray[Any], n_rows: int, spec: EncoderSpec) -> FloatArray
     Raises
     ------
     EncoderOutputError
-        Another shape than (n_rows, spec.dim).
+        No array of numbers, or another shape than (n_rows, spec.dim).
     """
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiu":
+        kind = f"an array of {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise EncoderOutputError(
+            f"encoder '{spec.name}' returned {kind}, expected an array of float32"
+        )
     if rows.shape != (n_rows, spec.dim):
         raise EncoderOutputError(
             f"encoder '{spec.name}' returned shape {rows.shape}, expected {(n_rows, spec.dim)}"

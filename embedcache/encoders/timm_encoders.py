@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
+from embedcache.encoders.model_folders import (
+    architecture_of,
+    described_model,
+    network_settings,
+)
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.spec import EncoderSpec, WeightsSource
@@ -24,8 +31,15 @@ _COMMERCIAL: Final = {"apache-2.0": True, "mit": True, "bsd-3-clause": True}
 _POOLS: Final = {"cls": "token", "patch-mean": "avg"}
 
 
-def describe(name: str) -> EncoderSpec:
-    """Return the facts that timm knows of `NAME` or `NAME.TAG`.
+def describe(name: str, *, offline: bool = False) -> EncoderSpec:
+    """Return the facts that timm knows of a model.
+
+    Parameters
+    ----------
+    name
+        `NAME`, `NAME.TAG`, `local-dir:PATH` or `hf-hub:ORG/NAME`.
+    offline
+        Whether the hub is never asked.
 
     Raises
     ------
@@ -34,6 +48,9 @@ def describe(name: str) -> EncoderSpec:
     EncoderError
         Its evaluation transform is one that this project does not have.
     """
+    saved = described_model("timm", name, "config.json", offline=offline)
+    if saved is not None:
+        return _describe_saved(name, *saved)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
@@ -42,26 +59,48 @@ def describe(name: str) -> EncoderSpec:
     if tag and name not in timm.list_pretrained(f"{architecture}.*"):
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise UnknownEncoderError(f"timm has no weights '{name}'; pretrained tags: {tags}")
-    # Shapes without numbers: describing a large network costs neither memory nor time.
+    network = _sketch(name)
+    config = network.pretrained_cfg
+    weights = WeightsSource(
+        kind="hub",
+        location=str(config.get("hf_hub_id") or ""),
+        file=str(config.get("hf_hub_filename") or ""),
+    )
+    full_name = ".".join(filter(None, (architecture, config.get("tag"))))
+    return _facts(name, f"timm:{full_name}", network, weights)
+
+
+def _describe_saved(name: str, config: Path, weights: WeightsSource) -> EncoderSpec:
+    """Return the facts of a model that `timm.models.save_for_hf` has saved."""
+    facts, architecture, arguments = load_model_config_from_path(config.parent)
+    settings = {name: facts[name] for name in ("num_classes", "global_pool") if facts.get(name)}
+    if facts.get("fixed_input_size"):
+        settings["img_size"] = list(facts["input_size"][-2:])
+    settings |= arguments
+    network = _sketch(architecture, pretrained_cfg=facts, **settings)
+    return _facts(name, architecture_of("timm", architecture, settings), network, weights)
+
+
+def _sketch(architecture: str, **settings: Any) -> Any:
+    """Return a network of shapes without numbers: to describe one costs neither memory nor time."""
     with torch.device("meta"):
-        network = _network(name)
-        settings = resolve_model_data_config(network)
+        return _network(architecture, **settings)
+
+
+def _facts(name: str, architecture: str, network: Any, weights: WeightsSource) -> EncoderSpec:
+    settings = resolve_model_data_config(network)
+    with torch.device("meta"):
         network.reset_classifier(0)
     config, parameters = network.pretrained_cfg, sum(p.numel() for p in network.parameters()) / 1e6
+    licence = str(config.get("license") or "not stated")
     return EncoderSpec(
         name=f"timm:{name}",
-        architecture="timm:" + ".".join(filter(None, (architecture, config.get("tag")))),
+        architecture=architecture,
         output="pooled",
         # Some networks put a layer between pooling and classifier; its output is returned.
         dim=int(getattr(network, "head_hidden_size", network.num_features)),
         preprocess=_preprocess(name, settings),
-        weights=WeightsSource(
-            kind="hub",
-            location=str(config.get("hf_hub_id") or ""),
-            file=str(config.get("hf_hub_filename") or ""),
-            licence=str(config.get("license") or "not stated"),
-            commercial=_COMMERCIAL.get(str(config.get("license"))),
-        ),
+        weights=replace(weights, licence=licence, commercial=_COMMERCIAL.get(licence)),
         loader=f"{__name__}:load",
         parameters=round(parameters, 1),
         memory_gb=round(0.5 + 0.008 * parameters, 1),  # twice the weights, and some activations
@@ -70,7 +109,9 @@ def describe(name: str) -> EncoderSpec:
 
 
 def _preprocess(name: str, settings: dict[str, Any]) -> Preprocess:
-    _, height, width = settings["input_size"]
+    channels, height, width = settings["input_size"]
+    if channels != 3:
+        raise EncoderError(f"timm:{name} takes pictures of {channels} channels, expected 3")
     fit = {"center": "crop", "squash": "squash"}.get(settings["crop_mode"])
     squashes_all = fit == "squash" and settings["crop_pct"] == 1
     if not (squashes_all or (fit == "crop" and height == width)):
@@ -115,7 +156,13 @@ def build(spec: EncoderSpec, file: Path | None) -> nn.Module:
     EncoderWeightsError
         The file is not this network's.
     """
-    architecture = spec.architecture.removeprefix("timm:")
+    architecture, saved = network_settings(spec.architecture)
+    if saved:
+        network = _network(architecture, **saved)
+        if file is not None:
+            load_strictly(network, read_state_dict(file), file)
+        network.reset_classifier(0)
+        return cast(nn.Module, network)
     settings = {"global_pool": _POOLS[spec.output]} if spec.output in _POOLS else {}
     if file is None:
         network = _network(architecture, **settings)

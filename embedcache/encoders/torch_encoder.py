@@ -14,7 +14,9 @@ from torch import nn
 
 from embedcache.encoders.checkpoints import load_strictly, read_state_dict
 from embedcache.encoders.devices import find_device
+from embedcache.encoders.hub import hub_off
 from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows, identity_of
+from embedcache.encoders.torch_settings import building_settings, encoder_settings
 from embedcache.errors import DeviceError, EncoderWeightsError
 
 if TYPE_CHECKING:
@@ -28,6 +30,15 @@ _GPU_PIXELS: Final = 256 * 224 * 224
 # A driver's refusals, such as of a GPU that is full or kept by another process before torch has
 # taken any of it; torch older than 2.8 has no class of its own for them.
 _REFUSALS: Final = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
+# What torch says where memory ran out and it has no class for that: the CPU's allocator, CUDA's
+# driver, its libraries, an Apple GPU.
+_NO_MEMORY: Final = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 
 
 class TorchEncoder(Encoder):
@@ -87,18 +98,20 @@ class TorchEncoder(Encoder):
             return lambda: rows
         try:
             return self._queue(batch)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise DeviceError(
                     f"'{self.spec.name}' does not fit into the memory of {self.device} even one "
-                    "image at a time; pass --device cpu"
+                    f"image at a time; {_room_for(self.device)}"
                 ) from None
             torch.cuda.empty_cache()  # or blocks of the failed batch would stay in torch's hands
             self._most_rows = (len(batch) + 1) // 2
         return self.encode_async(batch)
 
     def _queue(self, batch: FloatArray) -> Callable[[], FloatArray]:
-        with torch.inference_mode(), _exact_float32(), self._precision():
+        with encoder_settings(self.device), self._precision():
             host = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32))
             images = self._staging.upload(host) if self._staging else host.to(self.device)
             rows = self.module(images.contiguous(memory_format=torch.channels_last)).float()
@@ -159,18 +172,6 @@ class _Staging:
         return fetch
 
 
-@contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Keep TF32 off while a network runs, so that a laptop and a GPU share one fingerprint."""
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-
-
 def to_device(
     module: nn.Module, device: torch.device, name: str, *, channels_last: bool = False
 ) -> nn.Module:
@@ -196,14 +197,30 @@ def to_device(
     try:
         module = module.to(device)
         return module.to(memory_format=torch.channels_last) if channels_last else module
-    except torch.OutOfMemoryError:
-        raise DeviceError(
-            f"'{name}' does not fit into the memory of {device}: its weights alone take "
-            f"{n_bytes / 1e9:.1f} GB; end what else runs there, or pass --device cpu"
-        ) from None
-    except _REFUSALS as error:
+    except (*_REFUSALS, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"'{name}' does not fit into the memory of {device}: its weights alone take "
+                f"{n_bytes / 1e9:.1f} GB; {_room_for(device)}"
+            ) from None
+        if not isinstance(error, _REFUSALS):
+            raise
         reason = str(error).splitlines()[0]
         raise DeviceError(f"{device} refuses '{name}': {reason}; pass --device cpu") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def _room_for(device: torch.device) -> str:
+    """Return what a user can do where a device has too little memory."""
+    if device.type == "cpu":
+        return "end what else runs here, or take a smaller encoder"
+    return "end what else runs there, or pass --device cpu"
 
 
 def load_torch(
@@ -221,6 +238,27 @@ def load_torch(
     device
         Device to load onto, as the loader is given it.
     """
+    try:
+        with building_settings(), hub_off():  # the weights are here: nothing is left to ask for
+            module = _build(build, identified)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"'{identified.spec.name}' does not fit into the memory of this machine while it is "
+            f"loaded; {_room_for(torch.device('cpu'))}"
+        ) from None
+    spec = identified.spec
+    digest = identified.weights_digest or tensors_digest(module)
+    return TorchEncoder(
+        spec, identity_of(spec, digest, identified.precision), module, device=device
+    )
+
+
+def _build(
+    build: Callable[[EncoderSpec, Path | None], nn.Module], identified: Identified
+) -> nn.Module:
+    """Return the network of an encoder on the CPU, its weights loaded or drawn."""
     spec, file = identified.spec, identified.weights_file
     if file is not None and spec.weights.kind == "run":
         # Fine-tuned: the tensors have the network's own names, whatever the published file's are.
@@ -233,10 +271,7 @@ def load_torch(
     else:
         with random_weights(spec.weights.seed):
             module = build(spec, None)
-    digest = identified.weights_digest or tensors_digest(module)
-    return TorchEncoder(
-        spec, identity_of(spec, digest, identified.precision), module, device=device
-    )
+    return module
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import re
 import shutil
@@ -12,14 +11,14 @@ from typing import Final
 
 import platformdirs
 
+from embedcache.encoders.hub import NotFetched, hub_file
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import EncoderWeightsError
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.documents import read_document, seal
-from embedcache.files.durable import utc_now
+from embedcache.files.durable import make_folder, utc_now
 from embedcache.files.regular import kind_of
 
-_log = logging.getLogger(__name__)
 HUB_FILES: Final = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -64,53 +63,37 @@ def find_weights(
             raise EncoderWeightsError(f"{given}: {what} weights file for '{spec.name}'")
         return given
     # A file that the user has registered goes before the published one.
-    if kind == "user" or _record(spec).exists():
+    if kind == "user" or is_registered(spec):
         return registered_file(spec)
     if kind == "package":
         return _package_file(spec)
+    if kind == "folder":
+        return _folder_file(spec)
     return _hub_file(spec, offline=offline or not fetch)
 
 
 def _hub_file(spec: EncoderSpec, *, offline: bool) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-    )
-
     source = spec.weights
     names = (source.file,) if source.file else HUB_FILES
-    for name in names:
-        cached = try_to_load_from_cache(source.location, name)
-        if isinstance(cached, str):  # else it is None, or a mark that the hub has no such file
-            return Path(cached)
     page = f"https://huggingface.co/{source.location}"
-    advice = (
-        f"download {names[0]} there (licence: {source.licence}) and run `embedcache weights add "
-        f"{spec.name} FILE`, or pass --weights FILE"
-    )
-    if offline:
+    try:
+        return hub_file(source.location, names, offline=offline)
+    except NotFetched as refusal:
         raise EncoderWeightsError(
-            f"weights of '{spec.name}' ({page}) are not in the Hugging Face cache, and --offline "
-            f"forbids to fetch them; {advice}"
+            f"weights of '{spec.name}' ({page}) cannot be had: {refusal}; download {names[0]} "
+            f"there (licence: {source.licence}) and run `embedcache weights add {spec.name} "
+            "FILE`, or pass --weights FILE"
+        ) from None
+
+
+def _folder_file(spec: EncoderSpec) -> Path:
+    path = Path(spec.weights.location) / spec.weights.file
+    if not path.is_file():
+        raise EncoderWeightsError(
+            f"{path}: no such file, nor one of {', '.join(HUB_FILES[1:])}; put the weights of "
+            f"'{spec.name}' there, or pass --weights FILE"
         )
-    _log.info("fetching the weights of %s (%s) from %s", spec.name, source.licence, page)
-    # The hub's client reports each of its five retries; one line at the end is enough.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    failure: Exception = EntryNotFoundError("there is none of the usual files")
-    for name in names:
-        try:
-            return Path(hf_hub_download(source.location, name))
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            failure = error
-            break
-    reason = str(failure).strip().split(". ")[0].splitlines()[0]
-    raise EncoderWeightsError(
-        f"weights of '{spec.name}' ({page}) could not be fetched: {reason}; {advice}"
-    ) from None
+    return path
 
 
 def _package_file(spec: EncoderSpec) -> Path:
@@ -131,6 +114,11 @@ def _record(spec: EncoderSpec) -> Path:
     """Return the file that registers an encoder's weights; its other outputs share it."""
     name = spec.name if spec.name.startswith(("timm:", "open_clip:")) else spec.name.split(":")[0]
     return weights_home() / re.sub(r"[^A-Za-z0-9._-]+", "-", name) / "weights.json"
+
+
+def is_registered(spec: EncoderSpec) -> bool:
+    """Tell whether the user has registered a weights file for an encoder."""
+    return _record(spec).exists()
 
 
 def registered_file(spec: EncoderSpec) -> Path:
@@ -188,7 +176,7 @@ def register_weights(spec: EncoderSpec, file: Path, digest: str, *, link: bool =
         Whether a symbolic link is kept instead of a copy.
     """
     record = _record(spec)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(record.parent)
     target = record.parent / f"{digest[:12]}{file.suffix}"
     # Under another name first: a copy that was cut off must not look like the weights.
     aside = target.with_suffix(target.suffix + ".part")

@@ -22,6 +22,7 @@ import numpy as np
 
 from embedcache.data.image_files import ImageFile, in_chunks, read_and_hash
 from embedcache.data.images import decode_image
+from embedcache.encoders.plugins import foreign_code
 from embedcache.encoders.spec import FloatArray
 from embedcache.errors import ImageReadError, StoreWriteError
 from embedcache.extract.lane import Job, Lane
@@ -261,7 +262,8 @@ class _Flow:
         arrays = []
         for number in wanting:
             lane = self.lanes[number]
-            with lane.clock.timed("preprocess"):
+            what = f"encoder '{lane.job.spec.name}' cannot preprocess"
+            with lane.clock.timed("preprocess"), foreign_code(what, redirect=False):
                 arrays.append(lane.job.encoder.preprocess(picture))
         return _Prepared(key, note="; ".join(notes), lanes=wanting, arrays=tuple(arrays))
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray
-from embedcache.errors import EncoderError
+from embedcache.encoders.plugins import foreign_code
+from embedcache.encoders.spec import Encoder, EncoderSpec, FloatArray, check_rows
+from embedcache.errors import EncoderError, EncoderOutputError
 from embedcache.extract.report import Clock
 from embedcache.store.embedding_store import EmbeddingStore
 
@@ -151,6 +152,7 @@ class Lane:
         self._failures: dict[str, str] = {}
         self._write: Future[None] | None = None
         self._committed_at = time.monotonic()
+        self._failed = f"encoder '{job.spec.name}' failed"
 
     @cached_property
     def _batch(self) -> FloatArray:
@@ -160,6 +162,11 @@ class Lane:
 
     def add(self, key: str, array: FloatArray) -> None:
         """Put one preprocessed image into the batch; a full batch goes to the encoder."""
+        if array.shape != self.job.spec.preprocess.shape:  # numpy would spread a smaller one
+            raise EncoderOutputError(
+                f"encoder '{self.job.spec.name}' made an array of shape {array.shape} of an image, "
+                f"expected {self.job.spec.preprocess.shape}"
+            )
         self._batch[len(self._keys)] = array
         self._keys.append(key)
         if len(self._keys) == len(self._batch):
@@ -189,7 +196,7 @@ class Lane:
         self._settle()
 
     def _encode(self) -> None:
-        with self.clock.timed("encode"):
+        with self.clock.timed("encode"), foreign_code(self._failed):
             rows = self.job.encoder.encode_async(self._batch)
         self._in_flight.append((self._keys, rows))
         self._keys = []
@@ -202,8 +209,8 @@ class Lane:
 
     def _collect(self) -> None:
         keys, fetch = self._in_flight.popleft()
-        with self.clock.timed("encode"):
-            rows = fetch()[: len(keys)]
+        with self.clock.timed("encode"), foreign_code(self._failed):
+            rows = check_rows(fetch(), len(self._batch), self.job.spec)[: len(keys)]
         for key, row in zip(keys, rows, strict=True):
             if np.isfinite(row).all():
                 self._done_keys.append(key)

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -65,21 +66,49 @@ def fsync_tree(root: Path) -> None:
     fsync(root.parent)
 
 
-def make_folder(folder: Path) -> None:
+def access(folder: Path, *, to_folder: bool = False) -> int:
+    """Return the mode of what is made in a folder: for its owner and the folder's group, no other.
+
+    A store holds numbers of patients; whether the group reads it is said once, by its own folder.
+
+    Parameters
+    ----------
+    folder
+        Folder in which it is made.
+    to_folder
+        Whether a folder is made, not a file.
+    """
+    group = folder.stat().st_mode & 0o070
+    return 0o700 | group if to_folder else 0o600 | group & 0o060
+
+
+def make_folder(folder: Path, *, mode: int | None = None) -> None:
     """Make a folder, and the folders above it, so that they survive a power cut.
 
     Flushing a file leaves the entries of the folders above it unflushed.
+
+    Parameters
+    ----------
+    folder
+        Folder to make; one that is there stays as it is.
+    mode
+        Access to the folder itself, before the umask; None for that of `access`.
     """
-    missing = []
+    wanted, missing = folder, []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
         try:
-            path.mkdir(exist_ok=True)
+            own_mode = mode if path == wanted else None
+            path.mkdir(own_mode or access(path.parent, to_folder=True), exist_ok=True)
         except FileExistsError:  # a file; a caller would take this for its own name being taken
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         fsync(path.parent)
+
+
+def _create(path: Path) -> BinaryIO:
+    return open(path, "xb", opener=partial(os.open, mode=access(path.parent)))
 
 
 @contextlib.contextmanager
@@ -87,7 +116,7 @@ def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Itera
     """Yield a file that is flushed and has yet to get its name; it goes where it gets none."""
     temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with temporary.open("xb") as stream:
+        with _create(temporary) as stream:
             _hold(stream.fileno())
             write(stream)
             stream.flush()

@@ -20,7 +20,7 @@ from secrets import token_hex
 from typing import Final
 
 from embedcache.files.backend import Location
-from embedcache.files.durable import make_folder, write_error
+from embedcache.files.durable import access, make_folder, write_error
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
         Another process holds it, and `on_wait` is None.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, access(path.parent))
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,3 +143,30 @@ def remove_if_free(file: Path) -> bool:
             raise write_error(file, error) from error
         return False
     return True
+
+
+def lock_holder(file: Path) -> str:
+    """Return who holds a lock file, in a few words; '' where nobody does.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened.
+    """
+    try:
+        os.close(_acquire(file, None))
+    except BlockingIOError:
+        return _process_of(file) or "another machine, or another user's process"
+    return ""
+
+
+def _process_of(file: Path) -> str:
+    """Return the process of this machine that has locked a file; '' where Linux does not say."""
+    try:
+        number = f":{file.stat().st_ino}"
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        process = next(line.split()[4] for line in lines if line.split()[5].endswith(number))
+        name = Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
+    except (OSError, StopIteration, IndexError):
+        return ""
+    return f"process {process} ({name})"

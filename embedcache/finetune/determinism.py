@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from embedcache.encoders.torch_settings import own_settings
+
 _log = logging.getLogger(__name__)
 
 
@@ -15,26 +17,11 @@ _log = logging.getLogger(__name__)
 def repeatable(device: torch.device) -> Iterator[None]:
     """Have a GPU add in one order inside, so that a training that went on ends the same.
 
-    See `relax_determinism_if_needed` for networks that cannot. As in extraction, fp32 is fp32: TF32
-    is off.
+    See `relax_determinism_if_needed` for networks that cannot. As in extraction, fp32 is fp32,
+    whatever the caller has set.
     """
-    if device.type != "cuda":
+    with own_settings(repeatable=device.type == "cuda"):
         yield
-        return
-    before, matmul = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-    )
-    torch.use_deterministic_algorithms(mode=True)  # attention heeds it only where it is strict
-    torch.set_float32_matmul_precision("highest")
-    # A benchmark picks what is fastest now, and another run may pick otherwise.
-    flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
-    try:
-        with torch.backends.cudnn.flags(**flags):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.use_deterministic_algorithms(mode=before)
 
 
 def relax_determinism_if_needed(passes: Callable[[], object]) -> None:

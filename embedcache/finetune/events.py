@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from embedcache.files.durable import make_folder
 from embedcache.finetune.jobs import Epoch
 
 _SCALARS: Final = ("loss", "macro_f1", "validation_loss", "lr", "images_per_s", "compute_share")
@@ -39,5 +40,6 @@ def epoch_events(folder: Path | None) -> Iterator[Callable[[Epoch], None]]:
         # At once: whoever watches sees it, and a kill does not lose it.
         writer.flush()
 
+    make_folder(folder)  # before tensorboard makes one that anybody may read
     with SummaryWriter(str(folder)) as writer:
         yield write

@@ -95,16 +95,16 @@ def check_apart(patient_id: NDArray[np.str_], split: Split) -> None:
     Raises
     ------
     LeakageError
-        A patient is in two of the parts; names the first such patient.
+        A patient is in two of the parts.
     """
     sides = {
         name: set(patient_id[getattr(split, name)].tolist())
         for name in ("train", "validation", "test")
     }
     for first, second in (("train", "test"), ("validation", "test"), ("train", "validation")):
-        shared = sorted(sides[first] & sides[second])
+        shared = sides[first] & sides[second]
         if shared:
             raise LeakageError(
-                f"patient '{shared[0]}' is in both the {first} and the {second} part of a fold "
-                f"({len(shared)} patients are); one patient belongs to one part"
+                f"{len(shared)} patients are in both the {first} and the {second} part of a fold; "
+                "one patient belongs to one part"
             )

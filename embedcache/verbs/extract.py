@@ -60,6 +60,8 @@ class ExtractOptions:
         Whether images that failed before are tried again.
     shard
         (i, n): only every n-th image, starting with the i-th, from 1; None for all.
+    shared
+        Whether a store that is made now can be read by its folder's group.
     """
 
     encoders: EncoderOptions = field(default_factory=EncoderOptions)
@@ -69,6 +71,7 @@ class ExtractOptions:
     fail_fast: bool = False
     retry_failed: bool = False
     shard: tuple[int, int] | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("batch_size", self.batch_size, 1)
@@ -183,7 +186,10 @@ def extract(
     """Encode what is missing, store it, put the rows in patient order, renew the catalog."""
     check_device(options.device)
     with contextlib.suppress(StoreWriteError):  # all may be there already
-        session.workspace.create_store()
+        session.workspace.create_store(shared=options.shared)
+    if options.shared and not session.workspace.is_shared:
+        folder = session.workspace.local
+        on_message(f"{folder} is its owner's alone; run `chmod -R g+rX {folder}` to share it")
     # Idle OpenMP threads that spin would take the cores from the threads that decode (1.7 times
     # slower on two cores). It is read when torch is first imported, and has no effect later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

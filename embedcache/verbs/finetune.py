@@ -22,7 +22,7 @@ from embedcache.errors import MissingEmbeddingsError, RunError
 from embedcache.extract.pictures import hold_pixels
 from embedcache.extract.report import Progress
 from embedcache.files.cores import usable_cores
-from embedcache.files.durable import canonical_json, remove_folder
+from embedcache.files.durable import canonical_json, make_folder, remove_folder
 from embedcache.files.locks import marked
 from embedcache.finetune.answers import answers_of, fold_answers_of, results_of
 from embedcache.finetune.material import Material, fold_jobs, gather
@@ -312,7 +312,7 @@ class _Finetuning:
         from embedcache.finetune.processes import on_devices
         from embedcache.finetune.regimes import Regime
 
-        self.training.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.training.parent)
         regime = Regime(self.options.regime)
         jobs = fold_jobs(
             self.material,

@@ -14,6 +14,7 @@ from embedcache.data.image_files import ImageFile, hash_images
 from embedcache.data.images import decode_image, split_frame
 from embedcache.data.manifest import Manifest, read_manifest, write_manifest
 from embedcache.data.outputs import check_place
+from embedcache.data.pseudonyms import Pseudonyms, read_key
 from embedcache.data.tabular import Tabular
 from embedcache.data.troubles import (
     LEAKS,
@@ -60,6 +61,7 @@ def write_rows(
     append: bool = False,
     overwrite: bool = False,
     allow_missing: bool = False,
+    pseudonymise: Path | None = None,
 ) -> Written:
     """Write a data set's rows as a manifest.
 
@@ -79,6 +81,8 @@ def write_rows(
         Whether a manifest that holds other rows is replaced.
     allow_missing
         Whether the manifest is written although images are missing on disk.
+    pseudonymise
+        File of the key under which patients and images get pseudonyms; None for their own ids.
 
     Raises
     ------
@@ -88,18 +92,28 @@ def write_rows(
     """
     check_place(file)
     base = Path(os.path.realpath(data_root or file.parent))
-    new_rows = _relative_to(base, root, rows)
-    missing = _missing(base, new_rows)
-    if missing and not allow_missing:
-        path = next(row["path"] for row in new_rows if row["image_id"] == missing[0])
-        raise ManifestError(
-            f"{len(missing)} of {len(new_rows)} images are not on disk, first {base}/{path}; pass "
-            "--allow-missing to write the manifest all the same"
-        )
     old_rows = _rows_of(file) if append and file.exists() else []
+    if pseudonymise is not None:
+        rows = _pseudonymised(rows, old_rows, read_key(pseudonymise))
+    new_rows = _relative_to(base, root, rows)
+    missing = _missing(base, new_rows, is_allowed=allow_missing)
     names = dict.fromkeys(name for row in (*old_rows, *new_rows) for name in row)
     rows = [{name: row.get(name, "") for name in names} for row in (*old_rows, *new_rows)]
     return Written(write_manifest(file, rows, overwrite=append or overwrite), missing)
+
+
+def _pseudonymised(
+    rows: Sequence[dict[str, str]], old_rows: Sequence[dict[str, str]], pseudonyms: Pseudonyms
+) -> list[dict[str, str]]:
+    renamed = pseudonyms.rows(rows)
+    patients = {row["patient_id"] for row in renamed}
+    n_plain = len(patients & {row["patient_id"] for row in pseudonyms.rows(old_rows)})
+    if n_plain:
+        raise ManifestError(
+            f"the manifest has {n_plain} of these patients by their own ids, and they would be "
+            "two each; write it anew with --overwrite, all of it with --pseudonymise"
+        )
+    return renamed
 
 
 def _relative_to(base: Path, root: Path, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -115,13 +129,19 @@ def _relative_to(base: Path, root: Path, rows: Sequence[dict[str, str]]) -> list
     return [{**row, "path": f"{prefix}{row['path']}"} for row in rows]
 
 
-def _missing(base: Path, rows: Sequence[dict[str, str]]) -> tuple[str, ...]:
-    """Return the ids of images that are not on this disk."""
-    return tuple(
-        row["image_id"]
+def _missing(base: Path, rows: Sequence[dict[str, str]], *, is_allowed: bool) -> tuple[str, ...]:
+    """Return the ids of images that are not on this disk, or raise where none may be missing."""
+    missing = [
+        row
         for row in rows
         if not os.path.isfile(f"{base}/{split_frame(row['path'])[0]}")  # noqa: PTH113 - 12,850 of them
-    )
+    ]
+    if missing and not is_allowed:
+        raise ManifestError(
+            f"{len(missing)} of {len(rows)} images are not on disk, first "
+            f"{base}/{missing[0]['path']}; pass --allow-missing to write the manifest all the same"
+        )
+    return tuple(row["image_id"] for row in missing)
 
 
 def _rows_of(file: Path) -> list[dict[str, str]]:

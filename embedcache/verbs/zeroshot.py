@@ -15,7 +15,7 @@ from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
 from embedcache.datasets.prompts import PromptClass, read_prompts
 from embedcache.encoders import registry
-from embedcache.encoders.plugins import register_file
+from embedcache.encoders.plugins import foreign_code, register_file
 from embedcache.encoders.select import EncoderOptions, identify_stored
 from embedcache.errors import RunError
 from embedcache.probes.zero_shot import LOGIT_SCALE, class_embeddings, zero_shot
@@ -207,8 +207,10 @@ def _class_directions(
     encoder = identify_stored(
         session.workspace, store.document, session.digests, documents, options.encoders
     )
-    texts = registry.load_text(encoder, device=options.device)
-    rows = texts.encode([prompt for entry in classes for prompt in entry.prompts])
+    offline = options.encoders.offline
+    texts = registry.load_text(encoder, device=options.device, offline=offline)
+    with foreign_code(f"the text half of '{store.name}' failed"):
+        rows = texts.encode([prompt for entry in classes for prompt in entry.prompts])
     return class_embeddings(rows, [len(entry.prompts) for entry in classes])
 
 

@@ -395,7 +395,10 @@ def test_a_leaking_patient_is_exit_5(encoded, command):
     manifest.write_text(manifest.read_text().replace(",abroad-003,", ",home-003,"))
     result = command("probe", "-m", "pixels")
     assert result.code == 5
-    assert "patient 'home-003' is in the training cohort" in result.err
+    assert "1 patients are in the training cohort" in result.err
+    assert "home-003" not in result.err
+    query = re.search('embedcache sql "(.*)" lists them', result.err)[1]
+    assert command("sql", "--format", "csv", query).out == "patient_id\nhome-003\n"
 
 
 def test_a_manifest_that_reaches_outside_is_refused(encoded, command):

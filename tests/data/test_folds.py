@@ -83,7 +83,7 @@ def test_a_table_from_a_file_is_taken_as_it_is(tmp_path):
     table = read_folds(file)
     assert table.patients == {"P1": 0, "P2": 1, "P3": 2}
     assert table.of(["P3", "P1"]).tolist() == [2, 0]
-    with pytest.raises(RunError, match="1 patients are in no fold of table .*, first 'P9'"):
+    with pytest.raises(RunError, match="1 patients are in no fold of table .*; make a"):
         table.of(["P1", "P9"])
 
 
@@ -93,7 +93,7 @@ def test_a_table_from_a_file_is_taken_as_it_is(tmp_path):
         (
             "patient_id,fold\nP1,0\nP1,1\n",
             LeakageError,
-            "patient 'P1' stands in fold 0 and in fold 1",
+            "the patient of row . stands in fold 0 and in fold 1",
         ),
         ("patient_id,fold\nP1,0\nP2,2\n", RunError, "numbered 0, 1, ... without a gap"),
         ("patient_id,fold\nP1,0\n", RunError, "two or more"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -187,6 +189,8 @@ def test_names_of_other_encoders_are_taken(tmp_path, install):
         ("raise ValueError('broken')", r"mine\.py: ValueError\('broken'\)"),
         ("def (", r"mine\.py: SyntaxError"),
         ("import nowhere_to_be_found", r"mine\.py: ModuleNotFoundError"),
+        ("import sys; sys.exit(0)", r"mine\.py: SystemExit\(0\)"),
+        ("raise RuntimeError('two\\nlines')", r"mine\.py: RuntimeError\('two\\nlines'\)"),
     ],
 )
 def test_a_file_without_an_encoder_is_an_error_each_time(code, match, tmp_path):
@@ -220,3 +224,68 @@ def test_the_command_encodes_with_a_file(project, command, tmp_path):
     said = command("extract", "-m", "mime", "--encoder-file", "mine.py")
     assert said.code != 0
     assert "no encoder 'mime'; did you mean 'mine'?" in said.err
+
+
+RAISE = "{}\n        return"
+PREPROCESS = "def preprocess(self, _): {}\n    def encode"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("return check_rows", RAISE.format("raise KeyError('gone')"), "failed: KeyError('gone')"),
+        ("return check_rows", RAISE.format("raise SystemExit(0)"), "failed: SystemExit(0)"),
+        ("* np.float32(FACTOR)", ".astype(object)", "returned an array of object, expected"),
+        ("* np.float32(FACTOR)", ".astype('U9')", "returned an array of <U9, expected an"),
+        (".reshape(len(batch), 4)", ".reshape(-1, 2)", "shape (512, 2), expected (256, 4)"),
+        ("batch.reshape(len(batch), 4)", "batch.reshape(-1, 4)[1:]", "returned shape (255, 4)"),
+        ("return Four(", "return 4  # ", "the loader of 'mine' returned int, no Encoder"),
+        ("return Four(", "raise OSError(28, 'full')  # ", "cannot be loaded: OSError(28, 'full')"),
+        ("def encode", PREPROCESS.format("return np.zeros((1, 1))"), "array of shape (1, 1)"),
+        ("def encode", PREPROCESS.format("1 / 0"), "cannot preprocess: ZeroDivisionError"),
+    ],
+)
+def test_what_a_foreign_encoder_does_wrong_is_one_line(old, new, match, project, tmp_path):
+    code = CODE.format(name="mine", factor=2).replace("check_rows(batch", "(lambda x, *_: x)(batch")
+    old = old.replace("return check_rows", "return (lambda x, *_: x)")
+    assert old in code
+    (tmp_path / "mine.py").write_text(code.replace(old, new, 1).replace("batch_size", ""))
+    with pytest.raises(EncoderError, match=re.escape(match)) as raised:
+        project.extract("mine", encoder_file=tmp_path / "mine.py", batch_size=256)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_encoder_that_returns_one_array_again_and_again_gives_each_image_its_row(
+    project, tmp_path
+):
+    code = CODE.format(name="mine", factor=2)
+    (tmp_path / "mine.py").write_text(code)
+    project.extract("mine", encoder_file=tmp_path / "mine.py")
+    rows = project.embeddings("mine").X
+    code = code.replace(
+        "return check_rows", "OUT[:] = batch.reshape(-1, 4) * 2\n        return OUT;"
+    )
+    (tmp_path / "again.py").write_text(
+        code.replace('"mine"', '"again"').replace(
+            "FACTOR = 2", "OUT = np.zeros((7, 4), np.float32)"
+        )
+    )
+    project.extract("again", encoder_file=tmp_path / "again.py", batch_size=7)
+    assert np.array_equal(project.embeddings("again").X, rows)
+
+
+def test_what_a_foreign_encoder_prints_is_not_in_the_output(project, command, tmp_path):
+    code = CODE.format(name="mine", factor=2).replace("return", "print('hello')\n        return", 1)
+    (tmp_path / "mine.py").write_text(code + "\nprint('hello')\n")
+    printed = command("extract", "-m", "mine", "--encoder-file", "mine.py", "--json")
+    assert printed.code == 0
+    assert json.loads(printed.out)["tallies"][0]["n_failed"] == 0
+    assert "hello" in printed.err
+
+
+def test_nan_of_a_foreign_encoder_is_a_failed_image(project, tmp_path):
+    code = CODE.format(name="mine", factor="float('nan')")
+    (tmp_path / "mine.py").write_text(code)
+    [tally] = project.extract("mine", encoder_file=tmp_path / "mine.py").tallies
+    assert tally.n_written == 0
+    assert {reason for _, reason in tally.failures} == {"the encoder returned NaN or infinity"}

@@ -179,6 +179,14 @@ def test_wrong_files_are_refused_whole(tmp_path):
     random_file("resnet34", tmp_path)
     with pytest.raises(EncoderWeightsError, match="not the weights of timm's resnet18"):
         embedcache.load_encoder("timm:resnet18", weights=tmp_path / "resnet34.pth", device="cpu")
+    for suffix in (".pth", ".safetensors"):
+        page = tmp_path / f"page{suffix}"
+        page.write_text("<!DOCTYPE html><html>")
+        with pytest.raises(EncoderWeightsError, match="it is a web page; download the file itself"):
+            embedcache.load_encoder("timm:resnet18", weights=page, device="cpu")
+        page.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(EncoderWeightsError, match="it is a Git LFS pointer; run `git lfs "):
+            embedcache.load_encoder("timm:resnet18", weights=page, device="cpu")
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(EncoderWeightsError, match="cannot be read as a checkpoint"):

@@ -9,7 +9,7 @@ import pytest
 
 from embedcache.data.image_files import ImageFile
 from embedcache.data.manifest import image_paths
-from embedcache.errors import EncoderWeightsError, ImageReadError, StoreWriteError
+from embedcache.errors import EncoderError, EncoderWeightsError, ImageReadError, StoreWriteError
 from embedcache.extract import flow, lane
 from embedcache.extract.flow import run_pass
 from embedcache.extract.lane import Job
@@ -260,7 +260,7 @@ def test_an_encoder_that_raises_ends_the_pass_and_keeps_the_batches_before(tmp_p
 
     batches: list[int] = []
     encoder = FakeEncoder(spoil=spoil)
-    with pytest.raises(RuntimeError, match="fell off the bus"):
+    with pytest.raises(EncoderError, match="'fake' failed: .*fell off the bus"):
         run_pass(images, [job(tmp_path, encoder, batch_size=3)], DigestCache())
     assert len(open_store(tmp_path, encoder)) == 9
 

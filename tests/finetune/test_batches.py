@@ -66,9 +66,9 @@ def test_no_patient_is_on_two_sides_of_any_fold(n_patients, n_images, share, see
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (((0,), (1,), (2, 3)), "patient 'a' is in both the train and the test part"),
-        (((1,), (0,), (2, 3)), "patient 'a' is in both the validation and the test part"),
-        (((0,), (2,), (1, 3)), "patient 'a' is in both the train and the validation part"),
+        (((0,), (1,), (2, 3)), "1 patients are in both the train and the test part"),
+        (((1,), (0,), (2, 3)), "1 patients are in both the validation and the test part"),
+        (((0,), (2,), (1, 3)), "1 patients are in both the train and the validation part"),
     ],
 )
 def test_a_patient_on_two_sides_is_refused(split, message):

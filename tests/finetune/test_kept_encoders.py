@@ -79,9 +79,9 @@ def test_a_kept_encoder_is_never_asked_about_patients_it_was_trained_on(tuned, t
     run_id = record_of(project, "finetune").run_id
     name = f"run:{run_id}:1"
     project.extract(name)
-    with pytest.raises(LeakageError, match=r"'run:finetune-tiny-vit-\w+:1' was trained on patient"):
+    with pytest.raises(LeakageError, match=r"tiny-vit-\w+:1' was trained on \d+ of these"):
         project.probe(name)
-    with pytest.raises(LeakageError, match="was trained on patient"):
+    with pytest.raises(LeakageError, match=r"was trained on \d+ of these"):
         project.probe(name, train_cohort="abroad", external=("home",), folds=3)
     [outcome] = project.probe(name, train_cohort="abroad", external=(), folds=3)
     assert outcome.encoder == name
@@ -90,14 +90,14 @@ def test_a_kept_encoder_is_never_asked_about_patients_it_was_trained_on(tuned, t
 def test_a_kept_encoder_is_not_trained_further_on_what_would_test_it(tuned, tmp_path):
     project = copied(tuned, tmp_path)
     run_id = record_of(project, "finetune").run_id
-    with pytest.raises(LeakageError, match=r"'run:finetune-tiny-vit-\w+:0' was trained on patient"):
+    with pytest.raises(LeakageError, match=r"tiny-vit-\w+:0' was trained on \d+ of these"):
         project.finetune(f"run:{run_id}:0", changes=QUICK, **SETTINGS)
     abroad = {"train_cohort": "abroad", "external": (), "folds": 2}
     [again] = project.finetune(f"run:{run_id}:0", changes=QUICK, save=True, **abroad, **SETTINGS)
     # What the first training saw, the second one's encoder has seen.
     name = f"run:{again.run_id}:1"
     project.extract(name)
-    with pytest.raises(LeakageError, match="was trained on patient 'home-"):
+    with pytest.raises(LeakageError, match=r"was trained on \d+ of these patients"):
         project.probe(name, where="cohort = 'home'")
 
 

@@ -257,6 +257,12 @@ def test_the_command_finds_each_again(project, command):
     assert json.loads(curve)[0]["was_cached"]
 
 
+def test_doctor_counts_each_kind_and_finds_no_problem(project, command):
+    printed = command("doctor", "--offline")
+    for kind in project.status().artefacts:
+        assert kind.kind in printed
+
+
 def test_no_verb_is_left_out_of_this_file():
     text = Path(__file__).read_text()
     elsewhere = {"quickstart", "encoders", "weights"}  # they look at no store

@@ -18,7 +18,7 @@ from embedcache.project import Project
 from embedcache.testing import FakeEncoder
 
 # Verbs that need no project, and verbs whose method has another name.
-WITHOUT_PROJECT = {"quickstart", "encoders", "weights"}
+WITHOUT_PROJECT = {"quickstart", "encoders", "weights", "doctor"}
 METHODS = {"manifest": ("check_manifest",), "extract": ("extract", "plan"),
            "probe": ("probe", "learning_curves"), "sql": ("sql", "sql_rows")}  # fmt: skip
 # Options that decide where a project is, or how an answer is printed.

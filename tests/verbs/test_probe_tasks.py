@@ -131,5 +131,5 @@ def test_a_split_that_is_none_is_named(project, tmp_path):
 def test_a_patient_on_both_sides_of_the_official_split_is_leakage(project, tmp_path):
     project.extract("pixels")
     split_by(tmp_path, lambda _, number: number % 2)
-    with pytest.raises(LeakageError, match="is in the training cohort and in external cohort"):
+    with pytest.raises(LeakageError, match="are in the training cohort and in external cohort"):
         project.probe("pixels", protocol="fetalclip")

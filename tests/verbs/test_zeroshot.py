@@ -7,6 +7,7 @@ import pytest
 from made_texts import PROMPTS, let_pixels_read
 
 from embedcache.datasets.prompts import prompts_text, read_prompts
+from embedcache.encoders import registry
 from embedcache.errors import EncoderError, ManifestError, RunError
 from embedcache.probes.zero_shot import class_embeddings, zero_shot
 
@@ -148,3 +149,13 @@ def test_a_model_with_two_halves_answers_from_one_set_of_weights(project, monkey
     assert len(outcome.estimates) > 0
     rows = project.sql("SELECT predicted FROM predictions").to_pydict()["predicted"]
     assert len(rows) == len(project.images())
+
+
+def test_a_text_half_that_fails_is_an_error_of_one_line(asked, tmp_path, monkeypatch):
+    class Broken:
+        def encode(self, _):
+            raise MemoryError
+
+    monkeypatch.setattr(registry, "load_text", lambda *_, **__: Broken())
+    with pytest.raises(EncoderError, match=r"the text half of 'pixels' failed: MemoryError\(\)"):
+        asked.zeroshot("pixels", prompts=tmp_path / "mine.yaml")
