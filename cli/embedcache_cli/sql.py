@@ -50,7 +50,6 @@ def sql(
     """Run one reading statement over the views of docs/sql.md. QUERY '-' is read from stdin."""
     import embedcache
     from embedcache.catalog.output import parquet_bytes, write_file
-    from embedcache.data.outputs import check_output
 
     if query == "-":
         query = _read_stdin()
@@ -60,6 +59,8 @@ def sql(
         "json" if as_json else suffix if suffix in {"csv", "json", "parquet"} else "table"
     )
     if output is not None:
+        from embedcache.data.outputs import check_output  # which reads manifests, by Arrow
+
         check_output(output, kind, overwrite=overwrite)
     if kind == "parquet":
         table = project.sql(query)
