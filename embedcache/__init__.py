@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from embedcache.runs.outcome import RunOutcomes as RunOutcomes
     from embedcache.runs.record import RunRecord as RunRecord
     from embedcache.scoring.estimates import Estimate as Estimate
+    from embedcache.verbs.audit import AuditReport as AuditReport
     from embedcache.verbs.compare import CompareReport as CompareReport
     from embedcache.verbs.extract import Plan as Plan
     from embedcache.verbs.extract import Plans as Plans
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AuditReport",
     "Callbacks",
     "CheckReport",
     "CompareReport",
@@ -73,6 +75,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AuditReport": "embedcache.verbs.audit",
     "Callbacks": "embedcache.verbs.finetune",
     "CheckReport": "embedcache.verbs.manifest",
     "CompareReport": "embedcache.verbs.compare",

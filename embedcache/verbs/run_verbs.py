@@ -11,10 +11,12 @@ from embedcache.workspace import Workspace
 if TYPE_CHECKING:
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.task_names import TaskName
+    from embedcache.extract.report import Progress
     from embedcache.finetune.recipe import RecipeValue
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
     from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
+    from embedcache.verbs.audit import AuditReport
     from embedcache.verbs.compare import CompareReport
     from embedcache.verbs.finetune import Callbacks
     from embedcache.verbs.probe import ProbeReport
@@ -121,6 +123,43 @@ class RunVerbs:
         options = ProbeOptions(n_resamples, n_threads, controls)
         session, names = self._session(), name_list(models)
         return verb.probe(session, names, question, method, options, on_message, on_run)
+
+    def audit(
+        self,
+        models: Names = "all",
+        *,
+        label: str = "label",
+        train_cohort: str | None = None,
+        external: Names | None = None,
+        where: str | None = None,
+        class_map: PathLike | None = None,
+        folds: int | PathLike = 5,
+        seed: int = 0,
+        threshold: float | None = None,
+        show_patients: bool = False,
+        on_message: OnMessage = quiet,
+        on_progress: Callable[[Progress], None] = quiet,
+    ) -> AuditReport:
+        """Look for leaks, repeated images, shortcuts and wrong labels; see docs/audit.md.
+
+        Parameters
+        ----------
+        models
+            Encoders that must agree on near-duplicates; 'all' for two that hold every image.
+        label, train_cohort, external, where, class_map, folds, seed
+            The images, their label and folds; see `Question`.
+        threshold, show_patients
+            How to look; see `AuditOptions`.
+        on_message, on_progress
+            Called with what could not be looked at, and with how many pictures are decoded.
+        """
+        from embedcache.verbs import audit as verb
+        from embedcache.verbs.arguments import name_list, question_of
+
+        question = question_of(label, train_cohort, external, where, class_map, folds, seed)
+        options = verb.AuditOptions(threshold, show_patients)
+        session, names = self._session(), name_list(models)
+        return verb.audit(session, names, question, options, on_message, on_progress)
 
     def learning_curves(
         self,

@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from embedcache.audit.finding import Finding, Scene
+from embedcache.audit.identical import cheap_findings
 from embedcache.catalog.query import select_images
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
@@ -42,11 +46,14 @@ class Study:
         Fold of each training patient.
     snapshot
         Content digest of the remembered manifest.
+    findings
+        Faults of the split that the table of images tells; see `embedcache.audit`.
     """
 
     cohorts: Cohorts
     folds: FoldTable
     snapshot: str
+    findings: tuple[Finding, ...] = ()
 
     @property
     def question(self) -> Question:
@@ -56,7 +63,25 @@ class Study:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the scores must know."""
-        return (*self.cohorts.notes, *self.folds.notes)
+        # The folds' own notes say of each rare class what the finding says of the first.
+        faults = (f.message for f in self.findings if f.kind != "rare-class")
+        return (*self.cohorts.notes, *self.folds.notes, *faults)
+
+
+def scene_of(cohorts: Cohorts, folds: FoldTable) -> Scene:
+    """Return the images of a question as an audit sees them."""
+    tested = [number for part in cohorts.external.values() for number in part]
+    numbers = [*cohorts.train, *tested]
+    keys = cohorts.images.keys
+    names = [name for name, part in cohorts.parts.items() for _ in part]
+    return Scene(
+        image_id=cohorts.column("image_id", numbers),
+        patient_id=cohorts.column("patient_id", numbers),
+        label=tuple(cohorts.labels[number] for number in numbers),
+        cohort=tuple(names),
+        key=tuple(keys[number] for number in numbers),
+        fold=np.append(folds.of(cohorts.column("patient_id", cohorts.train)), [-1] * len(tested)),
+    )
 
 
 class Session:
@@ -230,7 +255,9 @@ class Session:
         """
         selected = select_images(self.images.table, question.where)
         cohorts = choose_cohorts(self.images, question, selected)
-        return Study(cohorts, self._folds(cohorts), self.snapshot)
+        folds = self._folds(cohorts)
+        findings = cheap_findings(scene_of(cohorts, folds), folds.n_folds, question.task)
+        return Study(cohorts, folds, self.snapshot, tuple(findings))
 
     def _folds(self, cohorts: Cohorts) -> FoldTable:
         """Return the folds of the training cohort: given, stored, or assigned and stored now."""

@@ -1,0 +1,200 @@
+"""Faults that cost nothing to find: equal images, patients on two sides, spellings, rare classes.
+
+Each finding is told by the images alone, so that every verb that scores can afford it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final, Literal
+
+from embedcache.audit.finding import Finding, Scene, Severity, Suspect
+from embedcache.data.spelling import spelling_twins, spellings_text
+from embedcache.data.task_names import TaskName
+
+Pair = tuple[int, int]  # an image and the one that it repeats, by row
+Content = Literal["bytes", "pixels"]
+
+# Severity, fault and way out of each kind of equal images.
+_FAULTS: Final[dict[str, tuple[Severity, str, str]]] = {
+    "in-two-cohorts": (
+        "leak",
+        "test images are {of} to a training image",
+        "leave them out with --where",
+    ),
+    "in-two-folds": (
+        "leak",
+        "training images are {of} to one of another patient, who is tested in another fold",
+        "give both one patient_id, or leave them out with --where",
+    ),
+    "under-two-patients": (
+        "warning",
+        "images are {of} to one of another patient, whom the same model tests",
+        "give both one patient_id",
+    ),
+    "under-two-labels": (
+        "warning",
+        "images are {of} to one with another label",
+        "correct the one that is wrong",
+    ),
+}
+
+
+def cheap_findings(
+    scene: Scene, n_folds: int, task: TaskName, *, show_patients: bool = False
+) -> list[Finding]:
+    """Return what the table of images tells without a look at any picture.
+
+    Parameters
+    ----------
+    scene
+        The images.
+    n_folds, task
+        Number of folds of the training patients, and kind of label.
+    show_patients
+        Whether messages name patients; else they name an image of theirs.
+    """
+    return [
+        *identical(scene, scene.key, "bytes"),
+        *patients_in_two_cohorts(scene, show_patients=show_patients),
+        *patient_spellings(scene, show_patients=show_patients),
+        *(rare_classes(scene, n_folds) if task == "classification" else ()),
+    ]
+
+
+def identical(
+    scene: Scene, digests: Sequence[str | None], of: Content, before: Collection[Finding] = ()
+) -> Iterator[Finding]:
+    """Yield what is wrong with images that are equal.
+
+    Parameters
+    ----------
+    scene
+        The images.
+    digests
+        Digest of each image; None where nobody knows it.
+    of
+        Content that is digested: 'bytes' or 'pixels'.
+    before
+        Findings whose images are left out here: equal bytes are equal pixels.
+    """
+    pairs: dict[str, list[Pair]] = {kind: [] for kind in _FAULTS}
+    for rows in _groups(digests):
+        trained = [row for row in rows if scene.fold[row] >= 0]
+        tested = [row for row in rows if scene.fold[row] < 0]
+        pairs["in-two-cohorts"] += [(row, trained[0]) for row in tested if trained]
+        for part in (trained, tested):
+            kind = "in-two-folds" if scene.is_split(part) else "under-two-patients"
+            pairs[kind] += _pairs(part, scene.patient_id)
+        pairs["under-two-labels"] += _pairs(rows, scene.label)
+    reported = {finding.kind.partition("-")[2]: set(finding.images) for finding in before}
+    for kind, (severity, fault, way_out) in _FAULTS.items():
+        images = reported.get(kind, ())
+        left = [pair for pair in pairs[kind] if scene.image_id[pair[0]] not in images]
+        if left:
+            first, twin = (scene.image_id[row] for row in left[0])
+            what = fault.format(of=f"{of.removesuffix('s')}-identical")
+            yield Finding(
+                f"{of}-{kind}",
+                severity,
+                f"{len(left)} {what}, first '{first}' like '{twin}'; {way_out}",
+                tuple(Suspect(scene.image_id[row], scene.image_id[other]) for row, other in left),
+            )
+
+
+def patients_in_two_cohorts(scene: Scene, *, show_patients: bool) -> Iterator[Finding]:
+    """Yield the patients who train and test, and those who are tested twice."""
+    cohorts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row, (patient, cohort) in enumerate(zip(scene.patient_id, scene.cohort, strict=True)):
+        cohorts[patient].setdefault(cohort, row)
+    shared = {patient: places for patient, places in cohorts.items() if len(places) > 1}
+    if shared:
+        patient, places = next(iter(shared.items()))
+        rows = [row for row, name in enumerate(scene.patient_id) if name in shared]
+        is_leak = any(scene.is_split([*places.values()]) for places in shared.values())
+        shown = _shown(scene, patient, show_patients=show_patients)
+        yield Finding(
+            "patient-in-two-cohorts",
+            "leak" if is_leak else "warning",
+            f"{len(shared)} patients stand in two cohorts, first {shown} in "
+            f"{_quoted(places)}; make patient_id unique over cohorts, or "
+            "leave them out with --where",
+            tuple(Suspect(scene.image_id[row]) for row in rows),
+        )
+
+
+def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[Finding]:
+    """Yield patients whose names differ in spelling only."""
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
+    for row, patient in enumerate(scene.patient_id):
+        rows_of[patient].append(row)
+    by_severity: dict[Severity, list[tuple[str, ...]]] = {"leak": [], "warning": []}
+    for group in spelling_twins(rows_of):
+        is_leak = scene.is_split([row for patient in group for row in rows_of[patient]])
+        by_severity["leak" if is_leak else "warning"].append(group)
+    for severity, groups in by_severity.items():
+        if groups:
+            first = spellings_text(groups[0])
+            if not show_patients:
+                images = _quoted(scene.image_id[rows_of[patient][0]] for patient in groups[0])
+                first = f"those of images {images}"
+            sides = " and stand on two sides of the split" if severity == "leak" else ""
+            yield Finding(
+                "patient-spelling",
+                severity,
+                f"{sum(map(len, groups))} names of patients differ in spelling only{sides}, first "
+                f"{first}; spell each patient one way",
+                tuple(
+                    Suspect(scene.image_id[row])
+                    for group in groups
+                    for patient in group
+                    for row in rows_of[patient]
+                ),
+            )
+
+
+def rare_classes(scene: Scene, n_folds: int) -> Iterator[Finding]:
+    """Yield the classes that too few training patients have for every fold to test them."""
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for row in range(scene.n_train):
+        patients[scene.label[row]].add(scene.patient_id[row])
+    rare = {name: who for name, who in sorted(patients.items()) if len(who) < n_folds}
+    if rare:
+        name, who = next(iter(rare.items()))
+        rows = [row for row in range(scene.n_train) if scene.label[row] in rare]
+        yield Finding(
+            "rare-class",
+            "warning",
+            f"{len(rare)} classes have fewer training patients than {n_folds} folds, first "
+            f"'{name}' with {len(who)}: some folds test none of it; merge it with --class-map, or "
+            "leave it out with --where",
+            tuple(Suspect(scene.image_id[row], label=scene.label[row]) for row in rows),
+        )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _groups(digests: Sequence[str | None]) -> list[list[int]]:
+    """Return the rows of each digest that occurs more than once."""
+    rows: defaultdict[str, list[int]] = defaultdict(list)
+    for row, digest in enumerate(digests):
+        if digest:
+            rows[digest].append(row)
+    return [group for group in rows.values() if len(group) > 1]
+
+
+def _pairs(rows: Sequence[int], values: Sequence[str]) -> Iterator[Pair]:
+    """Yield each of some rows with the first that has another value; none where all have one."""
+    for row in rows:
+        other = next((twin for twin in rows if values[twin] != values[row]), None)
+        if other is not None:
+            yield row, other
+
+
+def _shown(scene: Scene, patient: str, *, show_patients: bool) -> str:
+    if show_patients:
+        return spellings_text([patient])
+    return f"that of image '{scene.image_id[scene.patient_id.index(patient)]}'"
