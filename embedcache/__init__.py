@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from embedcache.runs.outcome import RunOutcomes as RunOutcomes
     from embedcache.runs.record import RunRecord as RunRecord
     from embedcache.scoring.estimates import Estimate as Estimate
-    from embedcache.verbs.audit import AuditReport as AuditReport
-    from embedcache.verbs.compare import CompareReport as CompareReport
+    from embedcache.verbs.audit_report import AuditReport as AuditReport
+    from embedcache.verbs.compare_report import CompareReport as CompareReport
     from embedcache.verbs.extract import Plan as Plan
     from embedcache.verbs.extract import Plans as Plans
-    from embedcache.verbs.finetune import Callbacks as Callbacks
+    from embedcache.verbs.finetune_options import Callbacks as Callbacks
     from embedcache.verbs.gc import GcReport as GcReport
     from embedcache.verbs.manifest import CheckReport as CheckReport
     from embedcache.verbs.probe import ProbeReport as ProbeReport
@@ -75,10 +75,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AuditReport": "embedcache.verbs.audit",
-    "Callbacks": "embedcache.verbs.finetune",
+    "AuditReport": "embedcache.verbs.audit_report",
+    "Callbacks": "embedcache.verbs.finetune_options",
     "CheckReport": "embedcache.verbs.manifest",
-    "CompareReport": "embedcache.verbs.compare",
+    "CompareReport": "embedcache.verbs.compare_report",
     "EmbedcacheError": "embedcache.errors",
     "Encoder": "embedcache.encoders.spec",
     "EncoderSpec": "embedcache.encoders.spec",

@@ -35,7 +35,7 @@ from embedcache.protocol.protocols import PROTOCOLS
 from embedcache.runs.methods import CurveMethod, FinetuneMethod, ProbeMethod, ZeroShotMethod
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_folder
-from embedcache.verbs.compare import CompareReport
+from embedcache.verbs.compare_report import CompareReport
 from embedcache.verbs.extract import Plan
 from embedcache.verbs.gc import GcReport
 from embedcache.verbs.manifest import CheckReport, Trouble

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embedcache.audit.finding import Finding
     from embedcache.audit.probing import Score
     from embedcache.project import Project
-    from embedcache.verbs.audit import AuditReport
+    from embedcache.verbs.audit_report import AuditReport
 
 _SHOWN: Final = 20  # images of a finding
 _COLUMNS: Final = 80

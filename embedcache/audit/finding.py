@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -78,7 +78,7 @@ class Finding:
             "severity": self.severity,
             "message": self.message,
             "n_images": len(self.suspects),
-            "images": self.suspects,
+            "images": [asdict(suspect) for suspect in self.suspects],
         }
 
 

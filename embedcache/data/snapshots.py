@@ -66,6 +66,13 @@ def latest_snapshot(workspace: Workspace) -> pa.Table | None:
     return namesake
 
 
+def read_snapshot(workspace: Workspace, content: str) -> pa.Table | None:
+    """Return the snapshot of a content digest, or None where it is gone."""
+    files = (file for file in snapshot_files(workspace) if _content_of(file) == content)
+    file = next(files, None)
+    return None if file is None else read_table(file)
+
+
 def save_snapshot(workspace: Workspace, table: pa.Table) -> str:
     """Remember the images as they are now, unless the newest snapshot says the same.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from embedcache.audit.finding import SEVERITIES, Finding, Scene, Verdict, verdict
+from embedcache.audit.finding import SEVERITIES, Finding, Scene
 from embedcache.audit.identical import cheap_findings, identical
 from embedcache.audit.labels import likely_label_errors
 from embedcache.audit.near import Threshold, calibrate, near_duplicates, neighbours
@@ -27,13 +26,13 @@ from embedcache.audit.probing import (
 from embedcache.audit.shortcuts import Fact, facts_of, label_from_facts, picture_columns, shortcuts
 from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
-from embedcache.data.tabular import Tabular
-from embedcache.errors import MissingEmbeddingsError, RunError
+from embedcache.errors import MissingEmbeddingsError
 from embedcache.extract.report import Progress
 from embedcache.files.arrays import Codes
 from embedcache.files.durable import new_id, utc_now
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.audit_files import facts_of_pictures, store_findings
+from embedcache.verbs.audit_report import AuditOptions, AuditReport
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.session import ALL, Session, Study, scene_of
 
@@ -41,107 +40,6 @@ OnMessage = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
 N_ENCODERS: Final = 2  # that must agree on near-duplicates, where none are named
 _LAST: Final = ("pixels", "random:")  # encoders that are taken where there are no better ones
-
-_FINDINGS: Final = pa.schema(
-    [
-        ("severity", pa.string()),
-        ("kind", pa.string()),
-        ("n_images", pa.int64()),
-        ("message", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class AuditOptions:
-    """How to audit.
-
-    Parameters
-    ----------
-    threshold
-        Similarity from which two images are near-duplicates, from -1 to 1; None to measure it.
-    show_patients
-        Whether messages name patients; else they name an image of theirs.
-    """
-
-    threshold: float | None = None
-    show_patients: bool = False
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise RunError(f"threshold is {self.threshold}; expected a similarity from -1 to 1")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class AuditReport(Tabular):
-    """What an audit found.
-
-    Parameters
-    ----------
-    audit_id
-        Name of the audit.
-    question
-        The question whose images were looked at.
-    encoders
-        Encoders whose embeddings were looked at, as `NAME@FINGERPRINT`.
-    n_images, n_patients
-        Number of images and patients that were looked at.
-    findings
-        What is wrong, the gravest first.
-    scores
-        How well the label and facts of the images are told from each other.
-    notes
-        What could not be looked at, and the thresholds.
-    created
-        Time at which it ended, UTC.
-    seconds
-        Duration.
-    """
-
-    audit_id: str
-    question: Question
-    encoders: tuple[str, ...]
-    n_images: int
-    n_patients: int
-    findings: tuple[Finding, ...]
-    scores: tuple[Score, ...]
-    notes: tuple[str, ...]
-    created: str
-    seconds: float
-
-    @property
-    def verdict(self) -> Verdict:
-        """The gravest finding in a word: 'leaks', 'warnings' or 'clean'."""
-        return verdict(self.findings)
-
-    def table(self) -> pa.Table:
-        """Return what is wrong, one row a finding, the gravest first."""
-        rows = [
-            {
-                "severity": finding.severity,
-                "kind": finding.kind,
-                "n_images": len(finding.suspects),
-                "message": finding.message,
-            }
-            for finding in self.findings
-        ]
-        return pa.Table.from_pylist(rows, schema=_FINDINGS)
-
-    def document(self) -> dict[str, Any]:
-        """Return the audit as JSON can hold it."""
-        return {
-            "audit_id": self.audit_id,
-            "created": self.created,
-            "verdict": self.verdict,
-            "question": self.question.document(),
-            "encoders": list(self.encoders),
-            "n_images": self.n_images,
-            "n_patients": self.n_patients,
-            "seconds": self.seconds,
-            "findings": [finding.document() for finding in self.findings],
-            "scores": list(self.scores),
-            "notes": list(self.notes),
-        }
 
 
 def audit(
@@ -177,18 +75,9 @@ def audit(
     looking.at_embeddings(models, facts)
     looking.at_metadata(facts)
     report = looking.report()
-    store_findings(session.workspace, _plain(report.document()))
+    store_findings(session.workspace, report.document())
     renew_catalog(session)
     return report
-
-
-def _plain(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a report's document without classes, as it is stored."""
-    findings = [
-        {**finding, "images": [asdict(suspect) for suspect in finding["images"]]}
-        for finding in document["findings"]
-    ]
-    return {**document, "findings": findings, "scores": [asdict(s) for s in document["scores"]]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
     from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
-    from embedcache.verbs.audit import AuditReport
-    from embedcache.verbs.compare import CompareReport
-    from embedcache.verbs.finetune import Callbacks
+    from embedcache.verbs.audit_report import AuditReport
+    from embedcache.verbs.audited import AuditedRuns
+    from embedcache.verbs.compare_report import CompareReport
+    from embedcache.verbs.finetune_options import Callbacks
     from embedcache.verbs.probe import ProbeReport
     from embedcache.verbs.session import Session
 
@@ -155,9 +156,10 @@ class RunVerbs:
         """
         from embedcache.verbs import audit as verb
         from embedcache.verbs.arguments import name_list, question_of
+        from embedcache.verbs.audit_report import AuditOptions
 
         question = question_of(label, train_cohort, external, where, class_map, folds, seed)
-        options = verb.AuditOptions(threshold, show_patients)
+        options = AuditOptions(threshold, show_patients)
         session, names = self._session(), name_list(models)
         return verb.audit(session, names, question, options, on_message, on_progress)
 
@@ -218,7 +220,7 @@ class RunVerbs:
         workers: int | None = None,
         n_resamples: int = 10_000,
         callbacks: Callbacks | None = None,
-    ) -> RunOutcomes:
+    ) -> AuditedRuns:
         """Train encoder and head on each fold, and store predictions and scores as probes do.
 
         Parameters
@@ -233,13 +235,14 @@ class RunVerbs:
         from embedcache.finetune.recipe import read_recipe
         from embedcache.verbs import arguments as args
         from embedcache.verbs import finetune as verb
+        from embedcache.verbs.finetune_options import FinetuneOptions
 
         keys = read_recipe(args.optional_path(recipe), changes)
         encoders = args.encoder_options(
             weights, encoder_file, offline=offline, preprocess=preprocess
         )
         question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
-        options = verb.FinetuneOptions(
+        options = FinetuneOptions(
             keys, regime, encoders, device, n_devices, save, workers, n_resamples
         )
         return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
@@ -303,7 +306,8 @@ class RunVerbs:
             What to compare, and how; see `CompareOptions`.
         """
         from embedcache.verbs.arguments import optional_names
-        from embedcache.verbs.compare import CompareOptions, compare
+        from embedcache.verbs.compare import compare
+        from embedcache.verbs.compare_report import CompareOptions
 
         names = optional_names(models), optional_names(runs)
         options = CompareOptions(*names, metric, level, scoring, by, n_resamples, seed)

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.evaluate import evaluate
-from embedcache.verbs.compare import CompareReport
+from embedcache.verbs.compare_report import CompareReport
 
 
 def external(one, cohort="abroad"):
