@@ -17,24 +17,20 @@ Pair = tuple[int, int]  # an image and the one that it repeats, by row
 Content = Literal["bytes", "pixels"]
 
 # Severity, fault and way out of each kind of equal images.
-_FAULTS: Final[dict[str, tuple[Severity, str, str]]] = {
-    "in-two-cohorts": (
-        "leak",
+_FAULTS: Final[dict[tuple[str, Severity], tuple[str, str]]] = {
+    ("in-two-cohorts", "leak"): (
         "test images are {of} to a training image",
         "leave them out with --where",
     ),
-    "in-two-folds": (
-        "leak",
-        "training images are {of} to one of another patient, who is tested in another fold",
+    ("under-two-patients", "leak"): (
+        "training images are {of} to one of another patient",
         "give both one patient_id, or leave them out with --where",
     ),
-    "under-two-patients": (
-        "warning",
-        "images are {of} to one of another patient, whom the same model tests",
+    ("under-two-patients", "warning"): (
+        "test images are {of} to one of another patient, so that they count twice",
         "give both one patient_id",
     ),
-    "under-two-labels": (
-        "warning",
+    ("under-two-labels", "warning"): (
         "images are {of} to one with another label",
         "correct the one that is wrong",
     ),
@@ -79,19 +75,18 @@ def identical(
     before
         Findings whose images are left out here: equal bytes are equal pixels.
     """
-    pairs: dict[str, list[Pair]] = {kind: [] for kind in _FAULTS}
+    pairs: dict[tuple[str, Severity], list[Pair]] = {fault: [] for fault in _FAULTS}
     for rows in _groups(digests):
         trained = [row for row in rows if scene.fold[row] >= 0]
         tested = [row for row in rows if scene.fold[row] < 0]
-        pairs["in-two-cohorts"] += [(row, trained[0]) for row in tested if trained]
-        for part in (trained, tested):
-            kind = "in-two-folds" if scene.is_split(part) else "under-two-patients"
-            pairs[kind] += _pairs(part, scene.patient_id)
-        pairs["under-two-labels"] += _pairs(rows, scene.label)
-    reported = {finding.kind.partition("-")[2]: set(finding.images) for finding in before}
-    for kind, (severity, fault, way_out) in _FAULTS.items():
-        images = reported.get(kind, ())
-        left = [pair for pair in pairs[kind] if scene.image_id[pair[0]] not in images]
+        pairs["in-two-cohorts", "leak"] += [(row, trained[0]) for row in tested if trained]
+        pairs["under-two-patients", "leak"] += _pairs(trained, scene.patient_id)
+        pairs["under-two-patients", "warning"] += _pairs(tested, scene.patient_id)
+        pairs["under-two-labels", "warning"] += _pairs(rows, scene.label)
+    reported = {(f.kind.partition("-")[2], f.severity): set(f.images) for f in before}
+    for (kind, severity), (fault, way_out) in _FAULTS.items():
+        images = reported.get((kind, severity), ())
+        left = [pair for pair in pairs[kind, severity] if scene.image_id[pair[0]] not in images]
         if left:
             first, twin = (scene.image_id[row] for row in left[0])
             what = fault.format(of=f"{of.removesuffix('s')}-identical")
@@ -112,7 +107,7 @@ def patients_in_two_cohorts(scene: Scene, *, show_patients: bool) -> Iterator[Fi
     if shared:
         patient, places = next(iter(shared.items()))
         rows = [row for row, name in enumerate(scene.patient_id) if name in shared]
-        is_leak = any(scene.is_split([*places.values()]) for places in shared.values())
+        is_leak = scene.trains(rows)
         shown = _shown(scene, patient, show_patients=show_patients)
         yield Finding(
             "patient-in-two-cohorts",
@@ -131,7 +126,7 @@ def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[Finding]
         rows_of[patient].append(row)
     by_severity: dict[Severity, list[tuple[str, ...]]] = {"leak": [], "warning": []}
     for group in spelling_twins(rows_of):
-        is_leak = scene.is_split([row for patient in group for row in rows_of[patient]])
+        is_leak = scene.trains([row for patient in group for row in rows_of[patient]])
         by_severity["leak" if is_leak else "warning"].append(group)
     for severity, groups in by_severity.items():
         if groups:
@@ -139,11 +134,10 @@ def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[Finding]
             if not show_patients:
                 images = _quoted(scene.image_id[rows_of[patient][0]] for patient in groups[0])
                 first = f"those of images {images}"
-            sides = " and stand on two sides of the split" if severity == "leak" else ""
             yield Finding(
                 "patient-spelling",
                 severity,
-                f"{sum(map(len, groups))} names of patients differ in spelling only{sides}, first "
+                f"{sum(map(len, groups))} names of patients differ in spelling only, first "
                 f"{first}; spell each patient one way",
                 tuple(
                     Suspect(scene.image_id[row])

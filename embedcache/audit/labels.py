@@ -50,7 +50,7 @@ def likely_label_errors(by_patient: Predictions, by_image: Predictions) -> list[
         f"'{worst.label}', which looks like '{worst.predicted}'; look at them, and correct what is "
         "wrong"
     )
-    return [Finding("label-error", "warning", message, suspects)]
+    return [Finding("label-error", "note", message, suspects)]
 
 
 def confident_class(probability: Floats, y: Codes) -> Codes:

@@ -181,10 +181,11 @@ def near_duplicates(
         (int(image[number]), int(twin[number]), float(least[number]))
         for number in np.flatnonzero(is_near)[np.argsort(-least[is_near], kind="stable")]
     ]
-    split = [pair for pair in pairs if scene.is_split(pair[:2])]
+    trained = [pair for pair in pairs if scene.trains(pair[:2])]
+    tested = [pair for pair in pairs if not scene.trains(pair[:2])]
     return [
-        *_finding(scene, "leak", split, "on the other side of the split"),
-        *_finding(scene, "warning", [p for p in pairs if p not in split], "whom one model tests"),
+        *_finding(scene, "leak", trained, ""),
+        *_finding(scene, "warning", tested, "; both are tested only, and count twice"),
     ]
 
 
@@ -202,7 +203,7 @@ def _digests(
 
 
 def _finding(
-    scene: Scene, severity: Severity, pairs: Sequence[tuple[int, int, float]], where: str
+    scene: Scene, severity: Severity, pairs: Sequence[tuple[int, int, float]], so: str
 ) -> list[Finding]:
     if not pairs:
         return []
@@ -212,8 +213,8 @@ def _finding(
         best.setdefault(image, suspect)
     suspects = tuple(best.values())
     message = (
-        f"{len(suspects)} images nearly repeat one of another patient {where}, first "
-        f"'{suspects[0].image_id}' like '{suspects[0].twin}'; look at them, and give both one "
+        f"{len(suspects)} images nearly repeat one of another patient, first "
+        f"'{suspects[0].image_id}' like '{suspects[0].twin}'{so}; look at them, and give both one "
         "patient_id or leave them out with --where"
     )
     return [Finding("near-duplicate", severity, message, suspects)]

@@ -30,7 +30,10 @@ IMAGE_SIZE: Final = "image size"
 COLOUR: Final = "coloured pixels"
 MARKS: Final = "burnt-in marks"
 _FROM_PICTURES: Final = (IMAGE_SIZE, COLOUR, MARKS)
-_NEVER: Final = ("image_id", "path", "patient_id", "label", "source_label", "cohort", "split")
+_NEVER: Final = (
+    *("image_id", "path", "sha256", "patient_id"),
+    *("label", "source_label", "cohort", "split"),
+)
 MOST_VALUES: Final = 50
 ALPHA: Final = 0.02  # chance of a false alarm, over all facts of an audit
 _DRAWS: Final = 100  # permutations a fact: what a corrected p below that chance needs, twice
@@ -109,7 +112,8 @@ def facts_of(columns: Mapping[str, Sequence[str]], label_column: str) -> list[Fa
     facts = []
     for name, cells in columns.items():
         values, codes = np.unique(np.array(cells), return_inverse=True)
-        if name not in (*_NEVER, label_column) and 1 < len(values) <= MOST_VALUES:
+        is_shared = 1 < len(values) <= min(MOST_VALUES, len(cells) // 3)
+        if name not in (*_NEVER, label_column) and is_shared:
             facts.append(Fact(name, tuple(values.tolist()), codes.astype(np.int64)))
     return facts
 

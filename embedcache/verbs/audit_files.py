@@ -140,11 +140,8 @@ def audit_tables(workspace: Workspace) -> dict[str, pa.Table]:
         for suspect in finding.pop("images") or [{}]
     ]
     scores = [{**score, "audit_id": audit_id} for score in document["scores"]]
-    return {
-        "audits": pa.Table.from_pylist([summary]),
-        "audit": _table(findings),
-        "audit_scores": _table(scores),
-    }
+    tables = {"audits": [summary], "audit": findings, "audit_scores": scores}
+    return {name: _table(rows) for name, rows in tables.items() if rows}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -74,13 +74,14 @@ def scene_of(cohorts: Cohorts, folds: FoldTable) -> Scene:
     numbers = [*cohorts.train, *tested]
     keys = cohorts.images.keys
     names = [name for name, part in cohorts.parts.items() for _ in part]
+    fold = folds.of(cohorts.column("patient_id", cohorts.train))
     return Scene(
         image_id=cohorts.column("image_id", numbers),
         patient_id=cohorts.column("patient_id", numbers),
         label=tuple(cohorts.labels[number] for number in numbers),
         cohort=tuple(names),
         key=tuple(keys[number] for number in numbers),
-        fold=np.append(folds.of(cohorts.column("patient_id", cohorts.train)), [-1] * len(tested)),
+        fold=np.append(fold, np.full(len(tested), -1)),
     )
 
 
