@@ -15,7 +15,13 @@ from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device
-from embedcache.encoders.kept import Trained, check_not_trained_on, has_encoders, keep_encoders
+from embedcache.encoders.kept import (
+    Seen,
+    Trained,
+    check_not_trained_on,
+    has_encoders,
+    keep_encoders,
+)
 from embedcache.encoders.registry import Identified
 from embedcache.encoders.select import ALL, identify_models, select_models
 from embedcache.errors import MissingEmbeddingsError, RunError
@@ -155,8 +161,13 @@ def _gather(session: Session, study: Study, encoder: Identified, callbacks: Call
         on_message=callbacks.on_message,
     )
     material = gather(cohorts, study.folds, encoder, pictures)
-    patients = [patient for cohort in material.cohorts for patient in cohort.patient_id]
-    check_not_trained_on(session.workspace, encoder.spec, patients)
+    check_not_trained_on(
+        session.workspace,
+        encoder.spec,
+        [patient for cohort in material.cohorts for patient in cohort.patient_id],
+        [image for cohort in material.cohorts for image in cohort.image_id],
+        [key for cohort in material.cohorts for key in material.keys(cohort)],
+    )
     return material
 
 
@@ -325,15 +336,19 @@ class _Finetuning:
         return dict(zip(splits, paths, strict=True))
 
     def _keep(self, results: Sequence[FoldResult]) -> None:
-        """Keep the trained encoders, and say which patients moved or chose their weights."""
+        """Keep the trained encoders, and say what moved or chose their weights."""
         from embedcache.finetune.fold_files import FoldFiles
 
-        patients, fold = np.array(self.material.cohorts[0].patient_id), self.material.fold
+        train, fold = self.material.cohorts[0], self.material.fold
+        patients, keys = np.array(train.patient_id), np.array(self.material.keys(train))
         trained = [
             Trained(
                 result.fold,
                 FoldFiles(self.training / f"fold-{result.fold}").encoder,
-                tuple(np.unique(patients[fold != result.fold]).tolist()),
+                Seen(
+                    frozenset(patients[fold != result.fold].tolist()),
+                    frozenset(keys[fold != result.fold].tolist()),
+                ),
             )
             for result in results
         ]

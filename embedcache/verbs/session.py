@@ -290,14 +290,21 @@ class Session:
         Raises
         ------
         LeakageError
-            The encoder was fine-tuned on one of their patients.
+            The encoder was fine-tuned on one of their patients or images.
         MissingEmbeddingsError
             Images that are here were never encoded.
         """
         cohorts = study.cohorts
         numbers = [number for part in cohorts.parts.values() for number in part]
         spec = EncoderSpec.from_document(store.document["spec"])
-        check_not_trained_on(self.workspace, spec, cohorts.column("patient_id", numbers))
+        keys = cohorts.images.keys
+        check_not_trained_on(
+            self.workspace,
+            spec,
+            cohorts.column("patient_id", numbers),
+            cohorts.column("image_id", numbers),
+            [keys[number] for number in numbers],
+        )
         return [
             self.labelled_rows(store, cohorts.labels, part, cohort=name)
             for name, part in cohorts.parts.items()
