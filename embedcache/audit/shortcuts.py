@@ -1,8 +1,9 @@
 """Shortcuts: what tells the label without a look at the anatomy, and how well embeddings tell it.
 
 The label is predicted from each fact of an image, and from all of them, by naive Bayes with equal
-priors on the study's own folds of patients. Whether that is more than chance is told by a
-permutation of patients, who hand their labels on as they are, one patient's to another.
+priors on the study's own folds of patients. Whether a fact and the label go together by more than
+chance is told by the likelihood ratio G of their table, in which each patient counts once, against
+permutations of patients, each of whom takes over the labels of another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.audit.finding import Finding, Severity
-from embedcache.files.arrays import Codes
+from embedcache.files.arrays import Codes, Floats
 from embedcache.scoring.confusion import OF_ALL_CLASSES
 from embedcache.scoring.grouping import holm
 
@@ -35,8 +36,9 @@ _NEVER: Final = (
     *("label", "source_label", "cohort", "split"),
 )
 MOST_VALUES: Final = 50
-ALPHA: Final = 0.02  # chance of a false alarm, over all facts of an audit
-_DRAWS: Final = 100  # permutations a fact: what a corrected p below that chance needs, twice
+ALPHA: Final = 0.005  # chance of a false alarm, over all facts of an audit
+_DRAWS: Final = 400  # permutations a fact: twice what a corrected p of that size needs
+_DRAWS_OF_CHANCE: Final = 20  # of them, whose macro F1 is what chance gives
 _LEAST_GAIN: Final = 0.1  # of macro F1 over chance
 _PURE: Final = 0.9  # share of one class in a value that all but stands for it
 _LARGE: Final = 1 / 3  # share of a class in such values
@@ -81,7 +83,8 @@ class Told:
     score, chance
         Macro F1, and its mean after permutations of patients.
     p
-        Share of permutations that reach the score, corrected for the number of facts (Holm).
+        Share of permutations in which fact and label go together as closely, corrected for the
+        number of facts (Holm); of 'metadata' the least of its facts.
     """
 
     name: str
@@ -164,25 +167,51 @@ def label_from_facts(
     together = [fact for fact in facts if fact.is_of_acquisition]
     if together:
         sets[METADATA] = together
-    n_draws = _DRAWS * len(sets)
+    weight = 1 / np.bincount(patient)[patient]  # so that each patient counts once
+    links = {fact.name: _link(fact, y, weight) for fact in facts}
+    n_better, drawn = dict.fromkeys(links, 0), {name: [0.0] for name in sets}
+    n_draws = _DRAWS * len(facts)
+    for number, shuffled in enumerate(_shuffled(y, patient, n_draws)):
+        for fact in facts:
+            # A permutation may give the very same table, summed in another order.
+            n_better[fact.name] += _link(fact, shuffled, weight) >= links[fact.name] - 1e-9
+        if number < _DRAWS_OF_CHANCE:
+            for name, members in sets.items():
+                drawn[name].append(_macro_f1(shuffled, naive_bayes(members, shuffled, fold)))
+    p = dict(zip(links, holm([(1 + n) / (1 + n_draws) for n in n_better.values()]), strict=True))
+    p[METADATA] = min((p[fact.name] for fact in together), default=1.0)
+    told = {}
+    for name, members in sets.items():
+        predicted = naive_bayes(members, y, fold)
+        told[name] = Told(name, predicted, _macro_f1(y, predicted), fmean(drawn[name][1:]), p[name])
+    return told
+
+
+def _shuffled(y: Codes, patient: Codes, n_draws: int) -> Iterator[Codes]:
+    """Yield the labels with those of each patient taken over from another, in their order.
+
+    A patient with more images than the other has each label several times, so that one with many
+    images weighs no more in a permutation than in the data.
+    """
     by_patient = np.argsort(patient, kind="stable")
-    chance = np.random.default_rng(0)
-    scores: dict[str, list[float]] = {name: [] for name in sets}
+    size = np.bincount(patient)
+    start = np.cumsum(size) - size
+    rank = np.empty_like(y)
+    rank[by_patient] = np.arange(len(y)) - start[patient[by_patient]]
+    labels, chance = y[by_patient], np.random.default_rng(0)
     for _ in range(n_draws):
-        place = chance.permutation(int(patient.max()) + 1)
-        shuffled = np.empty_like(y)
-        shuffled[by_patient] = y[np.argsort(place[patient], kind="stable")]
-        for name, members in sets.items():
-            scores[name].append(_macro_f1(shuffled, naive_bayes(members, shuffled, fold)))
-    predicted = {name: naive_bayes(members, y, fold) for name, members in sets.items()}
-    reached = {name: _macro_f1(y, by_facts) for name, by_facts in predicted.items()}
-    # A permutation may give the very same table, and its score by another order of additions.
-    n_better = [sum(s >= reached[name] - 1e-12 for s in scores[name]) for name in sets]
-    p = holm([(1 + n) / (1 + n_draws) for n in n_better])
-    return {
-        name: Told(name, predicted[name], reached[name], fmean(scores[name]), corrected)
-        for name, corrected in zip(sets, p, strict=True)
-    }
+        donor = chance.permutation(len(size))[patient]
+        yield labels[start[donor] + rank * size[donor] // size[patient]]
+
+
+def _link(fact: Fact, y: Codes, weight: Floats) -> float:
+    """Return how far a fact and the label are from independent: the likelihood ratio G."""
+    shape = (len(fact.values), int(y.max()) + 1)
+    cells = np.bincount(fact.codes * shape[1] + y, weights=weight, minlength=shape[0] * shape[1])
+    table = cells.reshape(shape)
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
+    ratio = np.divide(table, expected, where=table > 0, out=np.ones(shape))
+    return float(2 * (table * np.log(ratio)).sum())
 
 
 def naive_bayes(facts: Sequence[Fact], y: Codes, fold: Codes) -> Codes:
