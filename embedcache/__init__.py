@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from embedcache.runs.record import RunRecord as RunRecord
     from embedcache.scoring.estimates import Estimate as Estimate
     from embedcache.verbs.audit_report import AuditReport as AuditReport
+    from embedcache.verbs.audited import AuditedRuns as AuditedRuns
     from embedcache.verbs.compare_report import CompareReport as CompareReport
     from embedcache.verbs.extract import Plan as Plan
     from embedcache.verbs.extract import Plans as Plans
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AuditReport",
+    "AuditedRuns",
     "Callbacks",
     "CheckReport",
     "CompareReport",
@@ -76,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     "AuditReport": "embedcache.verbs.audit_report",
+    "AuditedRuns": "embedcache.verbs.audited",
     "Callbacks": "embedcache.verbs.finetune_options",
     "CheckReport": "embedcache.verbs.manifest",
     "CompareReport": "embedcache.verbs.compare_report",

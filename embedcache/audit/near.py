@@ -98,11 +98,10 @@ def neighbours(X: Rows, patient: Codes, label: Codes) -> Neighbours:
     """
     order = np.lexsort((label, patient))  # patients lie together, and in them classes
     Z, who = _centred(X)[order], patient[order]
-    groups = np.stack([who, label[order]], axis=1)
-    patients = np.flatnonzero(np.r_[True, np.diff(who) != 0])
-    parts = np.flatnonzero(np.r_[True, (np.diff(groups, axis=0) != 0).any(axis=1)])
-    of_patient = np.searchsorted(patients, np.arange(len(Z)), side="right") - 1
-    of_part = np.searchsorted(parts, np.arange(len(Z)), side="right") - 1
+    parts, of_part = _starts(np.stack([who, label[order]], axis=1))
+    patients, of_patient = _starts(who[:, None])
+    first_part = of_part[patients]  # of each patient
+    ends = np.append(patients[1:], len(Z))
     rank = min(_REFERENCE, max(1, len(patients) - 1))
     other = np.zeros(len(Z), np.int64)
     own, reference = np.empty(len(Z), np.float32), np.empty(len(Z), np.float32)
@@ -112,15 +111,23 @@ def neighbours(X: Rows, patient: Codes, label: Codes) -> Neighbours:
         place = np.arange(len(rows))
         similarity = Z[rows] @ Z.T
         similarity[place, rows] = -np.inf
-        own[rows] = np.maximum.reduceat(similarity, parts, axis=1)[place, of_part[rows]]
-        nearest = np.maximum.reduceat(similarity, patients, axis=1)
-        nearest[place, of_patient[rows]] = -np.inf
-        reference[rows] = np.partition(nearest, -rank, axis=1)[:, -rank]
-        similarity[who[rows][:, None] == who] = -np.inf
+        by_part = np.maximum.reduceat(similarity, parts, axis=1)
+        own[rows] = by_part[place, of_part[rows]]
+        by_patient = np.maximum.reduceat(by_part, first_part, axis=1)
+        by_patient[place, of_patient[rows]] = -np.inf
+        reference[rows] = np.partition(by_patient, -rank, axis=1)[:, -rank]
+        for number, patient_number in enumerate(of_patient[rows]):
+            similarity[number, patients[patient_number] : ends[patient_number]] = -np.inf
         other[rows] = order[similarity.argmax(axis=1)]
     back = np.argsort(order)
     own[~np.isfinite(own)] = np.nan
     return Neighbours(Z[back], other[back], own[back], reference[back])
+
+
+def _starts(groups: Codes) -> tuple[Codes, Codes]:
+    """Return the first row of each run of equal rows, and the number of each row's run."""
+    is_first = np.r_[True, (np.diff(groups, axis=0) != 0).any(axis=1)]
+    return np.flatnonzero(is_first), np.cumsum(is_first) - 1
 
 
 def _centred(X: Rows) -> Similarities:

@@ -13,7 +13,7 @@ _ROWS, _COLUMNS = 8, 9  # cells of the hash: 8 rows of 8 differences
 _FLAT: Final = 1.0  # grey levels; less is what compression leaves of a black border
 _COLOURED: Final = 32  # difference of channels in grey levels
 _BRIGHT, _DARK = 240, 60  # grey levels of text and calipers, and of what they lie on
-_STROKE: Final = 3  # pixels from a bright one to a dark one: speckle has softer edges
+_STROKE: Final = 3  # most pixels from a bright one to a dark one: speckle has softer edges
 _BORDER: Final = 0.1  # share of height and width on each side
 
 
@@ -63,7 +63,10 @@ def picture_facts(pixels: NDArray[np.uint8]) -> PictureFacts:
 def _strokes_in_border(grey: NDArray[np.float32]) -> float:
     """Return the share of pixels of the outer tenth that are bright and lie beside dark ones."""
     is_dark = np.pad(grey <= _DARK, ((0, 0), (_STROKE, _STROKE)))
-    is_stroke = (grey >= _BRIGHT) & (is_dark[:, : -2 * _STROKE] | is_dark[:, 2 * _STROKE :])
+    beside_dark = np.zeros(grey.shape, bool)
+    for shift in range(2 * _STROKE + 1):
+        beside_dark |= is_dark[:, shift : shift + grey.shape[1]]
+    is_stroke = (grey >= _BRIGHT) & beside_dark
     top, left = (max(1, round(_BORDER * length)) for length in grey.shape)
     is_border = np.ones(grey.shape, bool)
     is_border[top:-top, left:-left] = False

@@ -125,8 +125,8 @@ def test_a_class_is_confident_where_its_own_images_are_so_on_average():
 
 def test_a_split_by_image_inflates_where_frames_of_a_patient_are_alike():
     chance = np.random.default_rng(0)
-    train = embeddings(n_patients=60, dim=8, spread=0.1)
-    own = {name: chance.normal(0, 4, 8) for name in set(train.patient_id)}
+    train = embeddings(n_patients=60, dim=100, spread=0.1)
+    own = {name: chance.normal(0, 4, 100) for name in sorted(set(train.patient_id))}
     X = np.stack([own[name] for name in train.patient_id]) + chance.normal(0, 0.1, train.X.shape)
     classes = dict(zip(own, chance.permutation(list("ab") * 30).tolist(), strict=True))
     label = [classes[name] for name in train.patient_id]
@@ -154,6 +154,5 @@ def test_wide_embeddings_keep_their_distances_in_fewer_features():
     few = fewer_features(X)
     assert few.shape == (20, MOST_FEATURES)
     wide, narrow = (np.linalg.norm(rows[0] - rows[1:], axis=1) for rows in (X, few))
-    assert np.corrcoef(wide, narrow * (wide.mean() / narrow.mean()))[0, 1] > -1
     assert np.allclose(narrow / wide * np.sqrt(1500 / MOST_FEATURES), 1, atol=0.2)
     assert fewer_features(X[:, :8]).shape == (20, 8)
