@@ -64,7 +64,8 @@ class Threshold:
     similarity
         Least similarity.
     ratio
-        Most distance, relative to the distance of the third-nearest patient.
+        Most distance, relative to the distance of the third-nearest patient; infinite where the
+        similarity was given.
     n_pairs
         Number of images whose nearest image of their own patient and class was measured; 0 where
         these were too few.
@@ -75,6 +76,8 @@ class Threshold:
     n_pairs: int
 
     def __str__(self) -> str:
+        if np.isinf(self.ratio):
+            return f"similarity from {self.similarity:.4f}, as given"
         if self.n_pairs:
             measured = f"measured on {self.n_pairs} images with another of their patient and class"
         else:

@@ -68,7 +68,9 @@ def test_a_threshold_may_be_given(tmp_path, rows):
     copy = planted.copy_of(tmp_path, rows[4], planted.jpeg, patient_id="P99")
     project = planted.rewrite(tmp_path, [*rows, copy])
     assert project.audit(threshold=1.0).findings == ()
-    assert "near-duplicate" in kinds(project.audit(threshold=0.99))
+    report = project.audit(threshold=0.99)
+    assert "near-duplicate" in kinds(report)
+    assert report.notes[-1] == "near-duplicates by 'pixels': similarity from 0.9900, as given"
     with pytest.raises(RunError, match=r"threshold is 1\.5; expected a similarity"):
         project.audit(threshold=1.5)
 
