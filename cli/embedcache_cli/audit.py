@@ -15,7 +15,7 @@ from embedcache_cli.output import Screen, print_json
 from embedcache_cli.progress import image_progress
 
 if TYPE_CHECKING:
-    from embedcache.audit.finding import Finding
+    from embedcache.audit.finding import AuditFinding
     from embedcache.audit.probing import Score
     from embedcache.project import Project
     from embedcache.verbs.audit_report import AuditReport
@@ -84,7 +84,7 @@ def _print_scores(scores: Iterable[Score]) -> None:
         click.echo(f"{text_table(header, rows)}\n")
 
 
-def _print_finding(finding: Finding, *, every_image: bool) -> None:
+def _print_finding(finding: AuditFinding, *, every_image: bool) -> None:
     click.echo(f"{finding.severity}: {finding.kind}")
     click.echo(_wrapped(finding.message, "  ", "  "))
     labels = [suspect for suspect in finding.suspects if suspect.predicted is not None]

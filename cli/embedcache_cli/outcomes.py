@@ -12,7 +12,7 @@ from embedcache.data.tabular import text_table
 from embedcache_cli.output import print_json, short_path
 
 if TYPE_CHECKING:
-    from embedcache.audit.finding import Finding
+    from embedcache.audit.finding import AuditFinding
     from embedcache.runs.outcome import RunOutcome
     from embedcache.scoring.compare import Pair
     from embedcache.scoring.estimates import Estimate
@@ -25,7 +25,7 @@ _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
 def print_outcomes(
     outcomes: Sequence[RunOutcome],
     *,
-    findings: Sequence[Finding] | None = None,
+    findings: Sequence[AuditFinding] | None = None,
     compared: CompareReport | None = None,
     verbose: bool = False,
 ) -> None:

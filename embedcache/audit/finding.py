@@ -45,7 +45,7 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """One kind of fault.
 
     Parameters
@@ -82,7 +82,7 @@ class Finding:
         }
 
 
-def verdict(findings: Iterable[Finding]) -> Verdict:
+def verdict(findings: Iterable[AuditFinding]) -> Verdict:
     """Return the gravest of some findings in a word."""
     severities = {finding.severity for finding in findings}
     if "leak" in severities:
@@ -90,7 +90,7 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     return "warnings" if "warning" in severities else "clean"
 
 
-def verdict_counts(findings: Sequence[Finding]) -> str:
+def verdict_counts(findings: Sequence[AuditFinding]) -> str:
     """Return the verdict with the number of findings by severity: 'leaks (1 leak, 2 notes)'."""
     counts = {word: sum(f.severity == word for f in findings) for word in SEVERITIES}
     parts = [f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items() if n]
@@ -98,7 +98,7 @@ def verdict_counts(findings: Sequence[Finding]) -> str:
     return f"{verdict(findings)}{shown}"
 
 
-def verdict_line(findings: Sequence[Finding]) -> str:
+def verdict_line(findings: Sequence[AuditFinding]) -> str:
     """Return the verdict in a line for those who asked for a score: counts, and the gravest."""
     graves = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
     first = f": {graves[0].message}" if verdict(findings) != "clean" else ""

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, Literal
 
-from embedcache.audit.finding import Finding, Scene, Severity, Suspect
+from embedcache.audit.finding import AuditFinding, Scene, Severity, Suspect
 from embedcache.data.spelling import spelling_twins, spellings_text
 from embedcache.data.task_names import TaskName
 
@@ -39,7 +39,7 @@ _FAULTS: Final[dict[tuple[str, Severity], tuple[str, str]]] = {
 
 def cheap_findings(
     scene: Scene, n_folds: int, task: TaskName, *, show_patients: bool = False
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Return what the table of images tells without a look at any picture.
 
     Parameters
@@ -60,8 +60,8 @@ def cheap_findings(
 
 
 def identical(
-    scene: Scene, digests: Sequence[str | None], of: Content, before: Collection[Finding] = ()
-) -> Iterator[Finding]:
+    scene: Scene, digests: Sequence[str | None], of: Content, before: Collection[AuditFinding] = ()
+) -> Iterator[AuditFinding]:
     """Yield what is wrong with images that are equal.
 
     Parameters
@@ -90,7 +90,7 @@ def identical(
         if left:
             first, twin = (scene.image_id[row] for row in left[0])
             what = fault.format(of=f"{of.removesuffix('s')}-identical")
-            yield Finding(
+            yield AuditFinding(
                 f"{of}-{kind}",
                 severity,
                 f"{len(left)} {what}, first '{first}' like '{twin}'; {way_out}",
@@ -98,7 +98,7 @@ def identical(
             )
 
 
-def patients_in_two_cohorts(scene: Scene, *, show_patients: bool) -> Iterator[Finding]:
+def patients_in_two_cohorts(scene: Scene, *, show_patients: bool) -> Iterator[AuditFinding]:
     """Yield the patients who train and test, and those who are tested twice."""
     cohorts: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row, (patient, cohort) in enumerate(zip(scene.patient_id, scene.cohort, strict=True)):
@@ -109,7 +109,7 @@ def patients_in_two_cohorts(scene: Scene, *, show_patients: bool) -> Iterator[Fi
         rows = [row for row, name in enumerate(scene.patient_id) if name in shared]
         is_leak = scene.trains(rows)
         shown = _shown(scene, patient, show_patients=show_patients)
-        yield Finding(
+        yield AuditFinding(
             "patient-in-two-cohorts",
             "leak" if is_leak else "warning",
             f"{len(shared)} patients stand in two cohorts, first {shown} in "
@@ -119,7 +119,7 @@ def patients_in_two_cohorts(scene: Scene, *, show_patients: bool) -> Iterator[Fi
         )
 
 
-def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[Finding]:
+def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[AuditFinding]:
     """Yield patients whose names differ in spelling only."""
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, patient in enumerate(scene.patient_id):
@@ -134,7 +134,7 @@ def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[Finding]
             if not show_patients:
                 images = _quoted(scene.image_id[rows_of[patient][0]] for patient in groups[0])
                 first = f"those of images {images}"
-            yield Finding(
+            yield AuditFinding(
                 "patient-spelling",
                 severity,
                 f"{sum(map(len, groups))} names of patients differ in spelling only, first "
@@ -148,7 +148,7 @@ def patient_spellings(scene: Scene, *, show_patients: bool) -> Iterator[Finding]
             )
 
 
-def rare_classes(scene: Scene, n_folds: int) -> Iterator[Finding]:
+def rare_classes(scene: Scene, n_folds: int) -> Iterator[AuditFinding]:
     """Yield the classes that too few training patients have for every fold to test them."""
     patients: defaultdict[str, set[str]] = defaultdict(set)
     for row in range(scene.n_train):
@@ -157,7 +157,7 @@ def rare_classes(scene: Scene, n_folds: int) -> Iterator[Finding]:
     if rare:
         name, who = next(iter(rare.items()))
         rows = [row for row in range(scene.n_train) if scene.label[row] in rare]
-        yield Finding(
+        yield AuditFinding(
             "rare-class",
             "warning",
             f"{len(rare)} classes have fewer training patients than {n_folds} folds, first "

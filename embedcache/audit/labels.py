@@ -12,12 +12,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.audit.finding import Finding, Suspect
+from embedcache.audit.finding import AuditFinding, Suspect
 from embedcache.data.predictions import Predictions
 from embedcache.files.arrays import Codes, Floats
 
 
-def likely_label_errors(by_patient: Predictions, by_image: Predictions) -> list[Finding]:
+def likely_label_errors(by_patient: Predictions, by_image: Predictions) -> list[AuditFinding]:
     """Return the images whose label is contradicted on folds of patients and on folds of images.
 
     Parameters
@@ -50,7 +50,7 @@ def likely_label_errors(by_patient: Predictions, by_image: Predictions) -> list[
         f"'{worst.label}', which looks like '{worst.predicted}'; look at them, and correct what is "
         "wrong"
     )
-    return [Finding("label-error", "note", message, suspects)]
+    return [AuditFinding("label-error", "note", message, suspects)]
 
 
 def confident_class(probability: Floats, y: Codes) -> Codes:

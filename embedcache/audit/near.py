@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.audit.finding import Finding, Scene, Severity, Suspect
+from embedcache.audit.finding import AuditFinding, Scene, Severity, Suspect
 from embedcache.audit.pictures import hash_distance
 from embedcache.files.arrays import Codes, Rows
 
@@ -160,7 +160,7 @@ def near_duplicates(
     thresholds: Mapping[str, Threshold],
     hashes: NDArray[np.uint64] | None,
     pixels: Sequence[str | None],
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Return the images that every encoder, and the hash, takes for another patient's.
 
     Parameters
@@ -214,7 +214,7 @@ def _digests(
 
 def _finding(
     scene: Scene, severity: Severity, pairs: Sequence[tuple[int, int, float]], so: str
-) -> list[Finding]:
+) -> list[AuditFinding]:
     if not pairs:
         return []
     best: dict[int, Suspect] = {}
@@ -227,4 +227,4 @@ def _finding(
         f"'{suspects[0].image_id}' like '{suspects[0].twin}'{so}; look at them, and give both one "
         "patient_id or leave them out with --where"
     )
-    return [Finding("near-duplicate", severity, message, suspects)]
+    return [AuditFinding("near-duplicate", severity, message, suspects)]

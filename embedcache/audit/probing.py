@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.audit.finding import Finding, Scene
+from embedcache.audit.finding import AuditFinding, Scene
 from embedcache.data.predictions import Predictions
 from embedcache.files.arrays import Codes, Floats, Rows
 from embedcache.probes import lda
@@ -144,7 +144,7 @@ def score_of(target: str, source: str, predicted: Predictions, *, split: str = "
     )
 
 
-def inflation(encoder: str, by_patient: Predictions, by_image: Predictions) -> list[Finding]:
+def inflation(encoder: str, by_patient: Predictions, by_image: Predictions) -> list[AuditFinding]:
     """Return how much better a probe looks where frames of one patient train and test it.
 
     Parameters
@@ -165,4 +165,4 @@ def inflation(encoder: str, by_patient: Predictions, by_image: Predictions) -> l
         f"{values[1]:.3f} by patient: {ahead.value:+.3f} [{ahead.low:.3f}, {ahead.high:.3f}]; keep "
         "each patient's images in one fold, as the folds here do"
     )
-    return [Finding("image-split-inflates", "note", message)]
+    return [AuditFinding("image-split-inflates", "note", message)]

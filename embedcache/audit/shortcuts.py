@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcache.audit.finding import Finding, Severity
+from embedcache.audit.finding import AuditFinding, Severity
 from embedcache.files.arrays import Codes, Floats
 from embedcache.scoring.confusion import OF_ALL_CLASSES
 from embedcache.scoring.grouping import holm
@@ -249,7 +249,7 @@ def shortcuts(
     classes: Sequence[str],
     patient: Codes,
     reached: float | None,
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """Yield the facts that tell the label better than chance allows.
 
     Parameters
@@ -275,7 +275,7 @@ def shortcuts(
         severity: Severity = "warning" if fact is None or fact.is_of_acquisition else "note"
         what = "all that is known of the acquisition" if fact is None else f"'{name}' alone"
         where = "; ".join(_concentrated(fact, y, classes, patient)) if fact else ""
-        yield Finding(
+        yield AuditFinding(
             "shortcut",
             severity,
             f"{what} tells '{label_column}' with macro F1 {by_facts.score:.3f} (chance "

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from embedcache.audit.finding import SEVERITIES, Finding, Scene
+from embedcache.audit.finding import SEVERITIES, AuditFinding, Scene
 from embedcache.audit.identical import cheap_findings, identical
 from embedcache.audit.labels import likely_label_errors
 from embedcache.audit.near import Threshold, calibrate, near_duplicates, neighbours
@@ -122,7 +122,7 @@ class _Looking:
         self.session, self.study, self.options = session, study, options
         self.on_message, self.start = on_message, time.perf_counter()
         self.scene = scene_of(study.cohorts, study.folds)
-        self.findings: list[Finding] = []
+        self.findings: list[AuditFinding] = []
         self.scores: list[Score] = []
         self.notes: list[str] = []
         self.encoders: list[str] = []

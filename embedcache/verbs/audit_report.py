@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from embedcache.audit.finding import Finding, Verdict, verdict
+from embedcache.audit.finding import AuditFinding, Verdict, verdict
 from embedcache.audit.probing import Score
 from embedcache.data.question import Question
 from embedcache.data.tabular import Tabular
@@ -74,7 +74,7 @@ class AuditReport(Tabular):
     encoders: tuple[str, ...]
     n_images: int
     n_patients: int
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     scores: tuple[Score, ...]
     notes: tuple[str, ...]
     created: str

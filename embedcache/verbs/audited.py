@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from embedcache.audit.finding import Finding, Scene, verdict
+from embedcache.audit.finding import AuditFinding, Scene, verdict
 from embedcache.audit.identical import cheap_findings
 from embedcache.data.predictions import Answers
 from embedcache.runs.outcome import RunOutcomes
@@ -26,7 +26,7 @@ class AuditedRuns(RunOutcomes):
         Faults that the table of images tells; see docs/audit.md.
     """
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[AuditFinding, ...] = ()
 
     @property
     def leaks(self) -> bool:
@@ -34,7 +34,7 @@ class AuditedRuns(RunOutcomes):
         return verdict(self.findings) == "leaks"
 
 
-def audit_document(findings: Sequence[Finding]) -> dict[str, Any]:
+def audit_document(findings: Sequence[AuditFinding]) -> dict[str, Any]:
     """Return verdict and findings as JSON can hold them."""
     return {
         "verdict": verdict(findings),
@@ -44,7 +44,7 @@ def audit_document(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def findings_of_answers(
     cohorts: Sequence[Answers], keys: Mapping[str, str | None]
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Return the faults of the split that stored answers were scored on.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from embedcache.audit.finding import Finding
+from embedcache.audit.finding import AuditFinding
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions
 from embedcache.data.snapshots import read_snapshot
@@ -73,7 +73,7 @@ def compare(session: Session, options: CompareOptions) -> CompareReport:
     return replace(report, findings=tuple(_findings(session, contest)))
 
 
-def _findings(session: Session, contest: Contest) -> list[Finding]:
+def _findings(session: Session, contest: Contest) -> list[AuditFinding]:
     """Return the faults of the split, by the images as the leading run's manifest had them."""
     leader = next(iter(contest.contenders.values()))
     table = read_snapshot(session.workspace, leader.record.request.data.manifest)

@@ -7,7 +7,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from embedcache.audit.finding import Finding, verdict
+from embedcache.audit.finding import AuditFinding, verdict
 from embedcache.data.checks import check_at_least, check_choice
 from embedcache.data.predictions import Role
 from embedcache.data.tabular import Tabular
@@ -180,7 +180,7 @@ class CompareReport(Tabular):
     calibration: tuple[Calibration, ...]
     estimates: dict[str, tuple[Estimate, ...]]
     notes: tuple[str, ...]
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[AuditFinding, ...] = ()
 
     @property
     def leaks(self) -> bool:

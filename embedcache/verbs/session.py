@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embedcache.audit.finding import Finding, Scene
+from embedcache.audit.finding import AuditFinding, Scene
 from embedcache.audit.identical import cheap_findings
 from embedcache.catalog.query import select_images
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
@@ -53,7 +53,7 @@ class Study:
     cohorts: Cohorts
     folds: FoldTable
     snapshot: str
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[AuditFinding, ...] = ()
 
     @property
     def question(self) -> Question:

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from embedcache.audit.finding import Finding, Scene, verdict, verdict_line
+from embedcache.audit.finding import AuditFinding, Scene, verdict, verdict_line
 from embedcache.audit.identical import cheap_findings, identical
 
 # Name, patient, label, cohort, digest and fold (-1: only tested) of each image; nothing is wrong.
@@ -31,7 +31,7 @@ def scene(*changes: tuple[str, dict]) -> Scene:
     return Scene(**{**columns, "fold": np.array(columns["fold"])})
 
 
-def found(*changes, n_folds=2, **settings) -> dict[tuple[str, str], Finding]:
+def found(*changes, n_folds=2, **settings) -> dict[tuple[str, str], AuditFinding]:
     findings = cheap_findings(scene(*changes), n_folds, "classification", **settings)
     return {(finding.kind, finding.severity): finding for finding in findings}
 

@@ -105,9 +105,7 @@ def test_a_kept_encoder_knows_its_training_images_under_other_patient_ids(tuned,
     name = f"run:{run_id}:1"
     project.extract(name)
     renamed(project)
-    with pytest.raises(
-        LeakageError, match=r"trained on image 'home-\w+' under another patient"
-    ):
+    with pytest.raises(LeakageError, match=r"trained on image 'home-\w+' under another patient"):
         project.probe(name)
     [outcome] = project.probe(name, train_cohort="abroad", external=(), folds=3)
     assert outcome.encoder == name
