@@ -16,7 +16,7 @@ from common import print_machine
 
 import embedcache
 from embedcache.finetune.jobs import Epoch
-from embedcache.verbs.finetune import Callbacks
+from embedcache.verbs.finetune_options import Callbacks
 
 ENCODERS = ("sononet16", "efficientnet-lite0")
 WHERE = "label <> 'viral_pneumonia'"  # four patients, fewer than folds

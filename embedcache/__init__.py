@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from embedcache.runs.outcome import RunOutcomes as RunOutcomes
     from embedcache.runs.record import RunRecord as RunRecord
     from embedcache.scoring.estimates import Estimate as Estimate
-    from embedcache.verbs.compare import CompareReport as CompareReport
+    from embedcache.verbs.audit_report import AuditReport as AuditReport
+    from embedcache.verbs.audited import AuditedRuns as AuditedRuns
+    from embedcache.verbs.compare_report import CompareReport as CompareReport
     from embedcache.verbs.extract import Plan as Plan
     from embedcache.verbs.extract import Plans as Plans
-    from embedcache.verbs.finetune import Callbacks as Callbacks
+    from embedcache.verbs.finetune_options import Callbacks as Callbacks
     from embedcache.verbs.gc import GcReport as GcReport
     from embedcache.verbs.manifest import CheckReport as CheckReport
     from embedcache.verbs.probe import ProbeReport as ProbeReport
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AuditReport",
+    "AuditedRuns",
     "Callbacks",
     "CheckReport",
     "CompareReport",
@@ -73,9 +77,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Callbacks": "embedcache.verbs.finetune",
+    "AuditReport": "embedcache.verbs.audit_report",
+    "AuditedRuns": "embedcache.verbs.audited",
+    "Callbacks": "embedcache.verbs.finetune_options",
     "CheckReport": "embedcache.verbs.manifest",
-    "CompareReport": "embedcache.verbs.compare",
+    "CompareReport": "embedcache.verbs.compare_report",
     "EmbedcacheError": "embedcache.errors",
     "Encoder": "embedcache.encoders.spec",
     "EncoderSpec": "embedcache.encoders.spec",

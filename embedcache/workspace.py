@@ -34,6 +34,7 @@ MANIFEST_NAME: Final = "data_manifest.csv"
 STORE_NAME: Final = ".embedcache"
 ENCODER_DOCUMENT: Final = "encoder.json"
 RUN_DOCUMENT: Final = "run.json"
+AUDIT_DOCUMENT: Final = "findings.json"
 COMMITS: Final = "commit"
 SEGMENTS: Final = "seg"
 # Entries of which a folder of embeddings has one at least, whatever it has lost.
@@ -93,6 +94,11 @@ class Workspace:
     def pixels(self) -> Location:
         """Pictures at training size, one folder a way of fitting them: derived, deletable."""
         return self.store / "pixels"
+
+    @property
+    def audits(self) -> Location:
+        """What audits took from pictures, and what the last one found: derived, deletable."""
+        return self.store / "audit"
 
     @property
     def local(self) -> Path:

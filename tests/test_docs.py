@@ -21,6 +21,7 @@ from PIL import Image
 from test_architecture import FLOORS
 
 import embedcache
+from embedcache.audit.finding import AuditFinding
 from embedcache.data.manifest import REQUIRED, write_manifest
 from embedcache.datasets.phantom import phantom_rows
 from embedcache.encoders import registry
@@ -35,7 +36,7 @@ from embedcache.protocol.protocols import PROTOCOLS
 from embedcache.runs.methods import CurveMethod, FinetuneMethod, ProbeMethod, ZeroShotMethod
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.layout import segment_folder
-from embedcache.verbs.compare import CompareReport
+from embedcache.verbs.compare_report import CompareReport
 from embedcache.verbs.doctor import DoctorReport
 from embedcache.verbs.extract import Plan
 from embedcache.verbs.gc import GcReport
@@ -228,6 +229,12 @@ def test_the_json_documents_of_runs_have_the_fields_that_are_named(likeness):
     assert set(re.findall(r"`(\w+)`", json_row("--patients"))) == set(report[0].document())
     text = json_row("probe").replace("(as `compare`, or null)", "")
     assert set(re.findall(r"`(\w+)`", text)) == set(report.document())
+
+
+def test_the_json_document_of_an_audit_has_the_fields_that_are_named(likeness):
+    document = likeness.audit(folds=2).document()
+    named = set(re.findall(r"`(\w+)`", json_row("audit")))
+    assert named == set(document) | set(AuditFinding("kind", "note", "message").document())
 
 
 def test_commands_in_the_pages_parse():

@@ -10,6 +10,7 @@ import click
 
 from embedcache.scoring.choices import Level, Scoring
 from embedcache_cli import options
+from embedcache_cli.outcomes import exit_code
 from embedcache_cli.output import print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
     from embedcache.scoring.resampling import Spread
-    from embedcache.verbs.compare import CohortComparison, CompareReport
+    from embedcache.verbs.compare_report import CohortComparison, CompareReport
 
 
 @click.command(short_help="Runs against each other, paired by patient: tests, ranks, groups.")
@@ -69,18 +70,20 @@ def compare(
     operating_points: bool,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Hold stored runs against each other on the same images and folds; fits nothing.
 
     Compares the runs named, or the latest of each encoder and kind of probe. Bootstrap and
     permutation are over patients; p is corrected by Holm for all pairs of a cohort.
     """
+    from embedcache.audit.finding import verdict_line
+
     if runs and models:
         raise click.UsageError("name runs, or encoders with --model, not both")
     report = project.compare(runs or None, models=models, **settings)
     if as_json:
         print_json(report)
-        return
+        return exit_code(report)
     for note in report.notes:
         say(f"note: {note}")
     for cohort in report.cohorts:
@@ -95,6 +98,8 @@ def compare(
         _print_operating_points(report)
     for name, run_id in report.runs.items():
         print_line(f"{name}: {run_id}")
+    print_line(verdict_line(report.findings))
+    return exit_code(report)
 
 
 def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

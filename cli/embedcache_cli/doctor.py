@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcache.visible import visible_text
 from embedcache_cli import options
 from embedcache_cli.output import print_json, say, short_path
 
@@ -57,6 +58,10 @@ def _lines(finding: Observation) -> str:
         for text, first in ((finding.message, head), (finding.remedy, f"{indent}-> "))
         if text
         for line in textwrap.wrap(
-            text, _WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
+            visible_text(text),
+            _WIDTH,
+            initial_indent=first,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
         )
     )

@@ -13,7 +13,7 @@ import click
 
 from embedcache.encoders.choices import PrecisionChoice
 from embedcache_cli import options
-from embedcache_cli.outcomes import print_outcomes
+from embedcache_cli.outcomes import exit_code, print_outcomes
 from embedcache_cli.output import Screen, bytes_text, print_json, seconds_text
 from embedcache_cli.progress import fold_progress, image_progress
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embedcache.finetune.jobs import Epoch
     from embedcache.project import Project
     from embedcache.runs.outcome import RunOutcome
-    from embedcache.verbs.finetune import Callbacks
+    from embedcache.verbs.finetune_options import Callbacks
 
 
 def _show_config(context: click.Context, _: click.Parameter, is_given: bool) -> None:
@@ -130,10 +130,10 @@ def finetune(
     if screen.as_json:
         print_json([outcome.document() for outcome in outcomes])
     else:
-        print_outcomes(outcomes, verbose=screen.verbose)
+        print_outcomes(outcomes, findings=outcomes.findings, verbose=screen.verbose)
         for outcome in outcomes:
             screen.say(_cost_line(outcome))
-    return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
+    return exit_code(outcomes)
 
 
 def _cost_line(outcome: RunOutcome) -> str:
@@ -160,7 +160,7 @@ def _epoch_line(epoch: Epoch) -> str:
 @contextmanager
 def _callbacks(screen: Screen, n_epochs: int) -> Iterator[Callbacks]:
     """Yield what shows progress: a bar a fold in a terminal, a line an epoch, or JSON lines."""
-    from embedcache.verbs.finetune import Callbacks
+    from embedcache.verbs.finetune_options import Callbacks
 
     def show_epoch(epoch: Epoch) -> None:
         # A training takes hours, so an epoch is news, shown wherever progress is not 'off'.

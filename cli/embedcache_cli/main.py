@@ -31,6 +31,7 @@ VERBS: Final = {
     "finetune": "embedcache_cli.finetune:finetune",
     "zeroshot": "embedcache_cli.zeroshot:zeroshot",
     "compare": "embedcache_cli.compare:compare",
+    "audit": "embedcache_cli.audit:audit",
     "sql": "embedcache_cli.sql:sql",
     "index": "embedcache_cli.index:index",
     "gc": "embedcache_cli.gc:gc",

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 from embedcache_cli.output import print_json, print_line, print_table, short_path
 
 if TYPE_CHECKING:
+    from embedcache.audit.finding import AuditFinding
     from embedcache.runs.outcome import RunOutcome
     from embedcache.scoring.compare import Pair
     from embedcache.scoring.estimates import Estimate
-    from embedcache.verbs.compare import CompareReport
+    from embedcache.verbs.audited import AuditedRuns
+    from embedcache.verbs.compare_report import CompareReport
 
 _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
 
@@ -20,10 +22,12 @@ _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
 def print_outcomes(
     outcomes: Sequence[RunOutcome],
     *,
+    findings: Sequence[AuditFinding] | None = None,
     compared: CompareReport | None = None,
     verbose: bool = False,
 ) -> None:
-    """Print a table of the headline score, what stands behind it, and where the runs lie."""
+    """Print a table of the headline score, what stands behind it, and the verdict on the split."""
+    from embedcache.audit.finding import verdict_line
     from embedcache.verbs.controls import run_names
 
     columns = _columns(outcomes[0])
@@ -62,6 +66,16 @@ def print_outcomes(
         for note in outcome.record.notes if verbose else ():
             print_line(f"note ({outcome.encoder}): {note}")
         print_line(f"run: {short_path(outcome.folder)}")
+    if findings is not None:
+        print_line(verdict_line(findings))
+
+
+def exit_code(report: AuditedRuns | CompareReport) -> int:
+    """Return 5 where the split leaks, 3 where a run left images out, else 0."""
+    if report.leaks:
+        return 5
+    outcomes = report if isinstance(report, Sequence) else ()
+    return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
 
 
 def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:

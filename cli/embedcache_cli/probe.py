@@ -10,7 +10,7 @@ import click
 from embedcache.data.task_names import TaskName
 from embedcache.runs.methods import PROBE_NAMES, PROTOCOL_NAMES, ExternalBy, ProbeMethod, Rule
 from embedcache_cli import options
-from embedcache_cli.outcomes import print_curves, print_outcomes
+from embedcache_cli.outcomes import exit_code, print_curves, print_outcomes
 from embedcache_cli.output import Screen, print_json, print_line
 from embedcache_cli.progress import step_progress
 
@@ -133,10 +133,12 @@ def probe(
         print_json(report.document())
     else:
         runs = [*report.runs, *report.controls]
-        print_outcomes(runs, compared=report.comparison, verbose=screen.verbose)
+        print_outcomes(
+            runs, findings=report.findings, compared=report.comparison, verbose=screen.verbose
+        )
         for text in report.not_beaten:
             print_line(text)
-    return 3 if any(outcome.n_skipped for outcome in report) else 0
+    return exit_code(report)
 
 
 def _learning_curves(

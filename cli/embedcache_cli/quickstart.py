@@ -57,7 +57,7 @@ def quickstart(into: Path, seed: int, screen: Screen) -> int:
     if screen.as_json:
         print_json(outcomes.document())
     else:
-        print_outcomes(outcomes)
+        print_outcomes(outcomes, findings=outcomes.findings)
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"
     tell("4. Ask for more, in SQL (docs/sql.md has ten worked queries):")
     for question in _QUESTIONS:

@@ -101,6 +101,48 @@ CREATE TABLE metrics (
     n_images INTEGER
 );
 
+CREATE TABLE audits (
+    audit_id VARCHAR,
+    created VARCHAR,
+    verdict VARCHAR,
+    label_column VARCHAR,
+    train_cohort VARCHAR,
+    encoders VARCHAR,
+    question VARCHAR,
+    n_patients INTEGER,
+    n_images INTEGER,
+    seconds DOUBLE
+);
+
+CREATE TABLE audit (
+    audit_id VARCHAR,
+    severity VARCHAR,
+    kind VARCHAR,
+    "message" VARCHAR,
+    n_images INTEGER,
+    image_id VARCHAR,
+    twin VARCHAR,
+    similarity DOUBLE,
+    label VARCHAR,
+    predicted VARCHAR,
+    probability DOUBLE,
+    margin DOUBLE
+);
+
+CREATE TABLE audit_scores (
+    audit_id VARCHAR,
+    target VARCHAR,
+    source VARCHAR,
+    split VARCHAR,
+    "value" DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    chance DOUBLE,
+    n_values INTEGER,
+    n_patients INTEGER,
+    n_images INTEGER
+);
+
 CREATE VIEW patients AS
 SELECT
     patient_id,

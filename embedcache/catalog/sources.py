@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind = Literal["manifest", "encoder", "folds", "run"]
+Kind = Literal["manifest", "encoder", "folds", "run", "audit"]
 
 # The tables of each kind of item, and the column by which the rows of one item are found in them.
 # There is one manifest, which has the whole of `images`.
@@ -18,11 +18,13 @@ TABLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "encoder": ("encoders", "internal.stored_rows", "internal.stored_failures"),
     "folds": ("folds",),
     "run": ("runs", "predictions", "fold_predictions", "metrics"),
+    "audit": ("audits", "audit", "audit_scores"),
 }
 ROW_KEYS: Final[Mapping[Kind, str]] = {
     "encoder": "fingerprint",
     "folds": "folds_id",
     "run": "run_id",
+    "audit": "audit_id",
 }
 
 
@@ -33,10 +35,10 @@ class SourceItem:
     Parameters
     ----------
     kind
-        'manifest' (exactly one), 'encoder', 'folds' or 'run'.
+        'manifest' (exactly one), 'encoder', 'folds', 'run' or 'audit' (one at most).
     name
         Name of the item, unique within its kind: the manifest's path and data root, an encoder's
-        folder, a fold table's file, a run id.
+        folder, a fold table's file, a run id, the file of the findings.
     stamp
         Text that changes with the item's content; made without reading the content.
     load

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,7 +31,7 @@ class Cohorts:
     external
         Row numbers of each external cohort, by name.
     notes
-        Lines on images that were left out, and why, and on images that leak.
+        Lines on images that were left out, and why.
     """
 
     images: Images = field(repr=False)
@@ -101,7 +100,6 @@ def choose_cohorts(images: Images, question: Question, selected: Sequence[int]) 
     others = {name: [n for n in labelled if cohort_of[n] == name] for name in names}
     external, left_out = _with_known_classes(question, labels, train_cohort, train, others)
     notes += left_out
-    notes += _doubles(images, train, external)
     notes += _label_notes(question, [labels[number] for number in labelled])
     closed = replace(question, train_cohort=train_cohort, external=tuple(external), classes=classes)
     cohorts = Cohorts(images, tuple(labels), closed, tuple(train), external, tuple(notes))
@@ -191,28 +189,6 @@ def _with_official_split(cohorts: Cohorts) -> Cohorts:
         )
     test = {f"{cohorts.train_cohort}, test split": parts["test"]}
     return replace(cohorts, train=parts["train"], external=test | cohorts.external)
-
-
-def _doubles(
-    images: Images, train: Sequence[int], external: Mapping[str, Sequence[int]]
-) -> Iterator[str]:
-    """Say how many images have the bytes of a training image of somebody else."""
-    keys, patient = images.keys, images.table["patient_id"].to_pylist()
-    owners: defaultdict[str | None, set[str]] = defaultdict(set)
-    for number in train:
-        owners[keys[number]].add(patient[number])
-    owners.pop(None, None)
-    inside = sum(len(owners.get(keys[number], ())) > 1 for number in train)
-    counts = {"training images": (inside, "one of another patient's")}
-    for name, numbers in external.items():
-        n_double = sum(keys[number] in owners for number in numbers)
-        counts[f"images of '{name}'"] = n_double, "a training image"
-    for what, (n_double, twin) in counts.items():
-        if n_double:
-            yield (
-                f"{n_double} {what} are byte-identical to {twin}; `embedcache manifest check "
-                "--json` lists them"
-            )
 
 
 def _label_notes(question: Question, labels: Sequence[str]) -> Iterator[str]:

@@ -102,6 +102,12 @@ def latest_snapshot(workspace: Workspace) -> pa.Table | None:
     return namesake
 
 
+def find_snapshot(workspace: Workspace, content: str) -> pa.Table | None:
+    """Return the snapshot of a content digest, or None where it is gone or cannot be read."""
+    files = (file for file in snapshot_files(workspace) if _content_of(file) == content)
+    return next((table for _, table in readable_snapshots(files)), None)
+
+
 def save_snapshot(workspace: Workspace, table: pa.Table) -> str:
     """Remember the images as they are now, unless the newest snapshot says the same.
 

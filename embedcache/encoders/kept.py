@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,25 @@ from embedcache.files.locks import if_unmarked
 from embedcache.workspace import Workspace
 
 PREFIX: Final = "run:"
+_log = logging.getLogger(__name__)
 _DOCUMENT: Final = "encoders.json"
 _WEIGHTS_FILE: Final = re.compile(r"fold-\d+\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an encoder must not be asked about.
+
+    Parameters
+    ----------
+    patients
+        Names of patients.
+    images
+        SHA-256 of their images, which stay what they are under another patient's name.
+    """
+
+    patients: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +52,13 @@ class Trained:
         Number of the fold, from 0.
     file
         Safetensors file of the weights.
-    patients
-        Patients whose pictures moved or chose the weights.
+    seen
+        Patients and images that moved or chose the weights.
     """
 
     fold: int
     file: Path
-    patients: tuple[str, ...]
+    seen: Seen
 
 
 def keep_encoders(
@@ -55,7 +73,7 @@ def keep_encoders(
     run_id
         Name of the run.
     base
-        Encoder that training started from; the patients that it has seen, these have seen too.
+        Encoder that training started from; what it has seen, these have seen too.
     trained
         Encoder of each fold; its file is copied.
     """
@@ -74,7 +92,8 @@ def keep_encoders(
                     "fold": encoder.fold,
                     "file": target.name,
                     "sha256": digests.file_digest(target),
-                    "trained_on": sorted(before | set(encoder.patients)),
+                    "trained_on": sorted(before.patients | encoder.seen.patients),
+                    "trained_on_images": sorted(before.images | encoder.seen.images),
                 }
             )
         fsync_tree(folder)
@@ -89,8 +108,10 @@ def _document_of(folder: Path) -> Location:
     return on_disk(folder) / _DOCUMENT
 
 
-def seen_by(workspace: Workspace, spec: EncoderSpec) -> frozenset[str]:
-    """Return the patients that an encoder was fine-tuned on here; none of a published one.
+def seen_by(workspace: Workspace, spec: EncoderSpec) -> Seen:
+    """Return what an encoder was fine-tuned on here; nothing of a published one.
+
+    Releases before this one kept the patients only, which the log says.
 
     Raises
     ------
@@ -98,11 +119,18 @@ def seen_by(workspace: Workspace, spec: EncoderSpec) -> frozenset[str]:
         The document beside the weights is missing or damaged, so nobody can tell.
     """
     if spec.weights.kind != "run":
-        return frozenset()
+        return Seen()
     document = _document_of(workspace.weights / spec.weights.location)
     for entry in read_document(document)["encoders"]:
         if entry["file"] == spec.weights.file:
-            return frozenset(entry["trained_on"])
+            if "trained_on_images" not in entry:
+                _log.warning(
+                    "'%s' was kept without the digests of its training images: under other patient "
+                    "ids they are not recognised; train it again with --save",
+                    spec.name,
+                )
+            images = frozenset(entry.get("trained_on_images", ()))
+            return Seen(frozenset(entry["trained_on"]), images)
     raise StoreCorruptError(f"{document}: says nothing of {spec.weights.file}; train it again")
 
 
@@ -160,9 +188,20 @@ def _of_fold(base: EncoderSpec, run_id: str, number: str, file: str) -> EncoderS
 
 
 def check_not_trained_on(
-    workspace: Workspace, spec: EncoderSpec, patient_id: Sequence[str]
+    workspace: Workspace,
+    spec: EncoderSpec,
+    patient_id: Sequence[str],
+    image_id: Sequence[str],
+    keys: Sequence[str | None],
 ) -> None:
-    """Check that a fine-tuned encoder is asked about patients that it has not seen.
+    """Check that a fine-tuned encoder is asked about patients and images that it has not seen.
+
+    Parameters
+    ----------
+    workspace, spec
+        Workspace of the run that has kept the encoder, and facts of the encoder.
+    patient_id, image_id, keys
+        Patient, name and SHA-256 of each image that is asked about; None where it is not known.
 
     Raises
     ------
@@ -171,11 +210,18 @@ def check_not_trained_on(
     StoreCorruptError
         Nobody can tell any more.
     """
-    shared = seen_by(workspace, spec) & set(patient_id)
+    seen = seen_by(workspace, spec)
+    shared = seen.patients & set(patient_id)
     if shared:
         raise LeakageError(
             f"'{spec.name}' was trained on {len(shared)} of these patients; ask about patients of "
             "its own fold or of another cohort, with --train-cohort, --external or --where"
+        )
+    repeated = [image for image, key in zip(image_id, keys, strict=True) if key in seen.images]
+    if repeated:
+        raise LeakageError(
+            f"'{spec.name}' was trained on image '{repeated[0]}' under another patient id "
+            f"({len(repeated)} images are); leave them out with --where"
         )
 
 

@@ -16,6 +16,7 @@ from embedcache.files.kinds import ArtefactKind
 from embedcache.finetune.states import Trainings
 from embedcache.runs.kind import RunsKind
 from embedcache.store.kind import EmbeddingStores
+from embedcache.verbs.audit_files import AuditFiles
 from embedcache.verbs.session import Session
 
 
@@ -32,6 +33,7 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
         Snapshots(workspace),
         FoldTables(workspace),
         RunsKind(session.runs),
+        AuditFiles(workspace),
         KeptWeights(workspace),
         Trainings(workspace),  # before pictures, which stay while a training has yet to end
         PictureStores(workspace),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.digests import file_stamp
 from embedcache.files.documents import known_shape, table_files
-from embedcache.workspace import COMMITS, Workspace
+from embedcache.workspace import AUDIT_DOCUMENT, COMMITS, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,6 +56,7 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
             _run_item(run_id, f"{size} {modified_ns}", lazy)
             for run_id, (size, modified_ns) in workspace.run_stamps().items()
         ),
+        *_audit_items(workspace),
     ]
     return CatalogSource(workspace.catalog, items, lazy.stores)
 
@@ -154,6 +156,20 @@ def _run_tables(run_id: str, lazy: _LazySession) -> dict[str, pa.Table]:
         return {"runs": pa.table({"run_id": pa.array([], pa.string())})}
     tables = {name: runs.table(run_id, name) for name in SCHEMAS}
     return {"runs": one_row(run_row(runs.record(run_id))), **tables}
+
+
+def _audit_items(workspace: Workspace) -> Iterator[SourceItem]:
+    """Yield the findings of the last audit, if there was one."""
+    for entry in workspace.audits.list():
+        if entry.name == AUDIT_DOCUMENT:
+            stamp = f"{entry.size} {entry.modified_ns}"
+            yield SourceItem("audit", entry.name, stamp, partial(_audit_tables, workspace))
+
+
+def _audit_tables(workspace: Workspace) -> dict[str, pa.Table]:
+    from embedcache.verbs.audit_files import audit_tables
+
+    return audit_tables(workspace)
 
 
 def _table_names(folder: Location) -> list[str]:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from itertools import chain
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from embedcache.data.checks import check_at_least, check_choice
+from embedcache.audit.finding import AuditFinding
 from embedcache.data.cohorts import label_column
-from embedcache.data.predictions import Answers, Predictions, Role
-from embedcache.data.tabular import Tabular
+from embedcache.data.predictions import Answers, Predictions
+from embedcache.data.snapshots import find_snapshot
 from embedcache.errors import RunError
 from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
 from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.answers import subject_of
-from embedcache.scoring.calibration import Bin, reliability
-from embedcache.scoring.choices import Level, Scoring
-from embedcache.scoring.compare import Comparison, Pair, drop, spread
+from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare as compare_subjects
+from embedcache.scoring.compare import drop, spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
-from embedcache.scoring.resampling import Spread
 from embedcache.scoring.subject import Subject, check_metric
+from embedcache.verbs.audited import findings_of_answers
+from embedcache.verbs.compare_report import (
+    Calibration,
+    CohortComparison,
+    CompareOptions,
+    CompareReport,
+    Drop,
+    Part,
+)
 from embedcache.verbs.session import Session
 
 CALIBRATION: Final = tuple(
@@ -40,192 +46,6 @@ _OF_CLASS: Final = {
     "accuracy": "recall",
     "auroc": "auroc",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """What to compare, and how.
-
-    Parameters
-    ----------
-    models
-        Encoders, `name` or `name@fingerprint`; None for every one with a run.
-    runs
-        Names of runs; None for the latest run of each encoder and method.
-    metric
-        Name of a score of the runs' task, such as 'macro_f1'; None for the one that the task is
-        judged by.
-    level
-        What is scored: each 'image', or each 'patient'.
-    scoring
-        Whether 'all' classes may be predicted, or those of the cohort only ('masked').
-    by
-        'class' or a manifest column: the metric within each of its values too; None for neither.
-    n_resamples
-        Number of resamples of bootstrap and permutation.
-    seed
-        Seed of bootstrap and permutation.
-    """
-
-    models: tuple[str, ...] | None = None
-    runs: tuple[str, ...] | None = None
-    metric: str | None = None
-    level: Level = "image"
-    scoring: Scoring = "all"
-    by: str | None = None
-    n_resamples: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("level", self.level, Level)
-        check_choice("scoring", self.scoring, Scoring)
-        check_at_least("n_resamples", self.n_resamples, 1)
-        check_at_least("seed", self.seed, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class CohortComparison:
-    """All runs on one cohort.
-
-    Parameters
-    ----------
-    cohort, role
-        Name of the cohort, and its part: 'in-domain' or 'external'.
-    classes
-        Classes of the model that occur in the cohort; empty for another task.
-    n_patients, n_images
-        Number of patients and images behind each score.
-    comparison
-        Standings and pairs.
-    """
-
-    cohort: str
-    role: Role
-    classes: tuple[str, ...]
-    n_patients: int
-    n_images: int
-    comparison: Comparison
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """What a run loses on an external cohort, both scored over that cohort's classes."""
-
-    name: str
-    cohort: str
-    drop: Spread
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A run's score within one value of a column, or of one class."""
-
-    name: str
-    cohort: str
-    part: str
-    n_patients: int
-    n_images: int
-    score: Spread
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """How far a run's probabilities can be believed on one cohort.
-
-    Parameters
-    ----------
-    name, cohort
-        Name of the run and of the cohort.
-    temperature
-        Temperature that was fitted, median over the images; None where none was.
-    bins
-        Bins of the reliability diagram, before any temperature.
-    """
-
-    name: str
-    cohort: str
-    temperature: float | None
-    bins: tuple[Bin, ...]
-
-
-_STANDINGS: Final = pa.schema(
-    [
-        ("cohort", pa.string()),
-        ("name", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("behind_best", pa.float64()),
-        ("p_corrected", pa.float64()),
-        ("rank", pa.float64()),
-        ("p_best", pa.float64()),
-        ("n_patients", pa.int64()),
-        ("n_images", pa.int64()),
-        ("run_id", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class CompareReport(Tabular):
-    """Runs against each other.
-
-    Parameters
-    ----------
-    options
-        What was asked.
-    metric
-        Name of the score that runs are compared by.
-    runs
-        Name of each stored run by the name that it has here.
-    cohorts
-        All runs on each cohort.
-    drops
-        What each run loses on external cohorts.
-    parts
-        Scores within each value of a column; empty unless `by` was asked for.
-    calibration
-        How far probabilities can be believed; empty for other tasks than classification.
-    estimates
-        Scores of calibration and of operating points, by name, as stored with the runs.
-    notes
-        Runs and cohorts that were left out, with the reason.
-    """
-
-    options: CompareOptions
-    metric: str
-    runs: dict[str, str]
-    cohorts: tuple[CohortComparison, ...]
-    drops: tuple[Drop, ...]
-    parts: tuple[Part, ...]
-    calibration: tuple[Calibration, ...]
-    estimates: dict[str, tuple[Estimate, ...]]
-    notes: tuple[str, ...]
-
-    def table(self) -> pa.Table:
-        """Return how the runs stand, one row a cohort and run, the best run first."""
-        rows = [
-            {
-                "cohort": cohort.cohort,
-                "metric": self.metric,
-                **asdict(standing),
-                **_behind(cohort.comparison.behind_best(standing.name)),
-                "n_patients": cohort.n_patients,
-                "n_images": cohort.n_images,
-                "run_id": self.runs[standing.name],
-            }
-            for cohort in self.cohorts
-            for standing in cohort.comparison.standings
-        ]
-        return pa.Table.from_pylist(rows, schema=_STANDINGS)
-
-
-def _behind(pair: Pair | None) -> dict[str, float]:
-    """Return how far a run is behind the best one, and p; nothing for the best itself."""
-    if pair is None:
-        return {}
-    return {"behind_best": pair.difference, "p_corrected": pair.p_corrected}
 
 
 def compare(session: Session, options: CompareOptions) -> CompareReport:
@@ -249,7 +69,18 @@ def compare(session: Session, options: CompareOptions) -> CompareReport:
         names = session.images.table["image_id"].to_pylist()
         column = label_column(session.images, str(options.by))
         values = dict(zip(names, column, strict=True))
-    return _Comparing(contest, options, values).report()
+    report = _Comparing(contest, options, values).report()
+    return replace(report, findings=tuple(_findings(session, contest)))
+
+
+def _findings(session: Session, contest: Contest) -> list[AuditFinding]:
+    """Return the faults of the split, by the images as the leading run's manifest had them."""
+    leader = next(iter(contest.contenders.values()))
+    table = find_snapshot(session.workspace, leader.record.request.data.manifest)
+    if table is None:
+        return []
+    keys = dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    return findings_of_answers(list(contest.cohorts.values()), keys)
 
 
 def compare_outcomes(outcomes: Sequence[RunOutcome], options: CompareOptions) -> CompareReport:

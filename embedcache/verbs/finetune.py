@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
@@ -15,93 +15,40 @@ from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device
-from embedcache.encoders.kept import Trained, check_not_trained_on, has_encoders, keep_encoders
+from embedcache.encoders.kept import (
+    Seen,
+    Trained,
+    check_not_trained_on,
+    has_encoders,
+    keep_encoders,
+)
 from embedcache.encoders.registry import Identified
-from embedcache.encoders.select import ALL, EncoderOptions, identify_models, select_models
+from embedcache.encoders.select import ALL, identify_models, select_models
 from embedcache.errors import MissingEmbeddingsError, RunError
 from embedcache.extract.pictures import hold_pixels
-from embedcache.extract.report import Progress
 from embedcache.files.cores import usable_cores
 from embedcache.files.durable import canonical_json, make_folder, remove_folder
 from embedcache.files.locks import marked
 from embedcache.finetune.answers import answers_of, fold_answers_of, results_of
 from embedcache.finetune.material import Material, fold_jobs, gather
-from embedcache.finetune.recipe import Recipe
 from embedcache.probes.logistic import LogisticPath, fit_sweep
 from embedcache.runs.methods import FinetuneMethod, ProbeMethod
 from embedcache.runs.once import Computed, once
-from embedcache.runs.outcome import RunOutcome, RunOutcomes
+from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunRequest
+from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
+from embedcache.verbs.finetune_options import Callbacks, FinetuneOptions
 from embedcache.verbs.probe_run import DECISIVE, ProbeOptions, probe_store, run_data, versions_of
 from embedcache.verbs.session import Session, Study
 
 if TYPE_CHECKING:
     from embedcache.encoders.choices import Precision
-    from embedcache.finetune.jobs import Epoch, FoldResult, Step
+    from embedcache.finetune.jobs import FoldResult
 
 PROTOCOL: Final = "finetune-1"
 _DECISIVE: Final = (*DECISIVE, "torch", "torchvision", "timm", "lightning-fabric")
 _MOST_WORKERS: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneOptions:
-    """How to fine-tune.
-
-    Parameters
-    ----------
-    recipe
-        Every number of the training; see `finetune.recipe.read_recipe`.
-    regime
-        'finetune', 'lora', 'head-only', 'lp-ft' or 'partial:N'.
-    encoders
-        Sources of encoders.
-    device
-        'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
-    n_devices
-        Number of devices, one process each.
-    save
-        Whether the trained encoders are kept, to be named as `run:ID`.
-    workers
-        Number of processes that read and change pictures; None for what suits the machine.
-    n_resamples
-        Number of resamples of the patient bootstrap.
-    """
-
-    recipe: Recipe
-    regime: str = "finetune"
-    encoders: EncoderOptions = field(default_factory=EncoderOptions)
-    device: str = "auto"
-    n_devices: int = 1
-    save: bool = False
-    workers: int | None = None
-    n_resamples: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """Functions called while a training runs.
-
-    Parameters
-    ----------
-    on_message
-        Called with what a reader of the scores must know.
-    on_progress
-        Called with how many pictures are decoded.
-    on_step
-        Called with how far a fold is, after each step.
-    on_epoch
-        Called with what an epoch gave.
-    on_run
-        Called with each run as it is done.
-    """
-
-    on_message: Callable[[str], None] = field(default=lambda _: None)
-    on_progress: Callable[[Progress], None] = field(default=lambda _: None)
-    on_step: Callable[[Step], None] = field(default=lambda _: None)
-    on_epoch: Callable[[Epoch], None] = field(default=lambda _: None)
-    on_run: Callable[[RunOutcome], None] = field(default=lambda _: None)
 
 
 def finetune(
@@ -110,7 +57,7 @@ def finetune(
     question: Question,
     options: FinetuneOptions,
     callbacks: Callbacks | None = None,
-) -> RunOutcomes:
+) -> AuditedRuns:
     """Fine-tune each model on every fold of the training cohort, and store the runs.
 
     A run that was killed goes on where it was; one that was made before is found again.
@@ -150,7 +97,7 @@ def finetune(
             outcomes.append(run.outcome())
         callbacks.on_run(outcomes[-1])
     renew_catalog(session)
-    return RunOutcomes(tuple(outcomes))
+    return AuditedRuns(tuple(outcomes), study.findings)
 
 
 def _set_up_libraries() -> None:
@@ -214,8 +161,13 @@ def _gather(session: Session, study: Study, encoder: Identified, callbacks: Call
         on_message=callbacks.on_message,
     )
     material = gather(cohorts, study.folds, encoder, pictures)
-    patients = [patient for cohort in material.cohorts for patient in cohort.patient_id]
-    check_not_trained_on(session.workspace, encoder.spec, patients)
+    check_not_trained_on(
+        session.workspace,
+        encoder.spec,
+        [patient for cohort in material.cohorts for patient in cohort.patient_id],
+        [image for cohort in material.cohorts for image in cohort.image_id],
+        [key for cohort in material.cohorts for key in material.keys(cohort)],
+    )
     return material
 
 
@@ -384,15 +336,19 @@ class _Finetuning:
         return dict(zip(splits, paths, strict=True))
 
     def _keep(self, results: Sequence[FoldResult]) -> None:
-        """Keep the trained encoders, and say which patients moved or chose their weights."""
+        """Keep the trained encoders, and say what moved or chose their weights."""
         from embedcache.finetune.fold_files import FoldFiles
 
-        patients, fold = np.array(self.material.cohorts[0].patient_id), self.material.fold
+        train, fold = self.material.cohorts[0], self.material.fold
+        patients, keys = np.array(train.patient_id), np.array(self.material.keys(train))
         trained = [
             Trained(
                 result.fold,
                 FoldFiles(self.training / f"fold-{result.fold}").encoder,
-                tuple(np.unique(patients[fold != result.fold]).tolist()),
+                Seen(
+                    frozenset(patients[fold != result.fold].tolist()),
+                    frozenset(keys[fold != result.fold].tolist()),
+                ),
             )
             for result in results
         ]

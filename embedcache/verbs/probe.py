@@ -10,10 +10,12 @@ from embedcache.data.question import Question
 from embedcache.errors import RunError
 from embedcache.protocol.protocols import check_method
 from embedcache.runs.methods import ProbeMethod
-from embedcache.runs.outcome import RunOutcome, RunOutcomes
+from embedcache.runs.outcome import RunOutcome
 from embedcache.verbs import controls
+from embedcache.verbs.audited import AuditedRuns, audit_document
 from embedcache.verbs.catalog import renew_catalog
-from embedcache.verbs.compare import CompareOptions, CompareReport, compare_outcomes
+from embedcache.verbs.compare import compare_outcomes
+from embedcache.verbs.compare_report import CompareOptions, CompareReport
 from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.probe_run import ProbeOptions, official, probe_store
 from embedcache.verbs.session import Session, Study
@@ -23,13 +25,13 @@ OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ProbeReport(RunOutcomes):
+class ProbeReport(AuditedRuns):
     """The probes of a command, and what they have to beat.
 
     Parameters
     ----------
-    runs
-        Run of each encoder.
+    runs, findings
+        Run of each encoder, and what is wrong with their split.
     controls
         Runs of the controls; empty where none were asked for.
     comparison
@@ -43,12 +45,13 @@ class ProbeReport(RunOutcomes):
     not_beaten: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return runs, controls and comparison as JSON can hold them."""
+        """Return runs, controls, comparison and audit as JSON can hold them."""
         return {
             "runs": [run.document() for run in self.runs],
             "controls": [run.document() for run in self.controls],
             "comparison": self.comparison,
             "not_beaten": self.not_beaten,
+            "audit": audit_document(self.findings),
         }
 
 
@@ -95,7 +98,7 @@ def probe(
         with leaving_out(name, models if len(names) > 1 else names):
             runs.append(probe_store(session, study, session.find_store(name), method, options))
             on_run(runs[-1])
-    report = ProbeReport(tuple(runs))
+    report = ProbeReport(tuple(runs), study.findings)
     if options.controls and runs:
         report = _with_controls(session, study, report, options, on_run)
         for note in report.comparison.notes if report.comparison else ():

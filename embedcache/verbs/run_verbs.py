@@ -11,12 +11,15 @@ from embedcache.workspace import Workspace
 if TYPE_CHECKING:
     from embedcache.data.folds import FoldSize, FoldTable
     from embedcache.data.task_names import TaskName
+    from embedcache.extract.report import Progress
     from embedcache.finetune.recipe import RecipeValue
     from embedcache.runs.outcome import RunOutcome, RunOutcomes
     from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
-    from embedcache.verbs.compare import CompareReport
-    from embedcache.verbs.finetune import Callbacks
+    from embedcache.verbs.audit_report import AuditReport
+    from embedcache.verbs.audited import AuditedRuns
+    from embedcache.verbs.compare_report import CompareReport
+    from embedcache.verbs.finetune_options import Callbacks
     from embedcache.verbs.probe import ProbeReport
     from embedcache.verbs.session import Session
 
@@ -122,6 +125,44 @@ class RunVerbs:
         session, names = self._session(), name_list(models)
         return verb.probe(session, names, question, method, options, on_message, on_run)
 
+    def audit(
+        self,
+        models: Names = "all",
+        *,
+        label: str = "label",
+        train_cohort: str | None = None,
+        external: Names | None = None,
+        where: str | None = None,
+        class_map: PathLike | None = None,
+        folds: int | PathLike = 5,
+        seed: int = 0,
+        threshold: float | None = None,
+        show_patients: bool = False,
+        on_message: OnMessage = quiet,
+        on_progress: Callable[[Progress], None] = quiet,
+    ) -> AuditReport:
+        """Look for leaks, repeated images, shortcuts and wrong labels; see docs/audit.md.
+
+        Parameters
+        ----------
+        models
+            Encoders that must agree on near-duplicates; 'all' for two that hold every image.
+        label, train_cohort, external, where, class_map, folds, seed
+            The images, their label and folds; see `Question`.
+        threshold, show_patients
+            How to look; see `AuditOptions`.
+        on_message, on_progress
+            Called with what could not be looked at, and with how many pictures are decoded.
+        """
+        from embedcache.verbs import audit as verb
+        from embedcache.verbs.arguments import name_list, question_of
+        from embedcache.verbs.audit_report import AuditOptions
+
+        question = question_of(label, train_cohort, external, where, class_map, folds, seed)
+        options = AuditOptions(threshold, show_patients)
+        session, names = self._session(), name_list(models)
+        return verb.audit(session, names, question, options, on_message, on_progress)
+
     def learning_curves(
         self,
         models: Names,
@@ -184,7 +225,7 @@ class RunVerbs:
         workers: int | None = None,
         n_resamples: int = 10_000,
         callbacks: Callbacks | None = None,
-    ) -> RunOutcomes:
+    ) -> AuditedRuns:
         """Train encoder and head on each fold, and store predictions and scores as probes do.
 
         Parameters
@@ -199,13 +240,14 @@ class RunVerbs:
         from embedcache.finetune.recipe import read_recipe
         from embedcache.verbs import arguments as args
         from embedcache.verbs import finetune as verb
+        from embedcache.verbs.finetune_options import FinetuneOptions
 
         keys = read_recipe(args.optional_path(recipe), changes)
         encoders = args.encoder_options(
             weights, encoder_file, offline=offline, preprocess=preprocess
         )
         question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
-        options = verb.FinetuneOptions(
+        options = FinetuneOptions(
             keys, regime, encoders, device, n_devices, save, workers, n_resamples
         )
         return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
@@ -269,7 +311,8 @@ class RunVerbs:
             What to compare, and how; see `CompareOptions`.
         """
         from embedcache.verbs.arguments import optional_names
-        from embedcache.verbs.compare import CompareOptions, compare
+        from embedcache.verbs.compare import compare
+        from embedcache.verbs.compare_report import CompareOptions
 
         names = optional_names(models), optional_names(runs)
         options = CompareOptions(*names, metric, level, scoring, by, n_resamples, seed)

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from embedcache.audit.finding import AuditFinding, Scene
+from embedcache.audit.identical import cheap_findings
 from embedcache.catalog.query import select_images
 from embedcache.data.claims import Claim, claim_files, read_claims
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
@@ -51,11 +55,14 @@ class Study:
         Fold of each training patient.
     snapshot
         Content digest of the remembered manifest.
+    findings
+        Faults of the split that the table of images tells; see `embedcache.audit`.
     """
 
     cohorts: Cohorts
     folds: FoldTable
     snapshot: str
+    findings: tuple[AuditFinding, ...] = ()
 
     @property
     def question(self) -> Question:
@@ -65,7 +72,26 @@ class Study:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the scores must know."""
-        return (*self.cohorts.notes, *self.folds.notes)
+        # The folds' own notes say of each rare class what the finding says of the first.
+        faults = (f.message for f in self.findings if f.kind != "rare-class")
+        return (*self.cohorts.notes, *self.folds.notes, *faults)
+
+
+def scene_of(cohorts: Cohorts, folds: FoldTable) -> Scene:
+    """Return the images of a question as an audit sees them."""
+    tested = [number for part in cohorts.external.values() for number in part]
+    numbers = [*cohorts.train, *tested]
+    keys = cohorts.images.keys
+    names = [name for name, part in cohorts.parts.items() for _ in part]
+    fold = folds.of(cohorts.column("patient_id", cohorts.train))
+    return Scene(
+        image_id=cohorts.column("image_id", numbers),
+        patient_id=cohorts.column("patient_id", numbers),
+        label=tuple(cohorts.labels[number] for number in numbers),
+        cohort=tuple(names),
+        key=tuple(keys[number] for number in numbers),
+        fold=np.append(fold, np.full(len(tested), -1)),
+    )
 
 
 class Session:
@@ -252,7 +278,9 @@ class Session:
         """
         selected = select_images(self.images.table, question.where)
         cohorts = choose_cohorts(self.images, question, selected)
-        return Study(cohorts, self._folds(cohorts), self.snapshot)
+        folds = self._folds(cohorts)
+        findings = cheap_findings(scene_of(cohorts, folds), folds.n_folds, question.task)
+        return Study(cohorts, folds, self.snapshot, tuple(findings))
 
     def _folds(self, cohorts: Cohorts) -> FoldTable:
         """Return the folds of the training cohort: given, stored, or assigned and stored now."""
@@ -289,14 +317,21 @@ class Session:
         Raises
         ------
         LeakageError
-            The encoder was fine-tuned on one of their patients.
+            The encoder was fine-tuned on one of their patients or images.
         MissingEmbeddingsError
             Images that are here were never encoded.
         """
         cohorts = study.cohorts
         numbers = [number for part in cohorts.parts.values() for number in part]
         spec = EncoderSpec.from_document(store.document["spec"])
-        check_not_trained_on(self.workspace, spec, cohorts.column("patient_id", numbers))
+        keys = cohorts.images.keys
+        check_not_trained_on(
+            self.workspace,
+            spec,
+            cohorts.column("patient_id", numbers),
+            cohorts.column("image_id", numbers),
+            [keys[number] for number in numbers],
+        )
         return [
             self.labelled_rows(store, cohorts.labels, part, cohort=name)
             for name, part in cohorts.parts.items()

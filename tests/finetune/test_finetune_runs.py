@@ -34,7 +34,8 @@ from embedcache.finetune.recipe import read_recipe
 from embedcache.finetune.train import train_fold
 from embedcache.runs.files import RunFiles
 from embedcache.testing import write_cohort
-from embedcache.verbs.finetune import Callbacks, FinetuneOptions, finetune
+from embedcache.verbs.finetune import finetune
+from embedcache.verbs.finetune_options import Callbacks, FinetuneOptions
 from embedcache.verbs.session import Session
 
 

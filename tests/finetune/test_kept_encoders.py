@@ -23,6 +23,8 @@ from tiny_trainings import (
 import embedcache
 from embedcache.encoders import registry
 from embedcache.errors import EncoderWeightsError, LeakageError, RunError, StoreCorruptError
+from embedcache.files.backend import on_disk
+from embedcache.files.documents import read_document, seal
 from embedcache.files.locks import marked
 from embedcache.finetune.train import train_fold
 from embedcache.testing import write_cohort
@@ -85,6 +87,37 @@ def test_a_kept_encoder_is_never_asked_about_patients_it_was_trained_on(tuned, t
         project.probe(name, train_cohort="abroad", external=("home",), folds=3)
     [outcome] = project.probe(name, train_cohort="abroad", external=(), folds=3)
     assert outcome.encoder == name
+
+
+def renamed(project):
+    """Give the patients at home other names."""
+    file = project.workspace.manifest
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    place = lines[0].index("patient_id")
+    for cells in lines[1:]:
+        cells[place] = cells[place].replace("home-", "renamed-")
+    file.write_text("\n".join(",".join(cells) for cells in lines) + "\n")
+
+
+def test_a_kept_encoder_knows_its_training_images_under_other_patient_ids(tuned, tmp_path, caplog):
+    project = copied(tuned, tmp_path)
+    run_id = record_of(project, "finetune").run_id
+    name = f"run:{run_id}:1"
+    project.extract(name)
+    renamed(project)
+    with pytest.raises(LeakageError, match=r"trained on image 'home-\w+' under another patient"):
+        project.probe(name)
+    [outcome] = project.probe(name, train_cohort="abroad", external=(), folds=3)
+    assert outcome.encoder == name
+    # As an earlier release kept it: it is used, and what is not known is said.
+    file = on_disk(project.workspace.weights / run_id) / "encoders.json"
+    document = read_document(file)
+    for entry in document["encoders"]:
+        assert len(entry.pop("trained_on_images")) > len(entry["trained_on"])
+    file.replace(seal(document))
+    [outcome] = project.probe(name, n_resamples=100)
+    assert outcome.encoder == name
+    assert "kept without the digests of its training images" in caplog.text
 
 
 def test_a_kept_encoder_is_not_trained_further_on_what_would_test_it(tuned, tmp_path):

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.evaluate import evaluate
-from embedcache.verbs.compare import CompareReport
+from embedcache.verbs.compare_report import CompareReport
 
 
 def external(one, cohort="abroad"):
@@ -124,7 +124,7 @@ def test_probes_of_one_encoder_are_told_apart_and_controls_wait_to_be_named(thre
     three("control-good", "good", shuffled, abroad, kind="control", created="2026-01-01")
     answer = command("compare", "-m", "good", "--resamples", "100")
     assert answer.err == ""
-    names = [line.rpartition(": ")[0] for line in answer.out.splitlines()[-4:]]
+    names = [line.rpartition(": ")[0] for line in answer.out.splitlines()[-5:-1]]
     assert names == [
         "good (knn)",
         "good (logistic)",

@@ -205,6 +205,14 @@ def test_probe_knn_prompts_and_training_meet_in_one_comparison(project, command,
     command("compare", "-m", "pixels", "--resamples", "100", "--json")
 
 
+def test_its_split_is_audited(project, command):
+    before = truth(project)
+    assert project.audit(folds=3).verdict != "leaks"
+    command("audit", "--folds", "3", "-m", "pixels")
+    added = {name for name in set(truth(project)) - set(before) if not name.startswith("audit/")}
+    assert added == set()
+
+
 def test_rows_can_be_exported(project, command, tmp_path):
     file = tmp_path / "rows.parquet"
     command("export", "-m", "pixels", "-o", file, "--label", "age")

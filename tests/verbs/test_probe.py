@@ -136,12 +136,15 @@ def test_images_of_equal_bytes_on_both_sides_are_counted(project):
     messages = []
     (outcome,) = project.probe("pixels", on_message=messages.append)
     assert messages[0].startswith(
-        "2 training images are byte-identical to one of another patient's;"
+        "1 test images are byte-identical to a training image, first 'abroad-000_brain_0' like"
     )
     assert messages[1].startswith(
-        "1 images of 'abroad' are byte-identical to a training image; `embed"
+        "2 training images are byte-identical to one of another patient, first"
     )
     assert outcome.record.notes[:2] == tuple(messages[:2])
+    report = project.probe("pixels")
+    assert report.leaks
+    assert report.document()["audit"]["verdict"] == "leaks"
 
 
 def test_a_cohort_without_a_common_class_is_skipped_unless_it_was_named(project):

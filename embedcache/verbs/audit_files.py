@@ -1,0 +1,197 @@
+"""What audits store: facts of decoded pictures, by digest of their bytes, and the last findings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from embedcache.audit.pictures import PictureFacts, picture_facts
+from embedcache.data.image_files import ImageFile, read_and_hash
+from embedcache.data.images import decode_image
+from embedcache.errors import ImageReadError, StoreCorruptError
+from embedcache.extract.report import Progress
+from embedcache.files.backend import Location
+from embedcache.files.cores import usable_cores
+from embedcache.files.digests import DigestCache
+from embedcache.files.documents import (
+    checked_bytes,
+    put_table,
+    read_document,
+    read_table,
+    seal,
+    table_files,
+)
+from embedcache.files.durable import new_id
+from embedcache.files.kinds import ArtefactKind, Damage, Mended, sweep_temporaries
+from embedcache.workspace import AUDIT_DOCUMENT, Workspace
+
+# Part of each table's name: facts that are measured in another way are measured anew.
+_PICTURES: Final = "pictures-1-"
+_SUMMARY: Final = ("audit_id", "created", "verdict", "n_patients", "n_images", "seconds")
+_SLICE: Final = 1000  # pictures that are decoded between two writes
+
+
+def facts_of_pictures(
+    workspace: Workspace,
+    files: Sequence[ImageFile],
+    keys: Sequence[str | None],
+    digests: DigestCache,
+    on_progress: Callable[[Progress], None],
+) -> list[PictureFacts | None]:
+    """Return the facts of each picture, None where it is not here or cannot be decoded.
+
+    A picture is decoded once: its facts are stored by the digest of its bytes.
+
+    Parameters
+    ----------
+    workspace
+        Workspace of the images.
+    files, keys
+        The images as files, and the SHA-256 of each one's bytes; None where nobody knows it.
+    digests
+        Remembered digests of files.
+    on_progress
+        Called with how many pictures are decoded.
+    """
+    stored = _stored_facts(workspace)
+    missing = {
+        key: file for file, key in zip(files, keys, strict=True) if key and key not in stored
+    }
+    n_done = n_failed = 0
+    items = list(missing.items())
+    for first in range(0, len(items), _SLICE):
+        part = items[first : first + _SLICE]
+        with ThreadPoolExecutor(max(2, usable_cores())) as pool:
+            decoded = pool.map(lambda item: _decode(item[1], item[0], digests), part)
+            measured = {}
+            for (key, _), facts in zip(part, decoded, strict=True):
+                n_done, n_failed = n_done + 1, n_failed + (facts is None)
+                on_progress(Progress(n_done, len(items), n_failed, "decode"))
+                if facts is not None:
+                    measured[key] = facts
+        if measured:
+            workspace.create_store()
+            rows = [{"sha256": key, **asdict(facts)} for key, facts in measured.items()]
+            put_table(workspace.audits, _PICTURES + new_id(), pa.Table.from_pylist(rows))
+            stored |= measured
+    return [stored.get(key) if key else None for key in keys]
+
+
+def _decode(file: ImageFile, key: str, digests: DigestCache) -> PictureFacts | None:
+    try:
+        data, digest = read_and_hash(file.path, digests)
+        if file.key_of(digest) != key:  # replaced while this command ran
+            return None
+        return picture_facts(np.asarray(decode_image(data, file.frame)))
+    except (OSError, ImageReadError):
+        return None
+
+
+def _stored_facts(workspace: Workspace) -> dict[str, PictureFacts]:
+    """Return the facts that are stored, by digest of the picture's bytes.
+
+    Raises
+    ------
+    StoreCorruptError
+        A table does not match its checksum.
+    """
+    facts = {}
+    for stem, file in table_files(workspace.audits).items():
+        if stem.startswith(_PICTURES):
+            for row in read_table(file).to_pylist():
+                key = row.pop("sha256")
+                facts[key] = PictureFacts(**row)
+    return facts
+
+
+def store_findings(workspace: Workspace, document: dict[str, Any]) -> None:
+    """Store what an audit found in the place of what the one before found."""
+    workspace.create_store()
+    (workspace.audits / AUDIT_DOCUMENT).replace(seal(document))
+
+
+def audit_tables(workspace: Workspace) -> dict[str, pa.Table]:
+    """Return what the last audit found, as the tables of the catalog.
+
+    Raises
+    ------
+    StoreCorruptError
+        There was no audit, or the document does not match its checksum.
+    """
+    document = read_document(workspace.audits / AUDIT_DOCUMENT)
+    audit_id, question = document["audit_id"], document["question"]
+    summary = {
+        **{name: document[name] for name in _SUMMARY},
+        "label_column": question["label"],
+        "train_cohort": question["train_cohort"],
+        "encoders": json.dumps(document["encoders"]),
+        "question": json.dumps(question),
+    }
+    findings = [
+        {**finding, **suspect, "audit_id": audit_id}
+        for finding in document["findings"]
+        # A finding that is of no single image has a row too.
+        for suspect in finding.pop("images") or [{}]
+    ]
+    scores = [{**score, "audit_id": audit_id} for score in document["scores"]]
+    tables = {"audits": [summary], "audit": findings, "audit_scores": scores}
+    return {name: _table(rows) for name, rows in tables.items() if rows}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return rows as a table with every column that one of them has."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+class AuditFiles(ArtefactKind):
+    """What audits store, as one kind of artefact.
+
+    Parameters
+    ----------
+    workspace
+        Workspace of the audits.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    @property
+    def name(self) -> str:
+        """Plural name of the kind."""
+        return "audits"
+
+    @property
+    def folder(self) -> Location:
+        """The folder in which all of them lie."""
+        return self._workspace.audits
+
+    def items(self) -> Sequence[Location]:
+        """Return the tables of facts, and the findings if there are some."""
+        findings = self.folder / AUDIT_DOCUMENT
+        tables = [
+            file for stem, file in table_files(self.folder).items() if stem.startswith(_PICTURES)
+        ]
+        return [*tables, findings] if findings.exists() else tables
+
+    def check(self, item: Location) -> Iterator[Damage]:
+        """Compare a file with its checksum."""
+        try:
+            read_document(item) if item.name == AUDIT_DOCUMENT else checked_bytes(item)
+        except StoreCorruptError as error:
+            yield Damage(item, error.problem)
+
+    def mend(self, item: Location) -> Mended:
+        """Remove a file; the next audit makes it again."""
+        item.delete()
+        return Mended(f"{item} removed; make it again with `embedcache audit`")
+
+    def sweep(self, grace_s: float) -> int:
+        """Delete leftovers of killed writes."""
+        return sweep_temporaries(self.folder, grace_s)
