@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ import click
 
 import embedcache
 from embedcache import errors
+from embedcache.visible import visible_text
 from embedcache_cli import process
 from embedcache_cli.process import Terminated
 
@@ -119,8 +121,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         return _interrupted(143)
     except click.ClickException as error:
+        shown = io.StringIO()
+        error.show(shown)  # several lines: how the command is used too
         with contextlib.suppress(OSError):
-            error.show()
+            click.echo("\n".join(map(visible_text, shown.getvalue().splitlines())), err=True)
         return error.exit_code
     except errors.EmbedcacheError as error:
         code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
@@ -132,7 +136,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _failed(message: str, code: int = 1) -> int:
     """Say why the command failed, where anybody can read it, and return its exit code."""
     with contextlib.suppress(OSError):
-        click.echo(f"embedcache: {message}", err=True)
+        click.echo(f"embedcache: {visible_text(message)}", err=True)
     return code
 
 

@@ -11,6 +11,8 @@ import threading
 from types import FrameType
 from typing import Final, NoReturn
 
+from embedcache.visible import visible_text
+
 # What was encoded is flushed within that time; a thread that waits for a dead drive is not.
 _FAREWELL_S: Final = 10.0
 _arrived: list[int] = []
@@ -22,6 +24,10 @@ class Terminated(BaseException):
 
 class _QuietHandler(logging.StreamHandler[io.TextIOWrapper]):
     """Prints what the library has to say while it works, as long as somebody can read it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line with names from outside escaped."""
+        return visible_text(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Pass over a line that cannot be printed."""
