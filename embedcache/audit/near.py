@@ -23,7 +23,7 @@ from embedcache.files.arrays import Codes, Rows
 MOST_BITS: Final = 8  # of 64 that hashes of one picture differ in
 # Bounds of the distance, relative to that of the third-nearest patient; the first also holds where
 # too few patients have two images of a class to measure it.
-RATIOS: Final = (0.05, 0.25)
+RATIOS: Final = (0.05, 0.5)
 _FEWEST_PAIRS: Final = 0.1  # share of images with a neighbour of their own patient and class
 _REFERENCE: Final = 3  # patients; those that are duplicates themselves must not be the reference
 _BLOCK_CELLS: Final = 1 << 23  # similarities held at a time
@@ -94,8 +94,9 @@ def neighbours(X: Rows, patient: Codes, label: Codes) -> Neighbours:
     Parameters
     ----------
     X
-        Embeddings, shape (n, dim). Their own mean and that of each feature are taken off: what all
-        images share, and a change of brightness where features are pixels, tells nothing.
+        Embeddings, shape (n, dim). Each loses its own mean and length, then the mean of each
+        feature: brightness and contrast, where features are pixels, and what all images share tell
+        nothing.
     patient, label
         Numbers of each image's patient and class, shape (n,).
     """
@@ -135,15 +136,23 @@ def _starts(groups: Codes) -> tuple[Codes, Codes]:
 
 def _centred(X: Rows) -> Similarities:
     Z = X.astype(np.float32)
-    Z -= Z.mean(axis=1, keepdims=True)
-    Z -= Z.mean(axis=0)
-    Z /= np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), np.float32(1e-12))
+    for axis in (1, 0):
+        Z -= Z.mean(axis=axis, keepdims=True)
+        Z /= np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), np.float32(1e-12))
     return Z
 
 
-def calibrate(near: Neighbours) -> Threshold:
-    """Return the threshold that half of the images reach with a frame of their own patient."""
-    lowest, highest = RATIOS
+def calibrate(near: Neighbours, n_encoders: int) -> Threshold:
+    """Return the threshold that half of the images reach with a frame of their own patient.
+
+    Parameters
+    ----------
+    near
+        Neighbours by one encoder.
+    n_encoders
+        Number of encoders that have to agree; alone, one has to be surer.
+    """
+    lowest, highest = RATIOS[0], RATIOS[1] if n_encoders > 1 else RATIOS[1] / 2
     measured = np.flatnonzero(np.isfinite(near.own))
     if len(measured) < max(2, _FEWEST_PAIRS * len(near.own)):
         return Threshold(-1.0, lowest, 0)
@@ -182,7 +191,8 @@ def near_duplicates(
         threshold = thresholds[name]
         similarity = np.einsum("nd,nd->n", by_encoder.Z[image], by_encoder.Z[twin])
         distance = np.maximum(1 - similarity, _LEAST)
-        reach = np.maximum(1 - by_encoder.reference[image], _LEAST)
+        reference = np.maximum(by_encoder.reference[image], by_encoder.reference[twin])
+        reach = np.maximum(1 - reference, _LEAST)
         is_near &= (similarity >= threshold.similarity) & (distance <= threshold.ratio * reach)
         least = np.minimum(least, similarity)
     if hashes is not None:

@@ -39,7 +39,7 @@ from embedcache.verbs.session import ALL, Session, Study, scene_of
 OnMessage = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
 N_ENCODERS: Final = 2  # that must agree on near-duplicates, where none are named
-_LAST: Final = ("pixels", "random:")  # encoders that are taken where there are no better ones
+_RANDOM: Final = "random:"
 
 
 def audit(
@@ -195,9 +195,11 @@ class _Looking:
             yield from ((name, self.session.find_store(name)) for name in names)
             return
         n_chosen = 0
-        # A fine-tuned encoder may not be asked about the patients that it has seen.
+        # A fine-tuned encoder may not be asked about the patients that it has seen, and random
+        # weights tell brightness from brightness.
         published = [name for name in names if not name.startswith("run:")]
-        for name in sorted(published, key=lambda name: name.startswith(_LAST)):
+        trained = [name for name in published if not name.startswith(_RANDOM)]
+        for name in sorted(trained or published, key=lambda name: name.startswith("pixels")):
             if n_chosen == N_ENCODERS:
                 break
             store = self.session.find_store(name)
@@ -225,7 +227,7 @@ class _Looking:
         for name, (X, numbers) in rows.items():
             order = np.argsort(numbers)
             near[name] = neighbours(X[order[np.isin(numbers[order], common)]], patient, label)
-            threshold = calibrate(near[name])
+            threshold = calibrate(near[name], len(rows))
             if self.options.threshold is not None:
                 threshold = Threshold(self.options.threshold, np.inf, 0)
             thresholds[name] = threshold

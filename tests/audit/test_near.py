@@ -34,6 +34,7 @@ def test_neighbours_are_those_of_a_plain_loop(monkeypatch):
     X, patient, label = X[shuffled], patient[shuffled], label[shuffled]
     near = neighbours(X, patient, label)
     Z = X - X.mean(axis=1, keepdims=True)
+    Z = Z / np.linalg.norm(Z, axis=1, keepdims=True)
     Z = Z - Z.mean(axis=0)
     Z = Z / np.linalg.norm(Z, axis=1, keepdims=True)
     similarity = Z @ Z.T
@@ -53,7 +54,7 @@ def test_neighbours_are_those_of_a_plain_loop(monkeypatch):
 
 def test_the_threshold_is_measured_on_frames_of_one_patient():
     X, patient = cohort()
-    threshold = calibrate(neighbours(X, patient, np.zeros(len(X), int)))
+    threshold = calibrate(neighbours(X, patient, np.zeros(len(X), int)), 1)
     assert threshold.n_pairs == len(X)
     assert 0.98 < threshold.similarity < 1
     assert RATIOS[0] <= threshold.ratio <= RATIOS[1]
@@ -62,7 +63,7 @@ def test_the_threshold_is_measured_on_frames_of_one_patient():
 
 def test_without_two_images_of_a_patient_the_strictest_ratio_holds():
     X, patient = cohort(n_images=1)
-    threshold = calibrate(neighbours(X, patient, np.zeros(len(X), int)))
+    threshold = calibrate(neighbours(X, patient, np.zeros(len(X), int)), 1)
     assert threshold == Threshold(-1.0, RATIOS[0], 0)
     assert "too few patients" in str(threshold)
 
@@ -75,7 +76,7 @@ def planted(n_tested=0, hashes=None, pixels=None, agree=True):
     near = {"first": neighbours(X, patient, label)}
     if not agree:
         near["second"] = neighbours(cohort(seed=3)[0].repeat(2, axis=0)[: len(X)], patient, label)
-    thresholds = {name: calibrate(by_encoder) for name, by_encoder in near.items()}
+    thresholds = {name: calibrate(by_encoder, 1) for name, by_encoder in near.items()}
     scene = scene_of(patient, n_tested)
     hashes = np.zeros(len(X), np.uint64) if hashes is None else hashes
     return near_duplicates(scene, near, thresholds, hashes, pixels or [None] * len(X))
