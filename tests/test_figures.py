@@ -11,7 +11,11 @@ from conftest import ROOT
 
 OUTPUTS = sorted((ROOT / "benchmarks" / "results").glob("*.txt"))
 CHECKS = {"bench_cuda"}  # which are run where somebody doubts a machine; no page quotes them
-SCRIPTS = [file for file in sorted((ROOT / "benchmarks").glob("*_*.py")) if file.stem not in CHECKS]
+SCRIPTS = [
+    file
+    for file in sorted([*(ROOT / "benchmarks").glob("*_*.py"), ROOT / "benchmarks" / "torture.py"])
+    if file.stem not in CHECKS
+]
 FIGURE = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
 
 
@@ -95,7 +99,9 @@ def test_every_output_belongs_to_a_script_and_is_spoken_of():
     assert {file.stem for file in SCRIPTS} == {
         name
         for file in (ROOT / "docs").glob("*.md")
-        for name in re.findall(r"benchmarks/(\w+_\w+)\.py", file.read_text(encoding="utf-8"))
+        for name in re.findall(
+            r"benchmarks/(\w+_\w+|torture)\.py", file.read_text(encoding="utf-8")
+        )
     }
     assert len(BLOCKS) >= 9
     assert len(FIGURES) >= 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
@@ -86,4 +87,7 @@ def end(code: int) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is _on_signal:
             signal.signal(number, signal.SIG_DFL)
+    # At the end zarr waits a little for its thread, and fails where the machine is too busy for it.
+    if zarr_threads := sys.modules.get("zarr.core.sync"):
+        atexit.unregister(zarr_threads.cleanup_resources)
     sys.exit(code)
