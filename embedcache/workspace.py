@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import platformdirs
 
+from embedcache.encoder_folders import (
+    original_first,
+    plain_name,
+    read_encoder_document,
+    store_folders,
+)
 from embedcache.errors import (
     ManifestError,
     StoreCorruptError,
@@ -32,18 +36,10 @@ FORMAT_VERSION: Final = 2
 READABLE_VERSIONS: Final = (1, 2)
 MANIFEST_NAME: Final = "data_manifest.csv"
 STORE_NAME: Final = ".embedcache"
-ENCODER_DOCUMENT: Final = "encoder.json"
 RUN_DOCUMENT: Final = "run.json"
 AUDIT_DOCUMENT: Final = "findings.json"
-COMMITS: Final = "commit"
-SEGMENTS: Final = "seg"
-# Entries of which a folder of embeddings has one at least, whatever it has lost.
-_STORE_PARTS: Final = frozenset({ENCODER_DOCUMENT, f"{COMMITS}/", f"{SEGMENTS}/"})
 # Entries of which a store has one at least, whatever it has lost.
 _STORE_NAMES: Final = frozenset({"embedcache.json", "encoders", "manifests", "folds", "runs"})
-# Types of stored rows: embeddings, and pictures at training size.
-ROW_TYPES: Final = ("float32", "uint8")
-_STORE_FOLDER: Final = re.compile(r"(?P<name>.+)-(?P<fingerprint>[0-9a-f]{12})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +229,7 @@ class Workspace:
         folders: dict[str, list[Location]] = {}
         for folder in store_folders(self.encoders):
             folders.setdefault(folder.name[-12:], []).append(folder)
-        return [_original_first(copies) for copies in folders.values()]
+        return [original_first(copies) for copies in folders.values()]
 
     def encoder_documents(self) -> dict[Location, dict[str, Any]]:
         """Return the content of each `encoder.json`, by its encoder's folder.
@@ -285,78 +281,8 @@ class Workspace:
         return [folder for folder in folders if not self.has_run(folder.name)]
 
 
-def plain_name(name: str) -> str:
-    """Return an encoder's name as folders have it."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name)
-
-
-def read_encoder_document(folder: Location) -> dict[str, Any]:
-    """Return the content of a folder's `encoder.json`, checked to be that of this folder.
-
-    Raises
-    ------
-    StoreCorruptError
-        It is missing, does not match its checksum, or is that of another folder.
-    StoreReadError
-        It is whole, and of a shape that this release does not know.
-    """
-    file = folder / ENCODER_DOCUMENT
-    document = read_document(file)
-    name, fingerprint = document.get("name"), document.get("fingerprint")
-    identity = document.get("identity")
-    is_usual = (
-        isinstance(name, str)
-        and isinstance(fingerprint, str)
-        and isinstance(identity, dict)
-        and isinstance(identity.get("dim"), int)
-        and identity.get("dtype", "float32") in ROW_TYPES
-    )
-    if not is_usual:
-        raise StoreReadError(
-            f"{file}: of a shape that this release does not know; read it with the release that "
-            "wrote it"
-        )
-    if not is_document_of(folder, document):
-        problem = f"is that of another encoder, {name}@{str(fingerprint)[:12]}"
-        raise StoreCorruptError(
-            f"{file} {problem}; give the folder its own name back", problem=problem
-        )
-    return document
-
-
-def is_document_of(folder: Location, document: Mapping[str, Any]) -> bool:
-    """Tell whether an encoder's document is that of the folder, as far as its name tells."""
-    named = _STORE_FOLDER.fullmatch(folder.name)
-    return named is None or str(document.get("fingerprint"))[:12] == named["fingerprint"]
-
-
 def _format_document() -> dict[str, Any]:
     return {"format": "embedcache", "version": FORMAT_VERSION, "created": utc_now()}
-
-
-def _original_first(copies: list[Location]) -> list[Location]:
-    """Return folders of one fingerprint, before all others the one named as its encoder."""
-    if len(copies) == 1:
-        return copies
-    names = set()
-    for folder in copies:
-        # A copy may tell the name of the original whose document is damaged.
-        with contextlib.suppress(StoreCorruptError, StoreReadError):
-            names.add(plain_name(read_encoder_document(folder)["name"]))
-    return sorted(copies, key=lambda folder: folder.name[:-13] not in names)
-
-
-def store_folders(parent: Location) -> tuple[Location, ...]:
-    """Return the folders named `<name>-<12 hexadecimal digits>` that hold embeddings, by name."""
-    named = filter(is_encoder_folder, parent.folders())
-    return tuple(
-        folder for folder in named if _STORE_PARTS & {entry.name for entry in folder.list()}
-    )
-
-
-def is_encoder_folder(folder: Location) -> bool:
-    """Tell whether a folder is named as one that holds embeddings."""
-    return _STORE_FOLDER.fullmatch(folder.name) is not None
 
 
 def find_workspace(

@@ -30,6 +30,7 @@ FLOORS = (
     ("embedcache.probes",),
     ("embedcache.data",),
     ("embedcache.workspace",),
+    ("embedcache.encoder_folders",),
     ("embedcache.files",),
     ("embedcache.errors",),
     ("embedcache.visible",),

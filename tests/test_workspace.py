@@ -76,7 +76,13 @@ def test_an_encoder_is_found_by_its_fingerprint_whatever_its_folder_is_called(wo
 
 
 def put_encoder(workspace, folder: str, fingerprint: str, **changes) -> dict:
-    document = {"name": "x", "fingerprint": fingerprint, "identity": {"dim": 1}, **changes}
+    document = {
+        "name": "x",
+        "fingerprint": fingerprint,
+        "identity": {"dim": 1},
+        "spec": {},
+        **changes,
+    }
     (workspace.encoders / folder / "encoder.json").put(seal(document))
     return document
 

@@ -88,16 +88,18 @@ def is_snapshot_of(workspace: Workspace, table: pa.Table) -> bool:
 def latest_snapshot(workspace: Workspace) -> pa.Table | None:
     """Return the newest readable snapshot of the workspace's manifest, or None.
 
-    A store that came from elsewhere knows the manifest under a path at which there is none here;
-    then its name counts. A manifest that is there, of the same name, is another one.
+    A store that came from elsewhere knows the manifest under another path; then its name counts.
+    But beside a manifest of this workspace, one that is still at that path is another one.
     """
     namesake = None
+    has_own = workspace.manifest.is_file()
     for _, table in readable_snapshots(reversed(snapshot_files(workspace))):
         if is_snapshot_of(workspace, table):
             return table
         about = snapshot_metadata(table)
         is_namesake = about["manifest"] == workspace.manifest.name
-        if namesake is None and is_namesake and not Path(about.get("path") or "").is_file():
+        is_other = has_own and Path(about.get("path") or "").is_file()
+        if namesake is None and is_namesake and not is_other:
             namesake = table
     return namesake
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from embedcache.data.image_files import ImageFile
+from embedcache.encoder_folders import store_folders
 from embedcache.encoders.pixels import PixelsEncoder
 from embedcache.encoders.preprocess import Preprocess
 from embedcache.encoders.registry import library_versions
@@ -21,7 +22,7 @@ from embedcache.files.kinds import ArtefactKind, Damage, Mended, size_of, sweep_
 from embedcache.files.locks import if_unmarked
 from embedcache.store import care
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.workspace import Workspace, store_folders
+from embedcache.workspace import Workspace
 
 _BATCH_BYTES: Final = 16 << 20
 

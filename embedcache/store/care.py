@@ -8,6 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from embedcache.encoder_folders import (
+    COMMITS,
+    ENCODER_DOCUMENT,
+    is_document_of,
+    read_encoder_document,
+)
 from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
@@ -17,12 +23,6 @@ from embedcache.files.marks import withdraw
 from embedcache.store import layout, segment
 from embedcache.store.commits import lost_keys, publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.workspace import (
-    COMMITS,
-    ENCODER_DOCUMENT,
-    is_document_of,
-    read_encoder_document,
-)
 
 # How often a folder is looked at that changes while it is looked at.
 _MOST_LOOKS: Final = 5

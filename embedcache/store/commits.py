@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.encoder_folders import COMMITS
 from embedcache.errors import StoreCorruptError, StoreError, StoreWriteError
 from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
@@ -17,7 +18,6 @@ from embedcache.files.durable import new_id
 from embedcache.files.marks import is_withdrawn, put_mark
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
-from embedcache.workspace import COMMITS
 
 
 def publish_segment(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from embedcache.encoder_folders import ENCODER_DOCUMENT, read_encoder_document
 from embedcache.errors import StoreCorruptError, StoreMismatchError
 from embedcache.files.arrays import Rows
 from embedcache.files.backend import Location
@@ -21,7 +22,6 @@ from embedcache.files.locks import locked
 from embedcache.store import layout, segment
 from embedcache.store.commits import lost_keys, publish_segment, read_records
 from embedcache.store.layout import Record
-from embedcache.workspace import ENCODER_DOCUMENT, read_encoder_document
 
 
 class EmbeddingStore:

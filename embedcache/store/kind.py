@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from embedcache.encoder_folders import is_encoder_folder
 from embedcache.files.backend import Location
 from embedcache.files.kinds import (
     SNAPSHOTS,
@@ -15,7 +16,7 @@ from embedcache.files.kinds import (
 )
 from embedcache.store import care
 from embedcache.store.sweep import sweep
-from embedcache.workspace import Workspace, is_encoder_folder
+from embedcache.workspace import Workspace
 
 
 class EmbeddingStores(ArtefactKind):

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedcache.encoder_folders import COMMITS, SEGMENTS, is_document_of
 from embedcache.files.backend import Location
 from embedcache.files.documents import (
     known_shape,
@@ -30,7 +31,6 @@ from embedcache.files.documents import (
 )
 from embedcache.files.durable import TEMPORARY
 from embedcache.files.shapes import is_count, is_mapping, is_text, list_of, object_of
-from embedcache.workspace import COMMITS, SEGMENTS, is_document_of
 
 LOCK: Final = "LOCK"
 _ID: Final = re.compile(r"\d{8}T\d{12}-[0-9a-f]{12}")

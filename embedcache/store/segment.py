@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.encoder_folders import SEGMENTS
 from embedcache.errors import StoreCorruptError
 from embedcache.files.arrays import Codes, Rows
 from embedcache.files.backend import Location
 from embedcache.files.durable import crc32c
 from embedcache.store.layout import FileSum, Record, segment_folder
-from embedcache.workspace import SEGMENTS
 
 if TYPE_CHECKING:
     from zarr import Array

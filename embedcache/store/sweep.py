@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+from embedcache.encoder_folders import COMMITS, SEGMENTS
 from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import find_table
@@ -12,7 +13,6 @@ from embedcache.files.kinds import GRACE_S, Ages, size_of, sweep_temporaries
 from embedcache.files.marks import is_left, withdraw
 from embedcache.store import layout, segment
 from embedcache.store.layout import Record
-from embedcache.workspace import COMMITS, SEGMENTS
 
 
 def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from embedcache.encoder_folders import ENCODER_DOCUMENT
 from embedcache.encoders.models import BUILTIN
 from embedcache.errors import EmbedcacheError, RunError
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document
 from embedcache.files.durable import replace
 from embedcache.verbs.observations import Place
-from embedcache.workspace import ENCODER_DOCUMENT, RUN_DOCUMENT
+from embedcache.workspace import RUN_DOCUMENT
 
 if TYPE_CHECKING:
     from embedcache.verbs.doctor import DoctorReport

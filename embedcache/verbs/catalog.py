@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from embedcache.catalog.index import update
 from embedcache.catalog.query import CatalogSource
 from embedcache.catalog.sources import SourceItem
+from embedcache.encoder_folders import COMMITS
 from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.digests import file_stamp
 from embedcache.files.documents import known_shape, table_files
-from embedcache.workspace import AUDIT_DOCUMENT, COMMITS, Workspace
+from embedcache.workspace import AUDIT_DOCUMENT, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa

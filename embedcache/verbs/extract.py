@@ -16,6 +16,7 @@ from embedcache.data.checks import check_at_least
 from embedcache.data.claims import images_digest, manifest_path, put_claim
 from embedcache.data.image_files import ImageFile
 from embedcache.data.tabular import TabularSequence
+from embedcache.encoder_folders import ENCODER_DOCUMENT
 from embedcache.encoders import registry
 from embedcache.encoders.devices import check_device, free_memory_gb
 from embedcache.encoders.registry import Identified
@@ -33,7 +34,6 @@ from embedcache.store.sweep import sweep
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.left_out import leaving_out
 from embedcache.verbs.session import Session
-from embedcache.workspace import ENCODER_DOCUMENT
 
 OnProgress = Callable[[Progress], None]
 OnMessage = Callable[[str], None]

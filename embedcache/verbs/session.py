@@ -23,6 +23,7 @@ from embedcache.data.image_table import Images, image_files, load_images, rememb
 from embedcache.data.manifest import Manifest, read_manifest
 from embedcache.data.question import Question
 from embedcache.data.snapshots import release_claims, save_snapshot
+from embedcache.encoder_folders import plain_name, read_encoder_document, same_name
 from embedcache.encoders.kept import check_not_trained_on
 from embedcache.encoders.spec import EncoderSpec
 from embedcache.errors import (
@@ -36,7 +37,7 @@ from embedcache.files.digests import DigestCache, Stamp, file_stamp
 from embedcache.runs.files import RunFiles
 from embedcache.store.care import recorded_keys
 from embedcache.store.embedding_store import EmbeddingStore
-from embedcache.workspace import Workspace, plain_name, read_encoder_document
+from embedcache.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Study:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the scores must know."""
-        # The folds' own notes say of each rare class what the finding says of the first.
+        # The folds' own notes tell of rare classes.
         faults = (f.message for f in self.findings if f.kind != "rare-class")
         return (*self.cohorts.notes, *self.folds.notes, *faults)
 
@@ -395,8 +396,3 @@ class Session:
         labels = label_column(self.images, label)
         numbers = select_images(self.images.table, where)
         return self.labelled_rows(self.find_store(model), labels, numbers)
-
-
-def same_name(first: str, second: str) -> bool:
-    """Tell whether two names of encoders differ in hyphens and underscores at most."""
-    return first.replace("_", "-") == second.replace("_", "-")

@@ -13,6 +13,7 @@ import tiny_encoders
 import torch
 
 import embedcache
+from embedcache.encoder_folders import store_folders
 from embedcache.encoders import registry
 from embedcache.encoders.plugins import register_file
 from embedcache.extract.pictures import hold_pixels
@@ -29,7 +30,6 @@ from embedcache.runs.record import RunRecord
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
 from embedcache.verbs.session import Session
-from embedcache.workspace import store_folders
 
 FILE = Path(tiny_encoders.__file__)
 TINY = ("tiny-vit", "tiny-cnn")

@@ -88,7 +88,7 @@ def test_stores_are_locked_in_one_order_whatever_the_order_of_the_models(project
 
 def test_an_image_that_is_not_the_stated_one_is_left_out_of_a_probe_too(project):
     project.extract("pixels")
-    rows = project.images().to_pylist()
+    rows = [{name: str(cell) for name, cell in row.items()} for row in project.images().to_pylist()]
     write_manifest(project.workspace.manifest, rows)  # now with the sha256 of each
     first, second = (project.workspace.data_root / rows[n]["path"] for n in (0, 1))
     kept = first.read_bytes()
