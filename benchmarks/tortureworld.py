@@ -412,9 +412,9 @@ def is_lock_or_guarded(leftover: str) -> bool:
 
 
 def grow_old(folder: Path) -> None:
-    """Make temporaries two hours old."""
+    """Make temporaries and marks of writers two hours old."""
     then = time.time() - 7200
-    for path in folder.rglob(".tmp-*"):
+    for path in [*folder.rglob(".tmp-*"), *folder.rglob(".writing")]:
         os.utime(path, (then, then))
 
 

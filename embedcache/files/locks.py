@@ -51,19 +51,15 @@ def locked(file: Path | Location, on_wait: Callable[[], None] = lambda: None) ->
     if path is None:
         yield
         return
-    try:
-        make_folder(path.parent)
-        descriptor = _acquire(path, on_wait)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise write_error(path, error) from error
-        _warn_of_no_locks(os.strerror(error.errno))
+    with ExitStack() as stack:
+        try:
+            make_folder(path.parent)
+            stack.callback(os.close, _acquire(path, on_wait))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise write_error(path, error) from error
+            _warn_of_no_locks(os.strerror(error.errno))
         yield
-        return
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
