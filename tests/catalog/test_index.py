@@ -336,6 +336,40 @@ def test_where_no_file_can_be_written_one_line_says_so(tmp_path):
         update(path, WHOLE)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        duckdb.Error,
+        duckdb.FatalException,
+        duckdb.InternalException,
+        duckdb.OutOfMemoryException,
+        duckdb.TransactionException,
+    ],
+)
+def test_whatever_duckdb_makes_of_a_full_disk_is_one_line_and_leaves_nothing(
+    whole, monkeypatch, kind
+):
+    """Neither the file, nor the log that DuckDB puts beside it, nor an error of removing them."""
+    before = whole.read_bytes()
+
+    def refuse(connection, *_):
+        [aside] = whole.parent.glob(".tmp-*.duckdb")
+        aside.with_name(f"{aside.name}.wal").write_bytes(b"log")
+        raise kind("Failed to commit: No space left on device\n\nadvice")
+
+    monkeypatch.setattr(index, "_create", refuse)
+    with pytest.raises(StoreWriteError, match="Failed to commit: No space left on device; every"):
+        update(whole, WHOLE, anew=True)
+    assert whole.read_bytes() == before
+    assert list(whole.parent.iterdir()) == [whole]
+
+
+def test_an_error_of_our_own_statements_is_no_error_of_the_disk(whole, monkeypatch):
+    monkeypatch.setattr(index, "_create", lambda connection: connection.sql("FROM nowhere"))
+    with pytest.raises(duckdb.CatalogException, match="nowhere"):
+        update(whole, WHOLE, anew=True)
+
+
 def test_an_in_memory_catalog_has_the_same_rows(whole, tmp_path):
     after = (*WHOLE[:-1], run("run-4"))
     new_only = [unread(item) for item in after[:-1]]
