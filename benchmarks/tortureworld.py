@@ -338,7 +338,7 @@ CASES = [
     Case("unlisted", ("index",)),
     Case("littered", ("gc", "--grace", "0")),
     Case("full", ("audit",)),
-    Case("full", ("doctor",)),
+    Case("full", ("doctor", "--offline")),
 ]  # fmt: skip
 UNCOVERED = {"weights": "writes beside the stores, from a downloaded file"}
 
