@@ -417,6 +417,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--faults", type=int, default=1000, help="faults that have to happen")
+    parser.add_argument("--minutes", type=float, default=60.0, help="most minutes that it takes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="campaigns side by side")
     parser.add_argument("--verbs", default="", help="'extract,gc'; all where none is named")
@@ -478,9 +479,12 @@ def _torment(campaign: Campaign, arguments: argparse.Namespace, names: list[str]
     first = arguments.episode or 0
     last = first if arguments.episode is not None else 100 * arguments.faults
     for number in range(first, last + 1):
-        if campaign.counts.struck.total() >= arguments.faults:
+        n_faults = campaign.counts.struck.total()
+        if n_faults >= arguments.faults or time.monotonic() > start + 60 * arguments.minutes:
             break
         campaign.episode(number, *pairs[number % len(pairs)])
+        if n_faults // 50 < campaign.counts.struck.total() // 50:
+            print(f"{campaign.counts.struck.total()} faults so far", file=sys.stderr)
     campaign.counts.seconds = time.monotonic() - start
     return campaign.counts
 
