@@ -222,9 +222,10 @@ class RunFiles:
     def _check_not_withdrawn(self, record: RunRecord) -> None:
         """Take a run back that was just written, if a sweep took its writer for dead."""
         folder = self.folder / record.run_id
+        # The mark first: a sweep that removes it meanwhile has removed the tables before.
+        is_swept = is_withdrawn(folder / _MARK)
         names = {entry.name for entry in folder.list()}
-        are_gone = {file.name for file in record.tables.values()} - names
-        if are_gone or is_withdrawn(folder / _MARK):
+        if is_swept or any(file.name not in names for file in record.tables.values()):
             self.remove(record.run_id)
             raise StoreWriteError(
                 f"{folder}: a clean-up took this write for a killed one's leftover; run the same "

@@ -13,6 +13,7 @@ from made_runs import made_request, store_run
 from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document
+from embedcache.files.marks import is_withdrawn
 from embedcache.runs.files import RunFiles
 from embedcache.runs.kind import RunsKind
 from embedcache.runs.once import Computed, once
@@ -205,6 +206,22 @@ def test_a_writer_that_seemed_dead_takes_its_run_back(runs, project, monkeypatch
             once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
     assert RunFiles(project.workspace).folders() == [RUN]
     assert project.verify().findings == ()
+
+
+def test_a_sweep_that_ends_between_a_writers_two_looks_is_seen(runs, project, monkeypatch):
+    look = is_withdrawn
+
+    def look_after_the_sweep(mark: Location) -> bool:
+        for entry in mark.parent.list(hidden=True):
+            if entry.name != "run.json":
+                (mark.parent / entry.name).delete()
+        return look(mark)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embedcache.runs.files.is_withdrawn", look_after_the_sweep)
+        with pytest.raises(StoreWriteError, match="took this write for a killed one's leftover"):
+            once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
+    assert RunFiles(project.workspace).folders() == [RUN]
 
 
 def test_a_copy_of_a_run_is_no_run_of_its_own(runs, project):
