@@ -78,7 +78,7 @@ LATE = (
     "embedcache.encoders.torch_encoder",
     "embedcache.store.segment",
     "embedcache.catalog.",
-    "embedcache.files.durable",
+    "embedcache.files.flock",
     "embedcache.encoders.devices",
     "embedcache.encoders.checkpoints",
     "embedcache.data.folds",

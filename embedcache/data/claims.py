@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from embedcache.data.manifest import Manifest
-from embedcache.errors import StoreCorruptError
+from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Location
 from embedcache.files.documents import read_document, seal
 from embedcache.files.durable import canonical_json, new_id, utc_now
@@ -70,10 +71,10 @@ def read_claims(files: Iterable[Location]) -> list[Claim]:
     for file in files:
         try:
             document = read_document(file)
-        except StoreCorruptError as error:
-            if error.is_missing:
+        except (StoreCorruptError, StoreReadError) as error:
+            if isinstance(error, StoreCorruptError) and error.is_missing:
                 continue
-            document = {}  # whatever it said, somebody may want something
+            document = {}  # whatever it says, somebody may want something
         texts = (str(document.get(name) or "") for name in ("path", "images", "snapshot"))
         claims.append(Claim(file, *texts))
     return claims
@@ -92,11 +93,15 @@ def put_claim(
 
 def manifest_path(workspace: Workspace) -> str:
     """Return what claims call the manifest: its path, as UTF-8 can hold it."""
-    return str(workspace.manifest.resolve()).encode(errors="backslashreplace").decode()
+    return _absolute(workspace.manifest)
 
 
 def images_digest(workspace: Workspace, manifest: Manifest) -> str:
     """Return a digest of the images that a manifest names, and of where they lie."""
     columns = [manifest.columns.get(name) for name in ("image_id", "path", "sha256")]
-    facts = [str(workspace.data_root.resolve()), *columns]
+    facts = [_absolute(workspace.data_root), *columns]
     return hashlib.sha256(canonical_json(facts)).hexdigest()
+
+
+def _absolute(path: Path) -> str:
+    return str(path.resolve()).encode(errors="backslashreplace").decode()

@@ -7,6 +7,7 @@ read and decoded once for all encoders.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -67,7 +68,8 @@ def _give_way() -> None:
     and its decoding spread over all cores (benchmarks/bench_extract.py).
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def run_pass(

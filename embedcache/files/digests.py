@@ -55,7 +55,8 @@ class DigestCache:
     Attributes
     ----------
     is_damaged
-        Whether the file was there but did not match its checksum; it counts as empty then.
+        Whether the file is there but cannot be read or does not match its checksum; it counts as
+        empty then.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -63,8 +64,11 @@ class DigestCache:
         self._changed = False
         self._entries: dict[str, tuple[Stamp, str]] = {}
         self.is_damaged = False
-        if file is not None and file.is_file():
-            self._load(read_regular(file))
+        try:
+            if file is not None and file.is_file():
+                self._load(read_regular(file))
+        except OSError:
+            self.is_damaged = True
 
     def _load(self, data: bytes) -> None:
         head, _, body = data.partition(b"\n")
@@ -145,7 +149,7 @@ class DigestFiles(ArtefactKind):
     def check(self, item: Location) -> Iterator[Damage]:
         """Compare the file with the checksum in its first line."""
         if DigestCache(self._file).is_damaged:
-            yield Damage(item, "does not match its checksum (derived: it is ignored)")
+            yield Damage(item, "is damaged or cannot be read (derived: it is ignored)")
 
     def mend(self, item: Location) -> Mended:
         """Remove the file: images are read again."""

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Final
 import google_crc32c
 
 from embedcache.errors import StoreReadError, StoreWriteError
+from embedcache.files.flock import lock_open_file
 from embedcache.files.regular import kind_of
 
 TEMPORARY: Final = ".tmp-"
@@ -129,10 +130,8 @@ def _write_temporary(folder: Path, write: Callable[[BinaryIO], object]) -> Itera
 
 def _hold(descriptor: int) -> None:
     """Let `is_abandoned` see, as long as a file is open, that its writer lives."""
-    with contextlib.suppress(ImportError, OSError):  # a system or a file system without such locks
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(OSError):  # a file system without such locks
+        lock_open_file(descriptor)
 
 
 @contextlib.contextmanager
@@ -162,16 +161,14 @@ def is_abandoned(path: Path | None) -> bool | None:
     if path is None:
         return None
     try:
-        import fcntl
-
         # Open for writing: NFS grants no other an exclusive lock.
         with path.open("r+b") as stream:
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_open_file(stream.fileno())
     except FileNotFoundError:
         return True
     except BlockingIOError:
         return False
-    except (ImportError, OSError):
+    except OSError:
         return None
     return True
 

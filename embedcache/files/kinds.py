@@ -194,13 +194,17 @@ class Ages:
     @cached_property
     def now_ns(self) -> int:
         """Time now by the clock that stamps the folder's files, in nanoseconds since 1970."""
-        mark = self._folder / f"{TEMPORARY}clock-{token_hex(8)}"
-        mark.put(b"")
-        try:
-            entries = self._folder.list(hidden=True)
-            return max(entry.modified_ns for entry in entries if entry.name == mark.name)
-        finally:
-            mark.delete()
+        while True:
+            mark = self._folder / f"{TEMPORARY}clock-{token_hex(8)}"
+            mark.put(b"")
+            try:
+                entries = self._folder.list(hidden=True)
+            finally:
+                mark.delete()
+            # None where another sweep without a grace time has removed the mark.
+            for entry in entries:
+                if entry.name == mark.name:
+                    return entry.modified_ns
 
     def is_over(self, modified_ns: int, grace_s: float) -> bool:
         """Tell whether what was changed at a time is at least `grace_s` seconds old."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Final
 
 from embedcache.files.backend import Location
 from embedcache.files.durable import access, make_folder, write_error
+from embedcache.files.flock import lock_open_file
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, access(path.parent))
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_open_file(descriptor)
             except BlockingIOError:
                 if on_wait is None:
                     raise
                 on_wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_open_file(descriptor, wait=True)
             # Whoever held it before may have removed the file: then nobody else would meet it.
             if os.fstat(descriptor).st_nlink:
                 return descriptor

@@ -28,7 +28,8 @@ def put_mark(mark: Location) -> Iterator[None]:
             # Whoever looks at it from another machine cannot see that it is held.
             mark.replace(platform.node().encode())
             stack.enter_context(held(mark.local_path))
-            if read_mark(mark) != _WITHDRAWN:  # by a sweep that came before it was held
+            # A sweep may have come before it was held.
+            if read_mark(mark) not in {None, _WITHDRAWN}:
                 break
         yield
 

@@ -68,4 +68,4 @@ def _check(path: str | os.PathLike[str], status: os.stat_result) -> None:
 
 def _open(path: str, flags: int) -> int:
     # O_NONBLOCK: a pipe that took the file's place is opened, and refused, without a writer.
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows lacks

@@ -33,6 +33,11 @@ def is_count(value: Any) -> bool:
     return is_whole(value) and 0 <= value < 2**31
 
 
+def is_positive(value: Any) -> bool:
+    """Tell whether a value is a number of things of which there is one at least."""
+    return is_count(value) and value > 0
+
+
 def optional(check: Check) -> Check:
     """Return a check that None passes too."""
     return lambda value: value is None or check(value)
@@ -54,10 +59,6 @@ def object_of(required: Shape, further: Shape | None = None) -> Check:
 def fits(document: Mapping[str, Any], shape: Shape) -> bool:
     """Tell whether each value that a shape knows is as it expects; a key may be absent."""
     return all(check(document[key]) for key, check in shape.items() if key in document)
-
-
-def _is_positive(value: Any) -> bool:
-    return is_count(value) and value > 0
 
 
 def _is_dtype(value: Any) -> bool:
@@ -83,7 +84,7 @@ DOCUMENTS: Final[Mapping[str, Check]] = {
         {
             "name": is_text,
             "fingerprint": is_text,
-            "identity": object_of({"dim": _is_positive}, {"dtype": _is_dtype}),
+            "identity": object_of({"dim": is_positive}, {"dtype": _is_dtype}),
             "spec": object_of({}, {"weights": is_mapping, "preprocess": is_mapping}),
         }
     ),

@@ -215,16 +215,18 @@ class RunFiles:
                 # Where another process was faster, its record stands, with the tables it names.
                 (folder / RUN_DOCUMENT).put(seal(record.document()))
             self._check_not_withdrawn(record)  # asked only now: see `files/marks.py`
-        mark.delete()
+        with contextlib.suppress(StoreWriteError):  # a mark that stays is swept one day
+            mark.delete()
         self._records.pop(run_id, None)
         return self.record(run_id)
 
     def _check_not_withdrawn(self, record: RunRecord) -> None:
         """Take a run back that was just written, if a sweep took its writer for dead."""
         folder = self.folder / record.run_id
+        # The mark first: a sweep that removes it meanwhile has removed the tables before.
+        is_swept = is_withdrawn(folder / _MARK)
         names = {entry.name for entry in folder.list()}
-        are_gone = {file.name for file in record.tables.values()} - names
-        if are_gone or is_withdrawn(folder / _MARK):
+        if is_swept or any(file.name not in names for file in record.tables.values()):
             self.remove(record.run_id)
             raise StoreWriteError(
                 f"{folder}: a clean-up took this write for a killed one's leftover; run the same "
@@ -296,7 +298,8 @@ class RunFiles:
             elif _MARK in names and is_left(mark, ages, grace_s):
                 # Beside a record it would hide, later, that the record was lost.
                 mark.delete()
-            freed += sweep_temporaries(self.folder / run_id, grace_s)
+            if _RUN_ID.fullmatch(run_id):  # else it is somebody's own
+                freed += sweep_temporaries(self.folder / run_id, grace_s)
         for entry in self.folder.list(hidden=True):
             file = (self.folder / entry.name).local_path
             is_old = entry.name.startswith(_LOCK) and ages.is_over(entry.modified_ns, grace_s)

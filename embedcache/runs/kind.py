@@ -39,6 +39,9 @@ class RunsKind(ArtefactKind):
 
     def mend(self, item: Location) -> Mended:
         """Remove a damaged run: the same command makes it again."""
+        # Another process may have removed it and made it again since the damage was seen.
+        if not any(RunFiles(self.runs.workspace).damages(item.name)):
+            return Mended(f"run {item.name} is whole by now")
         self.runs.remove(item.name)
         return Mended(f"run {item.name} removed; make it again with the same command")
 

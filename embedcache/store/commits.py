@@ -68,7 +68,7 @@ def publish_segment(
             context={**context, "encoder": dict(document)},
             lost=tuple(lost),
         )
-        _check_not_withdrawn(folder, record_id, layout.put_record(folder, record))
+        _check_not_withdrawn(folder, record, layout.put_record(folder, record))
     return record
 
 
@@ -101,20 +101,24 @@ def _under_way(folder: Location, record_id: str) -> Iterator[Location]:
         intent.delete()
 
 
-def _check_not_withdrawn(folder: Location, record_id: str, file: Location) -> None:
+def _check_not_withdrawn(folder: Location, record: Record, file: Location) -> None:
     """Take a record back that was just put, if a sweep took its writer for dead.
 
     Asked only once the record is there: see `files/marks.py`.
     """
-    intent, array = layout.intent_path(folder, record_id), layout.segment_folder(folder, record_id)
-    # A sweep removes the mark beside a record, and else after the segment.
-    is_swept = not intent.exists() and not array.list()
-    if is_swept or is_withdrawn(intent):
+    intent, array = layout.intent_path(folder, record.id), layout.segment_folder(folder, record.id)
+    # The mark first: a sweep that removes it meanwhile has removed the segment's files before.
+    if is_withdrawn(intent) or _are_files_gone(array, record):
         file.delete()
         raise StoreWriteError(
             f"{array}: a clean-up took this write for a killed one's leftover; everything finished "
             "before is safe; run the same command again"
         )
+
+
+def _are_files_gone(array: Location, record: Record) -> bool:
+    names = {entry.name for entry in array.list(deep=True)}
+    return any(file.path not in names for file in record.files)
 
 
 def read_records(

@@ -180,11 +180,14 @@ class EmbeddingStore:
         """
         try:
             return self._read(keys)
-        except StoreCorruptError:
+        except StoreCorruptError as error:
             # A pass that ended meanwhile may have put the rows into a new segment, and `gc` may
             # have dropped the old one. If that is not it, the damage shows again.
             self.refresh()
-            return self._read(keys)
+            try:
+                return self._read(keys)
+            except LookupError:  # a repair has taken the damaged rows out meanwhile
+                raise error from None
 
     def _read(self, keys: Sequence[str]) -> Rows:
         missing = [key for key in keys if key not in self._rows]

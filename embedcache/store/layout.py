@@ -30,7 +30,7 @@ from embedcache.files.documents import (
     table_stem,
 )
 from embedcache.files.durable import TEMPORARY
-from embedcache.files.shapes import is_count, is_mapping, is_text, list_of, object_of
+from embedcache.files.shapes import is_mapping, is_positive, is_text, list_of, object_of
 
 LOCK: Final = "LOCK"
 _ID: Final = re.compile(r"\d{8}T\d{12}-[0-9a-f]{12}")
@@ -47,8 +47,8 @@ _SCHEMA: Final = pa.schema(
 
 _IS_METADATA: Final = object_of(
     {
-        "dim": is_count,
-        "chunk_rows": is_count,
+        "dim": is_positive,
+        "chunk_rows": is_positive,
         "files": list_of(lambda entry: isinstance(entry, list) and len(entry) == 3),
         "replaces": list_of(is_text),
         "parents": list_of(is_text),

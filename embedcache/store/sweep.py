@@ -100,8 +100,8 @@ def _sweep_segment(
     intent = layout.intent_path(folder, segment_id)
     if not is_left(intent, ages, grace_s):
         return 0
-    if intent.exists():
-        withdraw(intent)
+    # Also where it is gone, for another sweep may have removed that of a living writer.
+    withdraw(intent)
     # The writer may have put the record meanwhile. If it does so after this it finds that it was
     # withdrawn, and takes the record back.
     if find_table(folder / COMMITS, segment_id) is not None:

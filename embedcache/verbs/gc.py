@@ -68,7 +68,13 @@ def gc(
         Whether to count only, and change nothing.
     on_message
         Function called with what a user should know, such as what is waited for.
+
+    Raises
+    ------
+    StoreMismatchError
+        The store's folder holds something, but no store.
     """
+    session.workspace.check_store()
     wanted = _Wanted(session)
     cleaning = _Cleaning(wanted, dry_run, on_message)
     for folder in session.workspace.encoder_folders():

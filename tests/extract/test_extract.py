@@ -307,3 +307,13 @@ def test_rows_are_committed_in_time_even_if_slowly(tmp_path, images, monkeypatch
     encoder = FakeEncoder()
     run_pass(images, [job(tmp_path, encoder, batch_size=4)], DigestCache())
     assert len(open_store(tmp_path, encoder).records) > 3
+
+
+def test_a_system_that_refuses_priorities_costs_no_thread(tmp_path, images, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("refused")
+
+    monkeypatch.setattr("os.setpriority", refuse)
+    flow._give_way()
+    encoder = FakeEncoder()
+    assert run_pass(images, [job(tmp_path, encoder)], DigestCache()).tallies[0].n_written == 24

@@ -16,6 +16,7 @@ from embedcache.files import durable
 from embedcache.files.backend import LocalBackend, Location, on_disk
 from embedcache.files.kinds import GRACE_S, Ages, size_of, sweep_temporaries
 from embedcache.files.locks import locked
+from embedcache.files.marks import put_mark
 from embedcache.testing import MemoryBackend
 
 
@@ -158,6 +159,32 @@ class TestBackend:
         assert ages.is_over(entry.modified_ns, 0)
         assert not ages.is_over(entry.modified_ns, 60)
         assert file.parent.list(hidden=True) == [entry]
+
+    def test_ages_are_told_beside_a_sweep_that_removes_the_file_that_tells_them(
+        self, backend, monkeypatch
+    ):
+        folder, put = Location(backend, "f"), Location.put
+
+        def put_and_swept(self, data):
+            put(self, data)
+            monkeypatch.undo()
+            self.delete()
+
+        monkeypatch.setattr(Location, "put", put_and_swept)
+        assert Ages(folder).now_ns > 0
+        assert folder.list(hidden=True) == []
+
+    def test_a_mark_that_a_sweep_removes_before_it_is_held_is_put_again(self, backend, monkeypatch):
+        mark = Location(backend, "f/.mark")
+
+        def swept(path):
+            monkeypatch.undo()
+            mark.delete()
+            return durable.held(path)
+
+        monkeypatch.setattr("embedcache.files.marks.held", swept)
+        with put_mark(mark):
+            assert mark.exists()
 
 
 def test_a_temporary_whose_writer_lives_is_never_swept(tmp_path):

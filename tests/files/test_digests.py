@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 
@@ -61,6 +62,15 @@ def test_a_damaged_file_counts_as_empty_and_says_so(tmp_path, monkeypatch):
     broken = DigestCache(kept)
     assert broken.is_damaged
     assert broken.get(str(file), stamp_of(file.stat())) is None
+
+
+def test_a_file_that_cannot_be_read_counts_as_empty_and_says_so(tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "digests.tsv").write_bytes(b"0\n")
+    monkeypatch.setattr(digests, "read_regular", refuse)
+    assert DigestCache(tmp_path / "digests.tsv").is_damaged
 
 
 def test_nothing_new_is_not_written(tmp_path):

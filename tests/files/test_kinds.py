@@ -123,7 +123,7 @@ def test_a_damaged_artefact_is_found_by_its_kind_alone_and_mended(full, number):
 def test_damaged_digests_are_removed(full):
     kind = DigestFiles(full.digests)
     full.digests.write_bytes(b"0\nx")
-    assert damages(kind) == ["does not match its checksum (derived: it is ignored)"]
+    assert damages(kind) == ["is damaged or cannot be read (derived: it is ignored)"]
     kind.mend(kind.items()[0])
     assert kind.items() == []
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import multiprocessing
+import sys
 
 import pytest
 
 from embedcache.errors import StoreWriteError
-from embedcache.files import locks
+from embedcache.files import durable, locks
 from embedcache.files.locks import if_unmarked, locked, marked, remove_if_free
 
 
@@ -83,3 +84,13 @@ def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreWriteError, match="Not a directory"), locked(tmp_path / "file/LOCK"):
         pass
+
+
+def test_a_system_without_such_locks_is_a_file_system_without_them(tmp_path, monkeypatch):
+    """As Windows, which has no module of that name."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    locks._warn_of_no_locks.cache_clear()
+    with locked(tmp_path / "LOCK"), locked(tmp_path / "LOCK"):
+        assert not remove_if_free(tmp_path / "LOCK")
+    durable.replace(tmp_path / "file", b"data")
+    assert durable.is_abandoned(tmp_path / "file") is None

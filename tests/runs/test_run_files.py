@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from edits import cut, flip
 from made_answers import made_predictions
-from made_runs import made_request, store_run
+from made_runs import made_record, made_request, store_run
 
 from embedcache.errors import StoreCorruptError, StoreReadError, StoreWriteError
-from embedcache.files.backend import Location
+from embedcache.files.backend import LocalBackend, Location
 from embedcache.files.documents import read_document
+from embedcache.files.marks import is_withdrawn
 from embedcache.runs.files import RunFiles
 from embedcache.runs.kind import RunsKind
 from embedcache.runs.once import Computed, once
@@ -207,6 +208,22 @@ def test_a_writer_that_seemed_dead_takes_its_run_back(runs, project, monkeypatch
     assert project.verify().findings == ()
 
 
+def test_a_sweep_that_ends_between_a_writers_two_looks_is_seen(runs, project, monkeypatch):
+    look = is_withdrawn
+
+    def look_after_the_sweep(mark: Location) -> bool:
+        for entry in mark.parent.list(hidden=True):
+            if entry.name != "run.json":
+                (mark.parent / entry.name).delete()
+        return look(mark)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embedcache.runs.files.is_withdrawn", look_after_the_sweep)
+        with pytest.raises(StoreWriteError, match="took this write for a killed one's leftover"):
+            once(runs, made_request(), lambda: Computed([made_predictions(1.0)]))
+    assert RunFiles(project.workspace).folders() == [RUN]
+
+
 def test_a_copy_of_a_run_is_no_run_of_its_own(runs, project):
     for name in (f"backup-{RUN}", f"{RUN}-copy"):
         shutil.copytree(folder_of(runs), folder_of(runs).with_name(name))
@@ -276,6 +293,37 @@ def test_folders_that_are_no_runs_are_listed_by_nobody(runs, project):
     RunsKind(fresh).sweep(grace_s=-1)
     assert (Path(runs.folder) / "a/b/run.json").exists()
     assert (Path(runs.folder) / "stray.parquet").exists()
+
+
+def test_temporaries_in_folders_that_are_no_runs_are_somebodys_own(runs, project):
+    file = Path(runs.folder) / "backup" / ".tmp-notes"
+    file.parent.mkdir()
+    file.write_text("mine")
+    RunsKind(RunFiles(project.workspace)).sweep(grace_s=-1)
+    assert file.exists()
+
+
+def test_a_run_that_was_made_again_since_its_damage_was_seen_is_not_removed(runs, project):
+    file = table_file(runs, "metrics")
+    data = file.read_bytes()
+    flip(file)
+    kind = RunsKind(RunFiles(project.workspace))
+    [item] = kind.items()
+    assert list(kind.check(item))
+    file.write_bytes(data)
+    assert kind.mend(item).message == f"run {RUN} is whole by now"
+    assert file.exists()
+
+
+def test_a_run_whose_mark_cannot_be_removed_exists_all_the_same(runs, project, monkeypatch):
+    def refuse(backend, name):
+        raise StoreWriteError(f"{name}: refused")
+
+    monkeypatch.setattr(LocalBackend, "delete", refuse)
+    request = made_request("late")
+    record = runs.write(made_record(request), answers=[made_predictions(1.0)])
+    assert RunFiles(project.workspace).is_marked(record.run_id)
+    assert list(RunFiles(project.workspace).damages(record.run_id)) == []
 
 
 def test_a_mark_that_was_left_beside_a_record_is_swept_so_that_its_loss_is_seen(runs):

@@ -22,8 +22,9 @@ from embedcache.errors import (
 )
 from embedcache.files import durable
 from embedcache.files.backend import LocalBackend, on_disk
-from embedcache.files.documents import put_table
-from embedcache.store import care, layout, segment
+from embedcache.files.documents import find_table, put_table, read_table
+from embedcache.files.marks import is_withdrawn, withdraw
+from embedcache.store import care, commits, layout, segment
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.store.sweep import sweep
 
@@ -101,6 +102,14 @@ def test_rows_that_are_not_finite_or_of_another_shape_are_refused(store, bad):
     with pytest.raises(ValueError, match=r"rows of shape \(2, 6\), expected \(3, 6\)"):
         store.append(keys(20, 23), rows(20, 22))
     assert len(again(store)) == 8
+
+
+def test_a_damaged_row_that_a_repair_takes_out_meanwhile_is_damage_still(store):
+    flip(segment_on_disk(store) / "c" / "0" / "0")
+    care.mend_store(store.folder)
+    sweep(store.folder, grace_s=-1)
+    with pytest.raises(StoreCorruptError, match="is missing; run `embedcache verify --repair`"):
+        store.rewrite(store.row_keys())
 
 
 def test_another_encoder_in_the_same_folder_is_refused(store):
@@ -526,6 +535,47 @@ def test_a_writer_that_seemed_dead_takes_its_record_back(store, monkeypatch):
     assert len(again(store)) == 10
 
 
+def test_a_sweep_that_ends_between_a_writers_two_looks_is_seen(store, monkeypatch):
+    put, look = layout.put_record, commits.is_withdrawn
+
+    def put_once_withdrawn(folder, record):
+        withdraw(layout.intent_path(folder, record.id))
+        return put(folder, record)
+
+    def look_after_the_sweep(intent):
+        layout.segment_folder(store.folder, layout.intended_id(intent.name)).delete()
+        intent.delete()
+        return look(intent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "put_record", put_once_withdrawn)
+        patch.setattr(commits, "is_withdrawn", look_after_the_sweep)
+        with pytest.raises(StoreWriteError, match="took this write for a killed one's leftover"):
+            store.append(keys(20, 22), rows(20, 22))
+    assert len(again(store)) == 8
+    assert care.check_store(store.folder) == []
+
+
+def test_a_write_whose_mark_is_gone_is_withdrawn_before_its_rows_are_deleted(store, monkeypatch):
+    monkeypatch.setattr(segment, "is_complete", lambda _: False)  # its last chunk is to come
+
+    def unmarked_and_swept():
+        [record_id] = layout.segment_folders(store.folder).keys() - {r.id for r in store.records}
+        intent = layout.intent_path(store.folder, record_id)
+        intent.delete()
+
+        def find(folder, stem):
+            assert is_withdrawn(intent)
+            return find_table(folder, stem)
+
+        monkeypatch.setattr("embedcache.store.sweep.find_table", find)
+        sweep(store.folder, grace_s=-1)
+
+    with pytest.raises(StoreWriteError, match="took this write for a killed one's leftover"):
+        append_and(store, monkeypatch, "before", unmarked_and_swept)
+    assert len(again(store)) == 8
+
+
 def test_a_writer_of_another_machine_has_the_usual_grace_time(store, monkeypatch):
     monkeypatch.setattr(durable, "_hold", lambda _: None)
     monkeypatch.setattr("platform.node", lambda: "far-away")
@@ -598,6 +648,20 @@ def test_files_of_two_segments_that_changed_places_are_found(store):
 def test_a_record_of_another_shape_is_refused_and_not_mended(store):
     table = pa.table({"key": ["x"]})
     put_table(store.folder / "commit", "20991231T000000000000-abcdefabcdef", table)
+    for look in (again, lambda _: care.check_store(store.folder)):
+        with pytest.raises(StoreReadError, match="of a shape that this release does not know"):
+            look(store)
+
+
+@pytest.mark.parametrize("name", ["dim", "chunk_rows"])
+def test_a_record_of_chunks_that_hold_nothing_is_refused(store, name):
+    file = layout.record_files(store.folder)[store.records[0].id]
+    table = read_table(file)
+    metadata = {**json.loads(table.schema.metadata[b"embedcache"]), name: 0}
+    file.delete()
+    table = table.replace_schema_metadata({b"embedcache": json.dumps(metadata).encode()})
+    put_table(store.folder / "commit", store.records[0].id, table)
+    flip(segment_on_disk(store) / "c" / "0" / "0")
     for look in (again, lambda _: care.check_store(store.folder)):
         with pytest.raises(StoreReadError, match="of a shape that this release does not know"):
             look(store)

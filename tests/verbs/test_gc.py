@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from edits import add_column, flip, rewrite_manifest, tally
 
 import embedcache
-from embedcache.data.claims import claim_files
-from embedcache.errors import StoreWriteError
+from embedcache.data.claims import claim_files, put_claim
+from embedcache.errors import StoreMismatchError, StoreReadError, StoreWriteError
 from embedcache.extract import lane
+from embedcache.files.backend import LocalBackend
 from embedcache.store import care, layout
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.testing import write_cohort
@@ -32,6 +34,43 @@ def test_gc_drops_what_the_manifest_no_longer_wants_and_nothing_else(project):
     assert project.status().encoders[0].n_spare == 0
     assert np.array_equal(project.embeddings("pixels").X, kept.X)
     assert project.verify().findings == ()
+
+
+def test_gc_touches_nothing_in_a_folder_that_is_no_store(project, tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / ".tmp-draft").write_text("mine")
+    (folder / "letter.txt").write_text("mine")
+    strange = embedcache.open(manifest=project.workspace.manifest, store=folder)
+    with pytest.raises(StoreMismatchError, match="documents: no store: it holds none of"):
+        strange.gc(grace_s=-1)
+    assert sorted(file.name for file in folder.iterdir()) == [".tmp-draft", "letter.txt"]
+
+
+def test_images_in_a_folder_whose_path_is_not_utf8_are_extracted_and_cleaned_up(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    write_cohort(folder, cohorts=("home",))
+    strange = embedcache.open(folder, store=tmp_path / "store")
+    assert strange.extract("pixels").tallies[0].n_written == 72
+    assert strange.gc(grace_s=-1).notes == ()
+    assert strange.gc(grace_s=-1).n_undecided == 0
+
+
+def test_a_claim_that_cannot_be_read_keeps_rows_and_stops_nothing(project, monkeypatch):
+    project.extract("pixels")
+    file = put_claim(project.workspace, path="other.csv", images="0")
+    rewrite_manifest(project, lambda lines: [line for line in lines if ",home," in line])
+    read = LocalBackend.read
+
+    def refuse(self, name, *arguments, **options):
+        if name == file.path:
+            raise StoreReadError(f"{name}: Input/output error")
+        return read(self, name, *arguments, **options)
+
+    monkeypatch.setattr(LocalBackend, "read", refuse)
+    report = project.gc(grace_s=-1)
+    assert (report.n_rows, report.n_undecided) == (0, 60)
+    assert project.extract("pixels").tallies[0].n_cached == 72
 
 
 def test_gc_keeps_what_another_manifest_of_the_same_store_wants(project, tmp_path):
