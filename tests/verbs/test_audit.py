@@ -190,6 +190,14 @@ def test_pictures_that_are_gone_or_broken_are_left_out(tmp_path, rows):
     assert project.verify().is_whole
 
 
+def test_a_picture_that_is_gone_costs_the_others_no_measure(tmp_path, rows):
+    project = planted.rewrite(tmp_path, rows)
+    (tmp_path / rows[0]["path"]).unlink()
+    report = project.audit()
+    assert "image size" in {score.source for score in report.scores}
+    assert report.verdict == "clean"
+
+
 def test_damaged_files_of_an_audit_are_found_and_removed(tmp_path, rows):
     project = planted.rewrite(tmp_path, rows)
     project.audit()
