@@ -85,7 +85,8 @@ class Told:
         Macro F1, and its mean after permutations of patients.
     p
         Share of permutations in which fact and label go together as closely, corrected for the
-        number of facts (Holm); of 'metadata' the least of its facts.
+        number of facts (Holm); of 'metadata' the least of its facts. Above `ALPHA` it is a lower
+        bound, since such a fact is not counted any further.
     """
 
     name: str
@@ -169,14 +170,18 @@ def label_from_facts(
     weight = 1 / np.bincount(patient)[patient]  # so that each patient counts once
     links = {fact.name: _link(fact, y, weight) for fact in facts}
     n_better, drawn = dict.fromkeys(links, 0), {name: [0.0] for name in sets}
-    n_draws = _DRAWS * len(facts)
+    n_draws, undecided = _DRAWS * len(facts), list(facts)
     for number, shuffled in enumerate(_shuffled(y, patient, n_draws)):
-        for fact in facts:
+        for fact in undecided:
             # A permutation may give the very same table, summed in another order.
             n_better[fact.name] += _link(fact, shuffled, weight) >= links[fact.name] - 1e-9
+        # Above the bound uncorrected, so above it corrected: no more draws change that.
+        undecided = [f for f in undecided if 1 + n_better[f.name] <= ALPHA * (1 + n_draws)]
         if number < _DRAWS_OF_CHANCE:
             for name, members in sets.items():
                 drawn[name].append(_macro_f1(shuffled, naive_bayes(members, shuffled, fold)))
+        elif not undecided:
+            break
     p = dict(zip(links, holm([(1 + n) / (1 + n_draws) for n in n_better.values()]), strict=True))
     p[METADATA] = min((p[fact.name] for fact in together), default=1.0)
     told = {}

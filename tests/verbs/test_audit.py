@@ -117,6 +117,14 @@ def test_flipped_labels_are_listed(tmp_path, rows):
     assert report.verdict == "clean"
 
 
+def test_labels_of_a_class_of_one_patient_are_not_judged(tmp_path, rows):
+    for row in rows[:2]:
+        row["label"] = "solo"
+    findings = kinds(planted.rewrite(tmp_path, rows).audit())
+    assert "rare-class" in findings
+    assert "label-error" not in findings
+
+
 def test_a_twin_is_found_and_named_only_if_asked(tmp_path, rows):
     rows[5]["patient_id"] = "p2"
     project = planted.rewrite(tmp_path, rows)
