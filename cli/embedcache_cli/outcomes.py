@@ -22,7 +22,7 @@ _TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
 def print_outcomes(
     outcomes: Sequence[RunOutcome],
     *,
-    findings: Sequence[AuditFinding] | None = None,
+    findings: Sequence[AuditFinding],
     compared: CompareReport | None = None,
     verbose: bool = False,
 ) -> None:
@@ -66,8 +66,7 @@ def print_outcomes(
         for note in outcome.record.notes if verbose else ():
             print_line(f"note ({outcome.encoder}): {note}")
         print_line(f"run: {short_path(outcome.folder)}")
-    if findings is not None:
-        print_line(verdict_line(findings))
+    print_line(verdict_line(findings))
 
 
 def exit_code(report: AuditedRuns | CompareReport) -> int:
@@ -78,11 +77,12 @@ def exit_code(report: AuditedRuns | CompareReport) -> int:
     return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
 
 
-def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
+def print_curves(curves: AuditedRuns, *, as_json: bool) -> None:
     """Print the score by number of training patients, an encoder a column."""
     if as_json:
         print_json([curve.document() for curve in curves])
         return
+    from embedcache.audit.finding import verdict_line
     from embedcache.scoring.estimates import HEADLINES
 
     header = ["patients", *(curve.encoder for curve in curves)]
@@ -93,6 +93,7 @@ def print_curves(curves: Sequence[RunOutcome], *, as_json: bool) -> None:
     print_table(header, rows, title)
     for curve in curves:
         print_line(f"run: {short_path(curve.folder)}")
+    print_line(verdict_line(curves.findings))
 
 
 def _range(scores: Sequence[float]) -> str:

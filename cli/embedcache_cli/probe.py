@@ -165,4 +165,4 @@ def _learning_curves(
             **settings,
         )
     print_curves(curves, as_json=screen.as_json)
-    return 3 if any(curve.n_skipped for curve in curves) else 0
+    return exit_code(curves)

@@ -8,7 +8,7 @@ import click
 
 from embedcache_cli import options
 from embedcache_cli.extract import print_report
-from embedcache_cli.outcomes import print_outcomes
+from embedcache_cli.outcomes import exit_code, print_outcomes
 from embedcache_cli.output import Screen, command_name, print_json, print_line, short_path
 from embedcache_cli.progress import image_progress
 
@@ -65,4 +65,4 @@ def quickstart(into: Path, seed: int, screen: Screen) -> int:
     tell(f"5. Written: {short_path(project.workspace.manifest)}, {short_path(into / 'phantom')}/,")
     tell(f"   {short_path(project.workspace.store)}/ (Zarr, Parquet, and catalog.duckdb)")
     tell(f"   Your own images: {command_name()} manifest folder --root DIR --patient REGEX")
-    return 3 if report.n_failed else 0
+    return exit_code(outcomes)

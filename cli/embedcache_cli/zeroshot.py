@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcache_cli import options
-from embedcache_cli.outcomes import print_outcomes
+from embedcache_cli.outcomes import exit_code, print_outcomes
 from embedcache_cli.output import Screen, print_json
 
 if TYPE_CHECKING:
@@ -66,5 +66,5 @@ def zeroshot(project: Project, models: tuple[str, ...], screen: Screen, **settin
     if screen.as_json:
         print_json([outcome.document() for outcome in outcomes])
     else:
-        print_outcomes(outcomes, verbose=screen.verbose)
-    return 3 if any(outcome.n_skipped for outcome in outcomes) else 0
+        print_outcomes(outcomes, findings=outcomes.findings, verbose=screen.verbose)
+    return exit_code(outcomes)

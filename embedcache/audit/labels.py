@@ -27,7 +27,11 @@ def likely_label_errors(by_patient: Predictions, by_image: Predictions) -> list[
     """
     y = by_patient.codes()
     first, second = (confident_class(part.probability, y) for part in (by_patient, by_image))
-    contradicted = np.flatnonzero((first == second) & (first >= 0) & (first != y))
+    # What a single fold has was never trained on when that fold was tested.
+    n_folds = np.array([len(set(by_patient.fold[y == code])) for code in range(y.max() + 1)])
+    judged = np.flatnonzero(n_folds > 1)
+    is_judged = np.isin(y, judged) & np.isin(first, judged)
+    contradicted = np.flatnonzero((first == second) & (first != y) & is_judged)
     if not contradicted.size:
         return []
     mean = (by_patient.probability + by_image.probability) / 2

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.audit.finding import AuditFinding, Scene, Severity, Suspect
-from embedcache.audit.pictures import hash_distance
+from embedcache.audit.pictures import PictureFacts, hash_distance
 from embedcache.files.arrays import Codes, Rows
 
 MOST_BITS: Final = 8  # of 64 that hashes of one picture differ in
@@ -167,10 +167,11 @@ def near_duplicates(
     scene: Scene,
     near: Mapping[str, Neighbours],
     thresholds: Mapping[str, Threshold],
-    hashes: NDArray[np.uint64] | None,
-    pixels: Sequence[str | None],
+    facts: Sequence[PictureFacts | None],
 ) -> list[AuditFinding]:
     """Return the images that every encoder, and the hash, takes for another patient's.
+
+    Images whose pixels are equal are left out: another finding has them.
 
     Parameters
     ----------
@@ -178,14 +179,12 @@ def near_duplicates(
         The images.
     near, thresholds
         Neighbours and threshold by encoder.
-    hashes
-        Hash of each picture, shape (n,); None where the pictures are not here.
-    pixels
-        Digest of each image's pixels; equal ones are no near-duplicates.
+    facts
+        Digest and hash of each picture; None where it is not here, so that the encoders decide.
     """
     image, twin = _candidates(near)
-    is_near = np.array([None in (a, b) or a != b for a, b in _digests(pixels, image, twin)], bool)
-    is_near &= np.array(scene.patient_id)[image] != np.array(scene.patient_id)[twin]
+    is_near = np.array(scene.patient_id)[image] != np.array(scene.patient_id)[twin]
+    is_near &= _is_like(facts, image, twin)
     least = np.ones(len(image), np.float32)
     for name, by_encoder in near.items():
         threshold = thresholds[name]
@@ -195,8 +194,6 @@ def near_duplicates(
         reach = np.maximum(1 - reference, _LEAST)
         is_near &= (similarity >= threshold.similarity) & (distance <= threshold.ratio * reach)
         least = np.minimum(least, similarity)
-    if hashes is not None:
-        is_near &= hash_distance(hashes[image], hashes[twin]) <= MOST_BITS
     pairs = [
         (int(image[number]), int(twin[number]), float(least[number]))
         for number in np.flatnonzero(is_near)[np.argsort(-least[is_near], kind="stable")]
@@ -216,10 +213,14 @@ def _candidates(near: Mapping[str, Neighbours]) -> tuple[Codes, Codes]:
     return image, twin
 
 
-def _digests(
-    pixels: Sequence[str | None], image: Codes, twin: Codes
-) -> list[tuple[str | None, str | None]]:
-    return [(pixels[a], pixels[b]) for a, b in zip(image, twin, strict=True)]
+def _is_like(facts: Sequence[PictureFacts | None], image: Codes, twin: Codes) -> NDArray[np.bool_]:
+    """Tell which pairs of pictures are not equal, but have nearly the same hash; shape (pairs,)."""
+    is_here = np.array([fact is not None for fact in facts], bool)
+    hashes = np.array([int(fact.hash, 16) if fact else 0 for fact in facts], np.uint64)
+    pixels = np.array([fact.pixels if fact else "" for fact in facts])
+    is_like = hash_distance(hashes[image], hashes[twin]) <= MOST_BITS
+    is_like &= pixels[image] != pixels[twin]
+    return np.asarray(is_like | ~(is_here[image] & is_here[twin]))
 
 
 def _finding(

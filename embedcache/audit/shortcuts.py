@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.audit.finding import AuditFinding, Severity
+from embedcache.audit.pictures import PictureFacts
 from embedcache.files.arrays import Codes, Floats
 from embedcache.scoring.confusion import OF_ALL_CLASSES
 from embedcache.scoring.grouping import holm
@@ -84,7 +85,8 @@ class Told:
         Macro F1, and its mean after permutations of patients.
     p
         Share of permutations in which fact and label go together as closely, corrected for the
-        number of facts (Holm); of 'metadata' the least of its facts.
+        number of facts (Holm); of 'metadata' the least of its facts. Above `ALPHA` it is a lower
+        bound, since such a fact is not counted any further.
     """
 
     name: str
@@ -121,34 +123,32 @@ def facts_of(columns: Mapping[str, Sequence[str]], label_column: str) -> list[Fa
     return facts
 
 
-def picture_columns(
-    sizes: Sequence[tuple[int, int]], coloured: Sequence[float], marks: Sequence[float]
-) -> dict[str, list[str]]:
-    """Return what was measured of pictures as columns of few values.
+def picture_columns(facts: Sequence[PictureFacts | None]) -> dict[str, list[str]]:
+    """Return what was measured of pictures as columns of few values, '' for one that is not here.
 
     Parameters
     ----------
-    sizes
-        Width and height of each picture.
-    coloured, marks
-        Share of coloured pixels, and of bright strokes in the border, from 0 to 1.
+    facts
+        What was measured of each picture.
     """
-    names = [f"{width}x{height}" for width, height in sizes]
+    names = [f"{fact.width}x{fact.height}" if fact else "" for fact in facts]
     kinds, counts = np.unique(names, return_counts=True)
     frequent = set(kinds[np.argsort(-counts, kind="stable")[: MOST_VALUES - 1]].tolist())
     return {
         IMAGE_SIZE: [name if name in frequent else "other" for name in names],
-        COLOUR: _levels(coloured),
-        MARKS: _levels(marks),
+        COLOUR: _levels([fact.coloured if fact else None for fact in facts]),
+        MARKS: _levels([fact.marks if fact else None for fact in facts]),
     }
 
 
-def _levels(shares: Sequence[float]) -> list[str]:
-    """Return 'none', or how a share lies among the others: 'few' or 'many'."""
-    values = np.array(shares)
-    some = values[values > 0]
-    middle = np.median(some) if some.size else 0.0
-    return ["none" if v == 0 else "few" if v <= middle else "many" for v in values]
+def _levels(shares: Sequence[float | None]) -> list[str]:
+    """Return 'none', or how a share lies among the others: 'few' or 'many'; '' for none known."""
+    positive = [share for share in shares if share]
+    middle = np.median(positive) if positive else 0.0
+    return [
+        "" if share is None else "none" if share == 0 else "few" if share <= middle else "many"
+        for share in shares
+    ]
 
 
 def label_from_facts(
@@ -170,14 +170,18 @@ def label_from_facts(
     weight = 1 / np.bincount(patient)[patient]  # so that each patient counts once
     links = {fact.name: _link(fact, y, weight) for fact in facts}
     n_better, drawn = dict.fromkeys(links, 0), {name: [0.0] for name in sets}
-    n_draws = _DRAWS * len(facts)
+    n_draws, undecided = _DRAWS * len(facts), list(facts)
     for number, shuffled in enumerate(_shuffled(y, patient, n_draws)):
-        for fact in facts:
+        for fact in undecided:
             # A permutation may give the very same table, summed in another order.
             n_better[fact.name] += _link(fact, shuffled, weight) >= links[fact.name] - 1e-9
+        # Above the bound uncorrected, so above it corrected: no more draws change that.
+        undecided = [f for f in undecided if 1 + n_better[f.name] <= ALPHA * (1 + n_draws)]
         if number < _DRAWS_OF_CHANCE:
             for name, members in sets.items():
                 drawn[name].append(_macro_f1(shuffled, naive_bayes(members, shuffled, fold)))
+        elif not undecided:
+            break
     p = dict(zip(links, holm([(1 + n) / (1 + n_draws) for n in n_better.values()]), strict=True))
     p[METADATA] = min((p[fact.name] for fact in together), default=1.0)
     told = {}

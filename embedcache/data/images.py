@@ -9,6 +9,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +30,7 @@ _LONGEST: Final = 100
 _FRAME: Final = re.compile(r"((?:.+/)?(?:[^/]+\.(?:dcm|dicom)|[^/.]+|[\d.]+))#(\d+)", re.I | re.S)
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_ORIENTATION: Final = 274  # tag of EXIF
 _MIN_IS_WHITE: Final = 0
 _SIGNED: Final = 2
 _DEEP_COLOURS: Final = re.compile(r"(RGB|LA|CMYK)\w*;16")
@@ -110,11 +112,12 @@ def _decode(data: bytes, notes: list[str]) -> Image.Image:
             Image.open(io.BytesIO(data), formats=_FORMATS).verify()
         coding = str(image.tile[0].args) if image.tile else ""
         image.load()
-        # What is transparent stays hidden: alpha is dropped, and Pillow warns of it with palettes.
-        image.info.pop("transparency", None)
         lost = [note for note in notes if image.format == "TIFF" and _LOST_TAGS.search(note)]
         if lost:
             raise ImageReadError(f"its TIFF tags are damaged: {lost[0]}")
+        _note_other_looks(image)
+        # Alpha is dropped, which Pillow would warn of with palettes.
+        image.info.pop("transparency", None)
         picture = _tiff(image) if image.format == "TIFF" else grey_or_rgb(_proportioned(image))
         _check_high_bytes(picture, coding)
         return picture
@@ -126,6 +129,18 @@ def _decode(data: bytes, notes: list[str]) -> Image.Image:
         raise ImageReadError(_why_unknown(data)) from None
     except Exception as error:  # whatever a foreign file makes the decoders raise
         raise ImageReadError(f"cannot be decoded: {why_undecodable(error)}") from None
+
+
+def _note_other_looks(image: Image.Image) -> None:
+    """Warn of a picture that a viewer turns, or shows a background through."""
+    turned = 1
+    with suppress(Exception):  # EXIF that no viewer can read either
+        turned = image.getexif().get(_ORIENTATION, 1)
+    if turned in range(2, 9):
+        warnings.warn(f"EXIF orientation {turned} is ignored; viewers turn it", stacklevel=1)
+    may_hide = image.has_transparency_data and not image.mode.startswith("I")
+    if may_hide and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+        warnings.warn("transparent pixels are read as if they were opaque", stacklevel=1)
 
 
 def _why_unknown(data: bytes) -> str:

@@ -29,7 +29,7 @@ class Pseudonyms:
     Parameters
     ----------
     key
-        Secret bytes, 16 at least.
+        Secret bytes, 32 at least.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -70,7 +70,7 @@ def read_key(file: Path) -> Pseudonyms:
     StoreWriteError
         A new key cannot be written.
     """
-    if any((folder / "embedcache.json").exists() for folder in file.absolute().parents):
+    if any((folder / "embedcache.json").exists() for folder in file.resolve().parents):
         raise ManifestError(f"{file}: a key inside a store goes with it; name a file elsewhere")
     if not file.exists():
         make_folder(file.absolute().parent)

@@ -97,7 +97,8 @@ def find_troubles(
     )
     in_two = _several(patient, cohort)
     if in_two:
-        what = f"images of patients in two cohorts ('{patient[in_two[0]]}' is one)"
+        n_patients = len({patient[number] for number in in_two})
+        what = f"images of {n_patients} patients who stand in two cohorts"
         yield _trouble("patient-in-two-cohorts", what, in_two, name)
     for kind, values in (("patients", patient), ("labels", label)):
         double = _several(keys, values)

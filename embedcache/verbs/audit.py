@@ -26,7 +26,7 @@ from embedcache.audit.probing import (
 from embedcache.audit.shortcuts import Fact, facts_of, label_from_facts, picture_columns, shortcuts
 from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
-from embedcache.errors import MissingEmbeddingsError
+from embedcache.errors import MissingEmbeddingsError, StoreCorruptError, StoreReadError
 from embedcache.extract.report import Progress
 from embedcache.files.arrays import Codes
 from embedcache.files.durable import new_id, utc_now
@@ -205,7 +205,7 @@ class _Looking:
             store = self.session.find_store(name)
             try:
                 self.session.rows(self.study, store)
-            except MissingEmbeddingsError as error:
+            except (MissingEmbeddingsError, StoreCorruptError, StoreReadError) as error:
                 self.note(f"'{name}' is left out: {error}")
                 continue
             n_chosen += 1
@@ -219,8 +219,6 @@ class _Looking:
         facts: Sequence[PictureFacts | None],
     ) -> None:
         common = sorted(set.intersection(*(set(numbers.tolist()) for _, numbers in rows.values())))
-        facts_there = [facts[row] for row in common]
-        hashes = [int(fact.hash, 16) for fact in facts_there if fact is not None]
         scene = self.scene.take(common)
         patient, label = _codes(scene.patient_id), _codes(scene.label)
         near, thresholds = {}, {}
@@ -232,13 +230,7 @@ class _Looking:
                 threshold = Threshold(self.options.threshold, np.inf, 0)
             thresholds[name] = threshold
             self.notes.append(f"near-duplicates by '{name}': {threshold}")
-        self.findings += near_duplicates(
-            scene,
-            near,
-            thresholds,
-            np.array(hashes, np.uint64) if len(hashes) == len(common) else None,
-            [None if fact is None else fact.pixels for fact in facts_there],
-        )
+        self.findings += near_duplicates(scene, near, thresholds, [facts[row] for row in common])
 
     def _probe(self, name: str, X: np.ndarray, numbers: Codes) -> _Probed:
         """Return the quick probes of an encoder's training rows."""
@@ -282,14 +274,7 @@ class _Looking:
         for name in cohorts.images.table.column_names:
             cells = cohorts.column(name, cohorts.train)
             columns[name] = ["" if cell is None else str(cell) for cell in cells]
-        measured = [fact for fact in facts if fact is not None]
-        if len(measured) == len(facts):
-            columns |= picture_columns(
-                [(fact.width, fact.height) for fact in measured],
-                [fact.coloured for fact in measured],
-                [fact.marks for fact in measured],
-            )
-        return facts_of(columns, self.study.question.label)
+        return facts_of(columns | picture_columns(facts), self.study.question.label)
 
     def report(self) -> AuditReport:
         """Return what was found."""

@@ -56,8 +56,6 @@ def findings_of_answers(
     """
     trained = [answers for answers in cohorts if answers.role == "in-domain"]
     parts = [*trained, *(answers for answers in cohorts if answers.role == "external")]
-    if not trained:
-        return []
     image_id = tuple(image for part in parts for image in part.image_id)
     scene = Scene(
         image_id=image_id,

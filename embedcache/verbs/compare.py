@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 
-from embedcache.audit.finding import AuditFinding
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions
 from embedcache.data.snapshots import find_snapshot
@@ -70,17 +69,22 @@ def compare(session: Session, options: CompareOptions) -> CompareReport:
         column = label_column(session.images, str(options.by))
         values = dict(zip(names, column, strict=True))
     report = _Comparing(contest, options, values).report()
-    return replace(report, findings=tuple(_findings(session, contest)))
+    return _audited(report, session, contest)
 
 
-def _findings(session: Session, contest: Contest) -> list[AuditFinding]:
-    """Return the faults of the split, by the images as the leading run's manifest had them."""
+def _audited(report: CompareReport, session: Session, contest: Contest) -> CompareReport:
+    """Return a report with the faults of the split, by the images as the leading run had them."""
     leader = next(iter(contest.contenders.values()))
     table = find_snapshot(session.workspace, leader.record.request.data.manifest)
+    keys: dict[str, str | None] = {}
+    notes = report.notes
     if table is None:
-        return []
-    keys = dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-    return findings_of_answers(list(contest.cohorts.values()), keys)
+        run_id = leader.record.run_id
+        notes += (f"the manifest of {run_id} is not stored: equal images are not looked for",)
+    else:
+        keys = dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    findings = findings_of_answers(list(contest.cohorts.values()), keys)
+    return replace(report, findings=tuple(findings), notes=notes)
 
 
 def compare_outcomes(outcomes: Sequence[RunOutcome], options: CompareOptions) -> CompareReport:

@@ -12,12 +12,13 @@ from embedcache.files.cores import at_most
 from embedcache.protocol.learning_curve import CurvePoint, learning_curve
 from embedcache.runs.methods import CurveMethod
 from embedcache.runs.once import Computed, once
-from embedcache.runs.outcome import RunOutcome, RunOutcomes
+from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunRequest
 from embedcache.scoring.estimates import Estimate
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
-from embedcache.verbs.left_out import leaving_out
+from embedcache.verbs.left_out import check_any_run, leaving_out
 from embedcache.verbs.probe_run import DECISIVE, run_data, versions_of
 from embedcache.verbs.session import Session, Study
 
@@ -44,7 +45,7 @@ def learning_curves(
     *,
     on_message: Callable[[str], None] = lambda _: None,
     on_run: Callable[[RunOutcome], None] = lambda _: None,
-) -> RunOutcomes:
+) -> AuditedRuns:
     """Return a run for each model, with an estimate for each number of patients.
 
     The estimate's `metric` is that of the task with '_by_patients' behind it, such as
@@ -54,14 +55,15 @@ def learning_curves(
     study = session.study(replace(question, external=()))
     for note in study.notes:
         on_message(note)
-    outcomes = []
-    for name in session.model_names(models):
+    names, outcomes = session.model_names(models), []
+    for name in names:
         with leaving_out(name, models):
             store = session.find_store(name)
             outcomes.append(_outcome(session, study, store, method, options))
             on_run(outcomes[-1])
+    check_any_run(outcomes, names, session.workspace.store)
     renew_catalog(session)
-    return RunOutcomes(tuple(outcomes))
+    return AuditedRuns(tuple(outcomes), study.findings)
 
 
 def _outcome(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from embedcache.data.question import Question
-from embedcache.errors import RunError
 from embedcache.protocol.protocols import check_method
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.outcome import RunOutcome
@@ -16,7 +15,7 @@ from embedcache.verbs.audited import AuditedRuns, audit_document
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.compare import compare_outcomes
 from embedcache.verbs.compare_report import CompareOptions, CompareReport
-from embedcache.verbs.left_out import leaving_out
+from embedcache.verbs.left_out import check_any_run, leaving_out
 from embedcache.verbs.probe_run import ProbeOptions, official, probe_store
 from embedcache.verbs.session import Session, Study
 
@@ -88,18 +87,14 @@ def probe(
     study = session.study(official(question, method))
     for note in study.notes:
         on_message(note)
-    names = session.model_names(models)
-    if not names:
-        raise RunError(
-            f"{session.workspace.store} holds no embeddings; run `embedcache extract -m NAME`"
-        )
-    runs = []
+    names, runs = session.model_names(models), []
     for name in names:
         with leaving_out(name, models if len(names) > 1 else names):
             runs.append(probe_store(session, study, session.find_store(name), method, options))
             on_run(runs[-1])
+    check_any_run(runs, names, session.workspace.store)
     report = ProbeReport(tuple(runs), study.findings)
-    if options.controls and runs:
+    if options.controls:
         report = _with_controls(session, study, report, options, on_run)
         for note in report.comparison.notes if report.comparison else ():
             on_message(note)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from embedcache.data.task_names import TaskName
     from embedcache.extract.report import Progress
     from embedcache.finetune.recipe import RecipeValue
-    from embedcache.runs.outcome import RunOutcome, RunOutcomes
+    from embedcache.runs.outcome import RunOutcome
     from embedcache.scoring.choices import Level, Scoring
     from embedcache.verbs.arguments import Names, PathLike
     from embedcache.verbs.audit_report import AuditReport
@@ -179,7 +179,7 @@ class RunVerbs:
         n_threads: int | None = None,
         on_message: OnMessage = quiet,
         on_run: Callable[[RunOutcome], None] = quiet,
-    ) -> RunOutcomes:
+    ) -> AuditedRuns:
         """Score probes of 1, 2, 4, ... training patients, and store the curves.
 
         Parameters
@@ -268,7 +268,7 @@ class RunVerbs:
         offline: bool = False,
         on_message: OnMessage = quiet,
         on_run: Callable[[RunOutcome], None] = quiet,
-    ) -> RunOutcomes:
+    ) -> AuditedRuns:
         """Classify cached images by text prompts, and store predictions and scores.
 
         Parameters

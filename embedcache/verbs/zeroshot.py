@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
 import numpy as np
 
+from embedcache.audit.finding import AuditFinding, Scene
+from embedcache.audit.identical import cheap_findings
 from embedcache.catalog.query import select_images
 from embedcache.data.cohorts import check_cohort_names, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
+from embedcache.data.image_table import Images
 from embedcache.data.predictions import Predictions
 from embedcache.data.question import Question
 from embedcache.datasets.prompts import PromptClass, read_prompts
@@ -21,11 +24,12 @@ from embedcache.errors import RunError
 from embedcache.probes.zero_shot import LOGIT_SCALE, class_embeddings, zero_shot
 from embedcache.runs.methods import ZeroShotMethod
 from embedcache.runs.once import Computed, once
-from embedcache.runs.outcome import RunOutcome, RunOutcomes
+from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunData, RunRequest, rows_digest
 from embedcache.store.embedding_store import EmbeddingStore
+from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
-from embedcache.verbs.left_out import leaving_out
+from embedcache.verbs.left_out import check_any_run, leaving_out
 from embedcache.verbs.probe_run import versions_of
 from embedcache.verbs.session import ALL, Session
 
@@ -81,14 +85,17 @@ class _Cohorts:
         Classes of the prompts.
     names
         Label that each class stands for.
+    findings
+        Faults that the table of these images tells.
     notes
-        What was left out, and why.
+        What was left out and why, and the findings.
     """
 
     labels: tuple[str, ...]
     numbers: dict[str, tuple[int, ...]]
     classes: tuple[PromptClass, ...]
     names: tuple[str, ...]
+    findings: tuple[AuditFinding, ...]
     notes: tuple[str, ...]
 
 
@@ -98,7 +105,7 @@ def zeroshot(
     options: ZeroShotOptions,
     on_message: Callable[[str], None] = lambda _: None,
     on_run: Callable[[RunOutcome], None] = lambda _: None,
-) -> RunOutcomes:
+) -> AuditedRuns:
     """Classify the cached images of each model by its text half, and store the runs.
 
     Raises
@@ -128,8 +135,9 @@ def zeroshot(
         with leaving_out(store.name, models):
             outcomes.append(_outcome(session, store, cohorts, options))
             on_run(outcomes[-1])
+    check_any_run(outcomes, [store.name for store in stores], session.workspace.store)
     renew_catalog(session)
-    return RunOutcomes(tuple(outcomes))
+    return AuditedRuns(tuple(outcomes), cohorts.findings)
 
 
 def _choose_cohorts(session: Session, options: ZeroShotOptions) -> _Cohorts:
@@ -158,7 +166,26 @@ def _choose_cohorts(session: Session, options: ZeroShotOptions) -> _Cohorts:
             f"no image has a '{options.label}' that {options.prompts} knows; it knows "
             f"{', '.join(label for entry in classes for label in entry.labels)}"
         )
-    return _Cohorts(tuple(labels), numbers, classes, names, tuple(notes))
+    findings = tuple(_findings(images, labels, numbers))
+    notes += [finding.message for finding in findings]
+    return _Cohorts(tuple(labels), numbers, classes, names, findings, tuple(notes))
+
+
+def _findings(
+    images: Images, labels: Sequence[str], cohorts: Mapping[str, Sequence[int]]
+) -> list[AuditFinding]:
+    """Return the faults of images that are only tested."""
+    numbers = [number for part in cohorts.values() for number in part]
+    keys = images.keys
+    scene = Scene(
+        image_id=images.column("image_id", numbers),
+        patient_id=images.column("patient_id", numbers),
+        label=tuple(labels[number] for number in numbers),
+        cohort=images.column("cohort", numbers),
+        key=tuple(keys[number] for number in numbers),
+        fold=np.full(len(numbers), -1),
+    )
+    return cheap_findings(scene, 0, "classification")
 
 
 def _outcome(

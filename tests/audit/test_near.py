@@ -7,7 +7,12 @@ import pytest
 
 from embedcache.audit.finding import Scene
 from embedcache.audit.near import RATIOS, Threshold, calibrate, near_duplicates, neighbours
-from embedcache.audit.pictures import difference_hash, hash_distance, picture_facts
+from embedcache.audit.pictures import (
+    PictureFacts,
+    difference_hash,
+    hash_distance,
+    picture_facts,
+)
 
 
 def cohort(n_patients=40, n_images=3, dim=12, seed=0):
@@ -68,7 +73,11 @@ def test_without_two_images_of_a_patient_the_strictest_ratio_holds():
     assert "too few patients" in str(threshold)
 
 
-def planted(n_tested=0, hashes=None, pixels=None, agree=True):
+def picture(number=0, digits=0):
+    return PictureFacts(f"pixels-{number}", f"{digits:016x}", 64, 64, 0.0, 0.0)
+
+
+def planted(n_tested=0, facts=None, agree=True):
     X, patient = cohort()
     X = np.concatenate([X, X[:1] + np.float32(0.001)])
     patient = np.append(patient, 99)
@@ -78,8 +87,7 @@ def planted(n_tested=0, hashes=None, pixels=None, agree=True):
         near["second"] = neighbours(cohort(seed=3)[0].repeat(2, axis=0)[: len(X)], patient, label)
     thresholds = {name: calibrate(by_encoder, 1) for name, by_encoder in near.items()}
     scene = scene_of(patient, n_tested)
-    hashes = np.zeros(len(X), np.uint64) if hashes is None else hashes
-    return near_duplicates(scene, near, thresholds, hashes, pixels or [None] * len(X))
+    return near_duplicates(scene, near, thresholds, facts or list(map(picture, range(len(X)))))
 
 
 def test_a_repeated_image_of_another_patient_is_the_one_that_is_listed():
@@ -96,9 +104,12 @@ def test_one_that_is_only_tested_is_a_warning():
 
 
 def test_the_hash_must_agree():
-    hashes = np.zeros(121, np.uint64)
-    hashes[0] = np.uint64(0x1FF)  # nine bits
-    assert planted(hashes=hashes) == []
+    facts = list(map(picture, range(121)))
+    facts[0] = picture(digits=0x1FF)  # nine bits
+    assert planted(facts=facts) == []
+    # Where one picture is not here, the hash still decides on the others.
+    assert planted(facts=[*facts[:60], None, *facts[61:]]) == []
+    assert len(planted(facts=[None, *facts[1:]])[0].suspects) == 2
 
 
 def test_every_encoder_must_agree():
@@ -106,8 +117,8 @@ def test_every_encoder_must_agree():
 
 
 def test_equal_pixels_are_no_near_duplicates():
-    pixels = [str(number) for number in range(120)]
-    assert planted(pixels=[*pixels, "0"]) == []
+    facts = list(map(picture, range(120)))
+    assert planted(facts=[*facts, facts[0]]) == []
 
 
 def test_the_hash_sees_neither_brightness_nor_format():

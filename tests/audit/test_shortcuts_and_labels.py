@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from made_cohorts import embeddings, folds_of
 
+import embedcache.audit.shortcuts as shortcuts_module
 from embedcache.audit.finding import Scene
 from embedcache.audit.labels import confident_class, likely_label_errors
+from embedcache.audit.pictures import PictureFacts
 from embedcache.audit.probing import (
     MOST_FEATURES,
     fewer_features,
@@ -75,10 +77,29 @@ def test_columns_that_name_images_patients_or_labels_are_no_facts():
 
 
 def test_measures_of_pictures_become_columns_of_few_values():
-    columns = picture_columns([(8, 6), (8, 6), (9, 9)], [0, 0, 0], [0, 0.1, 0.3])
-    assert columns["image size"] == ["8x6", "8x6", "9x9"]
-    assert columns["coloured pixels"] == ["none"] * 3
-    assert columns["burnt-in marks"] == ["none", "few", "many"]
+    facts = [
+        PictureFacts("", "", *size, 0.0, marks)
+        for size, marks in (((8, 6), 0.0), ((8, 6), 0.1), ((9, 9), 0.3))
+    ]
+    columns = picture_columns([*facts, None])
+    assert columns["image size"] == ["8x6", "8x6", "9x9", ""]
+    assert columns["coloured pixels"] == ["none"] * 3 + [""]
+    assert columns["burnt-in marks"] == ["none", "few", "many", ""]
+
+
+def test_facts_that_chance_explains_are_soon_decided(monkeypatch):
+    facts, y, fold, patient = study()
+    n_counted = 0
+
+    def count(*arguments):
+        nonlocal n_counted
+        n_counted += 1
+        return link(*arguments)
+
+    link = shortcuts_module._link
+    monkeypatch.setattr(shortcuts_module, "_link", count)
+    assert label_from_facts(facts, y, fold, patient)["device"].p > shortcuts_module.ALPHA
+    assert n_counted < shortcuts_module._DRAWS / 4
 
 
 def test_a_value_that_only_the_tested_fold_has_speaks_for_nothing():

@@ -60,6 +60,17 @@ def test_a_clean_split_is_said_beside_the_score(command, rows):
     assert (compared.code, compared.out.splitlines()[-1]) == (0, "audit of the split: clean")
 
 
+def test_learning_curves_have_the_verdict_and_its_exit_code(command, tmp_path, rows):
+    curve = ("probe", "-m", "pixels", "--folds", "3", "--patients", "2", "--draws", "1")
+    printed = command(*curve)
+    assert (printed.code, printed.out.splitlines()[-1]) == (0, "audit of the split: clean")
+    rows[5]["patient_id"] = "p2"
+    planted.rewrite(tmp_path, rows)
+    printed = command(*curve)
+    assert printed.code == 5
+    assert "audit of the split: leaks (1 leak): 2 names of patients differ" in printed.out
+
+
 def test_the_json_document_has_every_image(command, tmp_path, rows):
     leaking(tmp_path, rows)
     printed = command("audit", "--folds", "3", "--json", "-q")

@@ -199,14 +199,32 @@ def test_signed_tiffs_are_refused():
         decode_image(data)
 
 
-def test_palettes_with_transparency_are_resolved_without_a_warning():
+def test_palettes_with_transparency_are_resolved_with_a_note_that_it_is_dropped():
     notes: list[str] = []
     palette = Image.fromarray(COLOUR).quantize(16)
     plain = decode_image(saved(palette))
     for transparency in (3, b"\1\2\3"):
         data = saved(palette, transparency=transparency)
         assert decode_image(data, on_note=notes.append) == plain
-    assert not notes
+    assert notes == ["transparent pixels are read as if they were opaque"] * 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_a_picture_that_viewers_turn_is_turned_or_noted(kind):
+    exif = Image.Exif()
+    exif[274] = 6
+    notes: list[str] = []
+    picture = decode_image(saved(Image.fromarray(GREY), kind, exif=exif), on_note=notes.append)
+    if kind == "TIFF":
+        assert (picture.size, notes) == ((20, 30), [])
+    else:
+        assert picture.size == (30, 20)
+        assert notes == ["EXIF orientation 6 is ignored; viewers turn it"]
+
+
+def test_exif_that_nobody_can_read_costs_no_picture():
+    data = saved(Image.fromarray(GREY), "JPEG", exif=b"Exif\0\0no EXIF at all")
+    assert decode_image(data).size == (30, 20)
 
 
 def test_a_palette_that_hides_the_picture_is_refused():

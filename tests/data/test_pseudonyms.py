@@ -56,11 +56,13 @@ def test_keys_that_protect_nothing_are_refused(tmp_path):
     store = tmp_path / ".embedcache"
     store.mkdir()
     (store / "embedcache.json").touch()
+    (tmp_path / "link").symlink_to(store / "key")
     os.mkfifo(tmp_path / "pipe", 0o600)
     for file, match in {
         "short": "a key of 6 bytes, expected 32 or more",
         "open": "others can read this key; run `chmod 600",
         ".embedcache/key": "a key inside a store goes with it",
+        "link": "a key inside a store goes with it",
         "pipe": "no regular file",
     }.items():
         with pytest.raises(ManifestError, match=match):

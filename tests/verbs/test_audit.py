@@ -117,6 +117,14 @@ def test_flipped_labels_are_listed(tmp_path, rows):
     assert report.verdict == "clean"
 
 
+def test_labels_of_a_class_of_one_patient_are_not_judged(tmp_path, rows):
+    for row in rows[:2]:
+        row["label"] = "solo"
+    findings = kinds(planted.rewrite(tmp_path, rows).audit())
+    assert "rare-class" in findings
+    assert "label-error" not in findings
+
+
 def test_a_twin_is_found_and_named_only_if_asked(tmp_path, rows):
     rows[5]["patient_id"] = "p2"
     project = planted.rewrite(tmp_path, rows)
@@ -188,6 +196,14 @@ def test_pictures_that_are_gone_or_broken_are_left_out(tmp_path, rows):
     elsewhere = embedcache.open(tmp_path).audit()
     assert elsewhere.notes[0].startswith("the images are not here")
     assert project.verify().is_whole
+
+
+def test_a_picture_that_is_gone_costs_the_others_no_measure(tmp_path, rows):
+    project = planted.rewrite(tmp_path, rows)
+    (tmp_path / rows[0]["path"]).unlink()
+    report = project.audit()
+    assert "image size" in {score.source for score in report.scores}
+    assert report.verdict == "clean"
 
 
 def test_damaged_files_of_an_audit_are_found_and_removed(tmp_path, rows):

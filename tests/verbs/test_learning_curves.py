@@ -38,3 +38,18 @@ def test_a_curve_is_found_again_with_its_points(project):
     assert all(len(scores) <= 2 for _, scores in again.record.curve)
     assert [one.label for one in again.headlines][:2] == ["2", "4"]
     assert again.answers == ()
+
+
+def test_curves_of_no_encoder_are_refused_in_one_line(project, command):
+    refused = command("probe", "-m", "all", "--patients", "2")
+    assert refused.code == 1
+    assert "holds no embeddings; run `embedcache extract" in refused.err
+    project.extract("pixels")
+    for chunk in project.workspace.store.local_path.glob("encoders/*/seg/*.zarr/c/0/0"):
+        chunk.write_bytes(bytes(64) + chunk.read_bytes()[64:])
+    refused = command("probe", "-m", "all", "--patients", "2")
+    assert refused.code == 4
+    assert "what is stored of all 1 encoders is damaged; run `embedcache verify" in refused.err
+    refused = command("audit")
+    assert refused.code == 0
+    assert "note: 'pixels' is left out: " in refused.err

@@ -135,6 +135,7 @@ def test_the_command_prints_scores_and_a_prompt_file_to_start_from(asked, comman
     assert result.code == 0, result.err
     assert result.out.startswith("macro F1 [95 % interval over patients]\n")
     assert "note: " in result.err
+    assert result.out.splitlines()[-1] == "audit of the split: clean"
     result = command("zeroshot", "-m", "pixels", "--prompts", "mine.yaml", "--json")
     assert json.loads(result.out)[0]["run"]["kind"] == "zeroshot"
     shown = command("zeroshot", "-m", "pixels", "--prompts", "template", "--show-prompts")
@@ -159,3 +160,13 @@ def test_a_text_half_that_fails_is_an_error_of_one_line(asked, tmp_path, monkeyp
     monkeypatch.setattr(registry, "load_text", lambda *_, **__: Broken())
     with pytest.raises(EncoderError, match=r"the text half of 'pixels' failed: MemoryError\(\)"):
         asked.zeroshot("pixels", prompts=tmp_path / "mine.yaml")
+
+
+def test_images_that_count_twice_are_told_beside_the_score(asked, tmp_path):
+    images = asked.images().filter(asked.images()["label"].to_numpy() == "brain").to_pylist()
+    (tmp_path / images[-1]["path"]).write_bytes((tmp_path / images[0]["path"]).read_bytes())
+    asked.extract("pixels")
+    outcomes = asked.zeroshot("pixels", prompts=str(tmp_path / "mine.yaml"))
+    assert [finding.kind for finding in outcomes.findings] == ["bytes-under-two-patients"]
+    assert not outcomes.leaks
+    assert any("count twice" in note for note in outcomes[0].record.notes)
