@@ -20,7 +20,7 @@ from embedcache.audit.finding import AuditFinding, Scene, Severity, Suspect
 from embedcache.audit.pictures import hash_distance
 from embedcache.files.arrays import Codes, Rows
 
-MOST_BITS: Final = 8  # of 64 that hashes of one picture differ in
+MOST_BITS: Final = (4, 8)  # of 64 that hashes of one picture differ in; by one encoder, by several
 # Bounds of the distance, relative to that of the third-nearest patient; the first also holds where
 # too few patients have two images of a class to measure it.
 RATIOS: Final = (0.05, 0.5)
@@ -196,7 +196,7 @@ def near_duplicates(
         is_near &= (similarity >= threshold.similarity) & (distance <= threshold.ratio * reach)
         least = np.minimum(least, similarity)
     if hashes is not None:
-        is_near &= hash_distance(hashes[image], hashes[twin]) <= MOST_BITS
+        is_near &= hash_distance(hashes[image], hashes[twin]) <= MOST_BITS[len(near) > 1]
     pairs = [
         (int(image[number]), int(twin[number]), float(least[number]))
         for number in np.flatnonzero(is_near)[np.argsort(-least[is_near], kind="stable")]

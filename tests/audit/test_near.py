@@ -97,7 +97,9 @@ def test_one_that_is_only_tested_is_a_warning():
 
 def test_the_hash_must_agree():
     hashes = np.zeros(121, np.uint64)
-    hashes[0] = np.uint64(0x1FF)  # nine bits
+    hashes[0] = np.uint64(0xF)
+    assert len(planted(hashes=hashes)) == 1
+    hashes[0] = np.uint64(0x1F)  # one bit too many beside one encoder alone
     assert planted(hashes=hashes) == []
 
 
