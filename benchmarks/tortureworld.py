@@ -314,7 +314,7 @@ VECTORS = "SELECT count(*), sum(vector[1]) FROM embeddings WHERE encoder = 'pixe
 CASES = [
     Case("bare", ("quickstart", "--into", "quick", "-q")),
     Case("bare", ("manifest", "folder", "--root", "classes", "--patient", PATIENT, "--cohort",
-                  "both", "-o", "written.csv")),
+                  "both", "-o", "written.csv", "--overwrite")),
     Case("full", ("manifest", "check")),
     Case("bare", ("encoders",)),
     Case("bare", EXTRACT),

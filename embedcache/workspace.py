@@ -160,8 +160,9 @@ class Workspace:
     def create_store(self, *, shared: bool = False) -> None:
         """Prepare the store for a write of this release; called before anything is written.
 
-        A store without a format file gets one. A store of an earlier format version becomes one of
-        this version, which an earlier release refuses instead of misreading new records.
+        A store without a format file, or with a damaged one, gets one. A store of an earlier format
+        version becomes one of this version, which an earlier release refuses instead of misreading
+        new records.
 
         Parameters
         ----------
@@ -172,8 +173,6 @@ class Workspace:
         ------
         StoreMismatchError
             The store has a format version that this release does not know.
-        StoreCorruptError
-            The format file is damaged.
         StoreWriteError
             The storage refused.
         """
@@ -184,9 +183,32 @@ class Workspace:
         if not self.format_file.exists():
             with contextlib.suppress(FileExistsError):
                 self.format_file.put(seal(_format_document()))
-        if self.check_format() != FORMAT_VERSION:
+        try:
+            version = self.check_format()
+        except StoreCorruptError as error:
+            _log.warning("%s: written anew", error.problem)
+            self.mend_format()
+            return
+        if version != FORMAT_VERSION:
             document = read_document(self.format_file)
             self.format_file.replace(seal({**document, "version": FORMAT_VERSION}))
+
+    def check_readable(self) -> None:
+        """Check that nothing says that the store has a format which this release does not know.
+
+        A format file that is missing or damaged says nothing, which the log tells: what else is
+        stored has checksums of its own.
+
+        Raises
+        ------
+        StoreMismatchError
+            The store has a format version that this release does not know.
+        """
+        if self.format_file.exists():
+            try:
+                self.check_format()
+            except (StoreCorruptError, StoreReadError) as error:
+                _log.warning("%s", error)
 
     def check_format(self) -> int:
         """Return the store's format version, if this release can read it.

@@ -39,6 +39,8 @@ def prepare() -> None:
     _open_streams()
     logging.getLogger("embedcache").addHandler(_QuietHandler())
     logging.getLogger("embedcache").setLevel(logging.INFO)
+    if not os.environ.get("EMBEDCACHE_DEBUG"):
+        threading.excepthook = _on_thread_error
     signal.signal(signal.SIGTERM, _on_signal)
     # Where Ctrl-C is ignored, as in a job in the background, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -61,6 +63,12 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is not of its encoding is escaped
             stream.reconfigure(errors="backslashreplace")
+
+
+def _on_thread_error(arguments: threading.ExceptHookArgs) -> None:
+    """Say in a line what has ended a library's own thread, such as TensorBoard's on a full disk."""
+    reason = " ".join(f"{arguments.exc_type.__name__}: {arguments.exc_value}".split())
+    logging.getLogger("embedcache").warning("a thread has ended early: %s", reason)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> NoReturn:

@@ -20,7 +20,7 @@ from embedcache.audit.finding import AuditFinding, Scene, Severity, Suspect
 from embedcache.audit.pictures import PictureFacts, hash_distance
 from embedcache.files.arrays import Codes, Rows
 
-MOST_BITS: Final = 8  # of 64 that hashes of one picture differ in
+MOST_BITS: Final = (4, 8)  # of 64 that hashes of one picture differ in; by one encoder, by several
 # Bounds of the distance, relative to that of the third-nearest patient; the first also holds where
 # too few patients have two images of a class to measure it.
 RATIOS: Final = (0.05, 0.5)
@@ -184,7 +184,7 @@ def near_duplicates(
     """
     image, twin = _candidates(near)
     is_near = np.array(scene.patient_id)[image] != np.array(scene.patient_id)[twin]
-    is_near &= _is_like(facts, image, twin)
+    is_near &= _is_like(facts, image, twin, MOST_BITS[len(near) > 1])
     least = np.ones(len(image), np.float32)
     for name, by_encoder in near.items():
         threshold = thresholds[name]
@@ -213,12 +213,14 @@ def _candidates(near: Mapping[str, Neighbours]) -> tuple[Codes, Codes]:
     return image, twin
 
 
-def _is_like(facts: Sequence[PictureFacts | None], image: Codes, twin: Codes) -> NDArray[np.bool_]:
+def _is_like(
+    facts: Sequence[PictureFacts | None], image: Codes, twin: Codes, most_bits: int
+) -> NDArray[np.bool_]:
     """Tell which pairs of pictures are not equal, but have nearly the same hash; shape (pairs,)."""
     is_here = np.array([fact is not None for fact in facts], bool)
     hashes = np.array([int(fact.hash, 16) if fact else 0 for fact in facts], np.uint64)
     pixels = np.array([fact.pixels if fact else "" for fact in facts])
-    is_like = hash_distance(hashes[image], hashes[twin]) <= MOST_BITS
+    is_like = hash_distance(hashes[image], hashes[twin]) <= most_bits
     is_like &= pixels[image] != pixels[twin]
     return np.asarray(is_like | ~(is_here[image] & is_here[twin]))
 

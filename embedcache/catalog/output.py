@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedcache.errors import CatalogError
+from embedcache.errors import CatalogError, StoreWriteError
 from embedcache.files.durable import replace, write_error
 
 if TYPE_CHECKING:
@@ -54,8 +56,16 @@ def write_file(file: Path, data: bytes) -> list[Path]:
         replace(file, data)
         return [file]
     try:
-        file.write_bytes(data)
+        # Opened for waiting, a pipe that no program reads would wait for one for ever.
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o600)
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
     except OSError as error:
+        if error.errno == errno.ENXIO and file.is_fifo():
+            raise StoreWriteError(
+                f"{file}: a pipe that no program reads; start the reader first"
+            ) from None
         raise write_error(file, error) from error
     return []
 

@@ -33,10 +33,11 @@ _FOREIGN_FOLDERS: Final = frozenset(
     | {"__macosx", "lost+found", "recycler", "system volume information", "network trash folder"}
 )
 _MASK: Final = (
-    r"(?:masks?|seg(?:s|mentations?|mentation ?masks?)?|labels?|label ?maps?|annotations?|annotated"
-    r"|gt|ground[ _-]?truths?|contours?|rois?|overlays?|outlines?|thumb(?:s|nails?)?|previews?)"
+    r"(?:ma?sks?|masked|seg(?:s|mented|mentations?|mentation ?masks?)?|labels?|lbls?|label ?maps?"
+    r"|ann(?:ot?)?|annotations?|annotated|gts?|ground[ _-]?truths?|bin(?:ary)?|contours?|rois?"
+    r"|overlays?|outlines?|thumb(?:s|nails?)?|previews?)"
 )
-_MASK_FOLDER: Final = re.compile(rf"(?:.*[ _.-])?{_MASK}", re.IGNORECASE)
+_MASK_FOLDER: Final = re.compile(rf"(?:.*[ _.-])?{_MASK}(?:[ _.-]*t[rs])?", re.IGNORECASE)
 _MASK_STEM: Final = re.compile(
     rf"(?P<image>.+?)[ _.-]+\(?{_MASK}\)?(?:[ _.-]*\(?\d+\)?)?|{_MASK}[ _.-]+(?P<image_after>.+)",
     re.IGNORECASE,

@@ -15,7 +15,7 @@ from embedcache.errors import EncoderWeightsError, LeakageError, StoreCorruptErr
 from embedcache.files.backend import Location, on_disk
 from embedcache.files.digests import DigestCache
 from embedcache.files.documents import known_shape, read_document, seal
-from embedcache.files.durable import fsync, fsync_tree, make_folder, write_error
+from embedcache.files.durable import TEMPORARY, fsync, fsync_tree, make_folder, write_error
 from embedcache.files.kinds import Ages, ArtefactKind, Damage, Mended, size_of, sweep_temporaries
 from embedcache.files.locks import if_unmarked
 from embedcache.workspace import Workspace
@@ -275,13 +275,14 @@ class KeptWeights(ArtefactKind):
     def sweep(self, grace_s: float) -> int:
         """Delete weights whose document was never written: the leftover of a killed `--save`."""
         folders = [folder for folder in self.folder.folders() if _is_leftover(folder)]
-        freed = sweep_temporaries(self.folder, grace_s)
+        freed = sum(sweep_temporaries(place, grace_s) for place in (self.folder, *self.items()))
         if not folders:
             return freed
         ages = Ages(self.folder)
         with if_unmarked(self._workspace.training) as is_unused:  # or a training may be saving them
             for folder in folders if is_unused else ():
-                if all(ages.is_over(entry.modified_ns, grace_s) for entry in folder.list()):
+                entries = folder.list(hidden=True)
+                if all(ages.is_over(entry.modified_ns, grace_s) for entry in entries):
                     freed += size_of(folder)
                     folder.delete()
         return freed
@@ -293,5 +294,7 @@ class KeptWeights(ArtefactKind):
 
 def _is_leftover(folder: Location) -> bool:
     """Tell whether a folder has weights alone: a file of another name was put there by somebody."""
-    names = [entry.name for entry in folder.list()]
-    return bool(names) and all(map(_WEIGHTS_FILE.fullmatch, names))
+    names = [entry.name for entry in folder.list(hidden=True)]
+    return bool(names) and all(
+        name.startswith(TEMPORARY) or _WEIGHTS_FILE.fullmatch(name) for name in names
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -14,7 +15,7 @@ import pyarrow as pa
 from embedcache.audit.pictures import PictureFacts, picture_facts
 from embedcache.data.image_files import ImageFile, read_and_hash
 from embedcache.data.images import decode_image
-from embedcache.errors import ImageReadError, StoreCorruptError
+from embedcache.errors import ImageReadError, StoreCorruptError, StoreReadError
 from embedcache.extract.report import Progress
 from embedcache.files.backend import Location
 from embedcache.files.cores import usable_cores
@@ -30,6 +31,8 @@ from embedcache.files.documents import (
 from embedcache.files.durable import new_id
 from embedcache.files.kinds import ArtefactKind, Damage, Mended, sweep_temporaries
 from embedcache.workspace import AUDIT_DOCUMENT, Workspace
+
+_log = logging.getLogger(__name__)
 
 # Part of each table's name: facts that are measured in another way are measured anew.
 _PICTURES: Final = "pictures-1-"
@@ -96,15 +99,17 @@ def _decode(file: ImageFile, key: str, digests: DigestCache) -> PictureFacts | N
 def _stored_facts(workspace: Workspace) -> dict[str, PictureFacts]:
     """Return the facts that are stored, by digest of the picture's bytes.
 
-    Raises
-    ------
-    StoreCorruptError
-        A table does not match its checksum.
+    The log tells of tables that cannot be read: their pictures are decoded again.
     """
     facts = {}
     for stem, file in table_files(workspace.audits).items():
         if stem.startswith(_PICTURES):
-            for row in read_table(file).to_pylist():
+            try:
+                rows = read_table(file).to_pylist()
+            except (StoreCorruptError, StoreReadError) as error:
+                _log.warning("pictures are decoded again: %s", error)
+                continue
+            for row in rows:
                 key = row.pop("sha256")
                 facts[key] = PictureFacts(**row)
     return facts

@@ -46,8 +46,7 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
     StoreMismatchError
         The store was written by another format version.
     """
-    if workspace.format_file.exists():
-        workspace.check_format()
+    workspace.check_readable()
     lazy = _LazySession(workspace, session)
     items = [
         _manifest_item(workspace, session, lazy),

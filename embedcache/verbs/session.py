@@ -197,8 +197,7 @@ class Session:
 
     def stores(self) -> list[EmbeddingStore]:
         """Return the store of every encoder fingerprint; the log tells of unreadable ones."""
-        if self.workspace.format_file.exists():
-            self.workspace.check_format()
+        self.workspace.check_readable()
         stores = []
         for folder in self.encoder_documents:
             try:

@@ -48,6 +48,13 @@ def test_an_output_replaces_no_manifest_no_image_and_no_file_of_a_store(
     assert {path: path.read_bytes() for path in encoded.rglob("*") if path.is_file()} == before
 
 
+def test_a_pipe_that_no_program_reads_is_refused_and_not_waited_for(encoded, command):
+    os.mkfifo(encoded / "pipe.npy")
+    for arguments in (("export", "-m", "pixels"), ("sql", "SELECT 1", "--format", "csv")):
+        answer = command(*arguments, "-o", "pipe.npy")
+        assert (answer.code, answer.err.count("no program reads; start the reader first")) == (1, 1)
+
+
 def test_an_earlier_output_is_replaced_and_anything_else_where_asked(encoded, command):
     for name in ("x.npy", "x.parquet", "x.safetensors"):
         for where in ("cohort = 'home'", "cohort = 'abroad'"):

@@ -57,6 +57,22 @@ def test_what_nobody_foresaw_is_one_line_unless_its_traceback_is_asked_for(tmp_p
     assert "Traceback" in result.stderr
 
 
+def test_a_thread_of_a_library_ends_in_one_line(tmp_path):
+    """TensorBoard writes in one, where a disk may refuse."""
+    failing = (
+        "import threading, embedcache_cli.status as s\n"
+        "def fail(): raise OSError(30, 'Read-only file system')\n"
+        "def work(**_):\n"
+        "    thread = threading.Thread(target=fail); thread.start(); thread.join()\n"
+        "s.status.callback = work\n"
+    )
+    result = run_shell(tmp_path, "$EMBEDCACHE status", first=failing)
+    assert result.returncode == 0
+    assert result.stderr == (
+        "a thread has ended early: OSError: [Errno 30] Read-only file system\n"
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_a_library_makes_an_error_of_ends_the_command_as_a_signal(tmp_path, number):
     """DuckDB does: a signal in a query is its RuntimeError."""

@@ -91,6 +91,7 @@ def test_files_of_servers_and_systems_are_left_out_and_named(tmp_path):
         *("a/P1 (1)_mask.png", "a/P1 (1)_mask_1.png", "a/P1 (1)-Seg.tif", "a/P1 (1)_label.bmp"),
         *("a/mask_P1 (1).png", "a/masks/P1 (1).png", "a_masks/P1 (1).png", "masks/a/P1 (1).png"),
         *("a/P1 (1)_annotation.png", "a/gt/P1 (1)_gt.png", "a/P1 (1) (mask).png"),
+        *("a/P1 (1)_msk.png", "a/P1 (1)_lbl.png", "a/P1 (1)_bin.png", "a/labelsTr/P1 (1).png"),
     ],
 )
 def test_a_mask_beside_its_image_is_left_out_with_the_name_of_the_image(tmp_path, mask):

@@ -160,7 +160,12 @@ def test_weights_without_their_document_are_the_leftover_of_a_killed_save(full):
     (kept.folder / "finetune-3" / "fold-0.safetensors").put(b"half a save")
     assert kept.sweep(3600) == 0
     assert kept.sweep(-1) == len(b"half a save")
-    assert len(kept.items()) == 1
+    (item,) = kept.items()
+    for folder in (item, kept.folder / "finetune-4"):
+        (folder / ".tmp-0123456789abcdef").put(b"cut short")
+    assert kept.sweep(3600) == 0
+    assert kept.sweep(-1) == 2 * len(b"cut short")
+    assert [folder.path for folder in kept.folder.folders()] == [item.path]
 
 
 def test_kinds_on_another_storage_list_what_is_there(tmp_path):

@@ -97,6 +97,27 @@ def outcome_of(capfd, *arguments: str) -> tuple[int, str, str]:
     return code, *capfd.readouterr()
 
 
+@pytest.mark.parametrize("harm", [cut, unlink, empty])
+def test_a_store_without_its_own_document_is_read_and_gets_one_when_it_is_written(
+    project, harm, caplog
+):
+    format_file = Path(project.workspace.format_file)
+    harm(format_file)
+    assert len(project.sql("SELECT DISTINCT fingerprint FROM embedding_rows")) == 2
+    assert ("does not match its checksum" in caplog.text) == (harm is not unlink)
+    assert not project.verify().is_whole
+    project.extract("pixels")
+    assert project.workspace.check_format()
+
+
+def test_damaged_facts_of_pictures_are_taken_again(project, caplog):
+    report = project.audit()
+    [facts] = Path(project.workspace.audits).glob("pictures-*.parquet")
+    flip(facts)
+    assert project.audit().findings == report.findings
+    assert f"pictures are decoded again: {facts}" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("item", ITEMS)
