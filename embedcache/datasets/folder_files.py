@@ -168,7 +168,7 @@ def _look(root: Path, path: str) -> int | LeftOut:
         if is_dicom or suffix in DICOM_SUFFIXES:
             return _n_frames(file)
         if not is_picture:
-            decode_image(read_regular(file))  # which says why
+            decode_image(read_regular(file), on_note=lambda _: None)  # which says why
     except OSError as error:
         if not may_be_image:
             return LeftOut("no image", path, str(error))

@@ -91,7 +91,8 @@ def _decode(file: ImageFile, key: str, digests: DigestCache) -> PictureFacts | N
         data, digest = read_and_hash(file.path, digests)
         if file.key_of(digest) != key:  # replaced while this command ran
             return None
-        return picture_facts(np.asarray(decode_image(data, file.frame)))
+        # Warnings are told by the pass that encodes the picture.
+        return picture_facts(np.asarray(decode_image(data, file.frame, lambda _: None)))
     except (OSError, ImageReadError):
         return None
 

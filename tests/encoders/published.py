@@ -139,7 +139,7 @@ def picture(case: Case) -> Image.Image:
     """Return an awkward picture as it comes out of a PNG file."""
     sink = io.BytesIO()
     make_image(*case).save(sink, "PNG")
-    return decode_image(sink.getvalue())
+    return decode_image(sink.getvalue(), on_note=lambda _: None)
 
 
 # What holds for each of them
