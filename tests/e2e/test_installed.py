@@ -141,7 +141,7 @@ def test_the_installed_command_goes_from_a_folder_of_images_to_sql(way, request,
 
     assert output("--version") == f"embedcache, version {embedcache.__version__}\n"
     written = output("manifest", "folder", "--root", "scans", "--patient", r"(P\d+)")
-    assert written == "data_manifest.csv: 12 images, 6 patients, cohorts: scans\n"
+    assert written.startswith("data_manifest.csv: 12 images, 6 patients, cohorts: scans\n")
     assert output("manifest", "check").endswith("sound\n")
     assert ": 12 images = 0 cached + 12 encoded + 0 failed" in output("extract", "-m", "pixels")
     assert ": 12 images = 12 cached + 0 encoded + 0 failed" in output("extract", "-m", "pixels")
