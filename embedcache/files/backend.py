@@ -175,6 +175,8 @@ class LocalBackend:
         durable.replace(path, data)
         try:
             durable.fsync(path.parent)
+        except FileNotFoundError:
+            pass  # another process has removed it since, with its folder
         except OSError as error:
             raise durable.write_error(path, error) from error
 

@@ -238,14 +238,19 @@ def replace_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
         The file system refused; what was at `path` is there still.
     """
     _check_kind(path)
-    try:
-        make_folder(path.parent)
-        with _write_temporary(path.parent, write) as temporary:
-            if path.exists():
-                shutil.copymode(path, temporary)
-            temporary.replace(path)
-    except OSError as error:
-        raise write_error(path, error) from error
+    for is_last in (False, False, True):
+        try:
+            make_folder(path.parent)
+            with _write_temporary(path.parent, write) as temporary:
+                if path.exists():
+                    shutil.copymode(path, temporary)
+                temporary.replace(path)
+        except OSError as error:
+            # A sweep has taken the folder, which was empty, for a leftover: it is made anew.
+            if is_last or not isinstance(error, FileNotFoundError):
+                raise write_error(path, error) from error
+        else:
+            return
 
 
 def remove_folder(folder: Path) -> None:

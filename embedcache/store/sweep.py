@@ -9,6 +9,7 @@ from embedcache.encoder_folders import COMMITS, SEGMENTS
 from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.backend import Entry, Location
 from embedcache.files.documents import find_table
+from embedcache.files.durable import TEMPORARY
 from embedcache.files.kinds import GRACE_S, Ages, size_of, sweep_temporaries
 from embedcache.files.marks import is_left, withdraw
 from embedcache.store import layout, segment
@@ -46,11 +47,20 @@ def sweep(folder: Location, *, grace_s: float = GRACE_S) -> int:
         # One that has lost its record is damage, which is not ours to hide.
         if is_old and (segment_id in void or not _is_orphan(folder, segment_id, array)):
             freed += _sweep_segment(folder, array, segment_id, ages, grace_s)
+        else:  # what was refused while the segment was written
+            freed += sum(sweep_temporaries(place, grace_s) for place in _unclean_folders(array))
     _sweep_intents(folder, records, ages, grace_s)
     intents = {entry.name for entry in _intents(folder)}
     freed += sweep_temporaries(folder / COMMITS, grace_s, spared=intents)
     freed += sweep_temporaries(folder / SEGMENTS, grace_s)
     return freed + sweep_temporaries(folder, grace_s)
+
+
+def _unclean_folders(array: Location) -> list[Location]:
+    """Return the folders of a segment that hold a temporary, the segment's own among them."""
+    parts = (entry.name.rpartition("/") for entry in array.list(deep=True, hidden=True))
+    below = dict.fromkeys(folder for folder, _, name in parts if name.startswith(TEMPORARY))
+    return [array / folder if folder else array for folder in below]
 
 
 def _readable_records(files: Mapping[str, Location]) -> dict[str, Record]:

@@ -80,3 +80,17 @@ def test_a_file_where_a_folder_has_to_be_is_a_refused_write_not_a_taken_name(tmp
     (tmp_path / "a").write_bytes(b"a file")
     with pytest.raises(StoreWriteError, match="Not a directory"):
         durable.publish(tmp_path / "a" / "b", b"data")
+
+
+def test_a_folder_that_is_swept_before_its_first_file_is_made_anew(tmp_path, monkeypatch):
+    make_folder, swept = durable.make_folder, []
+
+    def swept_once(folder, **mode):
+        make_folder(folder, **mode)
+        if not swept:
+            swept.append(folder.rmdir())
+
+    monkeypatch.setattr(durable, "make_folder", swept_once)
+    durable.replace(tmp_path / "run" / ".writing", b"host")
+    assert (tmp_path / "run" / ".writing").read_bytes() == b"host"
+    assert swept

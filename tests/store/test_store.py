@@ -688,3 +688,15 @@ def test_a_mending_holds_a_few_chunks_in_memory(tmp_path, monkeypatch):
     for key in (store.row_keys()[0], store.row_keys()[-1]):
         assert np.array_equal(store.read([key]), rows(int(key, 16), int(key, 16) + 1))
     assert len(store) == 5998
+
+
+def test_what_is_left_inside_a_live_segment_is_swept(tmp_path):
+    store = EmbeddingStore.open_or_create(on_disk(tmp_path / "e"), document())
+    store.append(keys(0, 3), rows(0, 3))
+    array = layout.segment_folder(store.folder, store.records[0].id)
+    for place in (array, array / "c" / "0"):
+        (place / ".tmp-0123456789abcdef").put(b"refused")
+    assert sweep(store.folder, grace_s=3600) == 0
+    assert sweep(store.folder, grace_s=-1) == 2 * len(b"refused")
+    store.refresh()
+    assert np.array_equal(store.read(keys(0, 3)), rows(0, 3))
