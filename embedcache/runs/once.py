@@ -142,6 +142,9 @@ def stored(runs: RunFiles, run_id: str) -> RunOutcome:
         folder=runs.folder / run_id,
     )
     is_whole = outcome.estimates and (outcome.answers or record.kind == "curve")
+    # Each cohort that was predicted has the score that the task is judged by.
+    scored = {(e.role, e.cohort) for e in outcome.headlines if e.scoring == "all"}
+    is_whole = is_whole and scored >= {(a.role, a.cohort[0]) for a in outcome.answers}
     # The name is a digest of the question.
     if record.request.run_id != run_id or not is_whole:
         raise StoreReadError(
