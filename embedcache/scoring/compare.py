@@ -30,7 +30,7 @@ from embedcache.scoring.pairs import (
     patients_needed,
     tested,
 )
-from embedcache.scoring.repeats import mean_score, repeat_parts
+from embedcache.scoring.repeats import mean_score, split_parts
 from embedcache.scoring.subject import Score, Subject, check_metric
 
 Verdict = Literal["better", "equal", "undecided"]
@@ -364,7 +364,7 @@ def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> 
     home, away = (np.array([score.value for score in cohort]) for cohort in scores)
     losses = sign * (home - away)
     of_patients = [np.mean([score.parts for score in cohort], axis=0) for cohort in scores]
-    parts = np.concatenate([*of_patients, repeat_parts(losses)])
+    parts = np.concatenate([*of_patients, split_parts(losses)])
     n_patients = min(inside[0].n_patients, outside[0].n_patients)
     if n_patients < 2:
         return Spread(float(losses.mean()), math.nan, math.nan)
