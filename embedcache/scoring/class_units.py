@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,7 +16,13 @@ from embedcache.scoring.confusion import OF_ALL_CLASSES, OF_ONE_CLASS, table_sco
 from embedcache.scoring.jackknife import deviations
 from embedcache.scoring.ranking import Ranking, auroc
 from embedcache.scoring.resampling import sums_by_patient
-from embedcache.scoring.subject import Score, Subject, check_metric, score_of_sums
+from embedcache.scoring.subject import (
+    Score,
+    Subject,
+    check_metric,
+    mean_score,
+    score_of_sums,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +132,7 @@ class ClassUnits(Subject):
         name, _, label = metric.partition(":")
         if name != "auroc":
             return self._of_tables(name, label, self.patient_tables())
-        if label:
-            return self._area(label)
-        return self._mean_area([self._area(name) for name in self.classes])
+        return next(area for area in self._areas() if area.label == label)
 
     def _of_tables(self, metric: str, label: str, tables: Floats) -> Score:
         name = f"{metric}:{label}" if label else metric
@@ -141,14 +145,12 @@ class ClassUnits(Subject):
         """Return the number of patients of a class."""
         return len(np.unique(self.patient[self.truth == self.classes.index(label)]))
 
-    def _area(self, label: str) -> Score:
-        value, left_out = auroc(self.ranking(self.classes.index(label)))
-        return Score("auroc", label, value, deviations(left_out), self._n_holders(label))
-
-    def _mean_area(self, areas: Sequence[Score]) -> Score:
-        value = float(np.mean([area.value for area in areas]))
-        parts = np.mean([area.parts for area in areas], axis=0)
-        return Score("auroc", "", value, parts, self.n_patients)
+    def _areas(self) -> Iterator[Score]:
+        """Yield the mean AUROC, then that of each class."""
+        areas = {name: auroc(ranking) for name, ranking in self.rankings.items()}
+        yield mean_score("auroc", areas.values(), self.n_patients)
+        for label, (value, left_out) in areas.items():
+            yield Score("auroc", label, value, deviations(left_out), self._n_holders(label))
 
     def scores(self) -> Iterator[Score]:
         """Yield the scores of confusion tables, and AUROC."""
@@ -162,9 +164,7 @@ class ClassUnits(Subject):
             for metric in OF_ONE_CLASS:
                 yield self._of_tables(metric, label, images)
         if len(self.classes) > 1:
-            areas = [self._area(label) for label in self.classes]
-            yield self._mean_area(areas)
-            yield from areas
+            yield from self._areas()
 
 
 def class_units(

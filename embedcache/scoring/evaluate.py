@@ -15,15 +15,15 @@ import numpy as np
 
 from embedcache.data.predictions import Answers
 from embedcache.scoring.answers import scored_views, subject_of
-from embedcache.scoring.calibration import ProbabilityUnits, calibration_gaps, losses
+from embedcache.scoring.calibration import calibration_gaps, losses
 from embedcache.scoring.choices import Level
 from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.jackknife import Spread
-from embedcache.scoring.ranking import rates_above, threshold_at
+from embedcache.scoring.operating import operating_points, rates_above, rates_out_of_fold
+from embedcache.scoring.recalibration import recalibration
 from embedcache.scoring.resampling import ece_interval, resample_weights
 from embedcache.scoring.subject import Score, Subject
 
-SPECIFICITY: Final = 0.95
 _THRESHOLD: Final = "threshold_at_spec95"
 
 
@@ -62,15 +62,17 @@ def evaluate(
             thresholds = {} if masked else points.get(level, {})
             rows = [
                 (score.metric, score.label, score.spread)
-                for score in (*subject.scores(), *_rates(subject, thresholds))
+                for score in (
+                    *subject.scores(),
+                    *_rates(subject, thresholds, out_of_fold=cohort is inside),
+                )
             ]
             if cohort is inside:
                 rows += [
                     (_THRESHOLD, name, Spread(threshold, math.nan, math.nan))
                     for name, threshold in thresholds.items()
                 ]
-            for suffix, units in subject.calibrations.items():
-                rows += _calibration(units, suffix, n_resamples, seed)
+            rows += _calibration(subject, n_resamples, seed)
             estimates += [
                 _estimate(cohort, level, row, masked=masked)
                 for row in rows
@@ -79,27 +81,33 @@ def evaluate(
     return estimates
 
 
-def operating_points(subject: Subject) -> dict[str, float]:
-    """Return the threshold of each class at which 95 % of the rest is refused."""
-    thresholds = {n: threshold_at(r, SPECIFICITY) for n, r in subject.rankings.items()}
-    return {name: threshold for name, threshold in thresholds.items() if threshold is not None}
-
-
-def _rates(subject: Subject, thresholds: Mapping[str, float]) -> Iterator[Score]:
+def _rates(
+    subject: Subject, thresholds: Mapping[str, float], *, out_of_fold: bool
+) -> Iterator[Score]:
     for name, ranking in subject.rankings.items():
-        if name in thresholds:
+        if name not in thresholds:
+            continue
+        if out_of_fold:
+            yield from rates_out_of_fold(ranking, name)
+        else:
             yield from rates_above(ranking, name, thresholds[name])
 
 
 def _calibration(
-    units: ProbabilityUnits, suffix: str, n_resamples: int, seed: int
+    subject: Subject, n_resamples: int, seed: int
 ) -> Iterator[tuple[str, str, Spread]]:
-    for score in losses(units):
-        yield f"{score.metric}{suffix}", "", score.spread
-    weights = resample_weights(units.n_patients, n_resamples, seed)
-    (gaps,), drawn = (calibration_gaps(units, w) for w in (np.ones((1, units.n_patients)), weights))
-    ends = ece_interval(gaps, drawn, units.n_patients)
-    yield f"ece{suffix}", "", Spread(float(np.abs(gaps).sum()), *ends)
+    if not subject.calibrations:
+        return
+    weights = resample_weights(subject.n_patients, n_resamples, seed)
+    everyone = np.ones((1, subject.n_patients))
+    for suffix, units in subject.calibrations.items():
+        for score in losses(units):
+            yield f"{score.metric}{suffix}", "", score.spread
+        (gaps,), drawn = (calibration_gaps(units, w) for w in (everyone, weights))
+        ends = ece_interval(gaps, drawn, units.n_patients)
+        yield f"ece{suffix}", "", Spread(float(np.abs(gaps).sum()), *ends)
+        for score in recalibration(units):
+            yield f"{score.metric}{suffix}", score.label, score.spread
 
 
 def _estimate(

@@ -7,14 +7,17 @@ truth and what a model answered. `evaluate` and `compare` know subjects through 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, NamedTuple
+
+import numpy as np
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.scoring.calibration import ProbabilityUnits
 from embedcache.scoring.jackknife import SHARE, Spread, deviations, spread_of
+from embedcache.scoring.probability_units import ProbabilityUnits
 from embedcache.scoring.ranking import Ranking
+from embedcache.scoring.resampling import mean_of_defined
 
 
 class Score(NamedTuple):
@@ -159,3 +162,19 @@ def score_of_sums(
     total = sums.sum(axis=0)
     (value,), left_out = score(total[None]), score(total - sums)
     return Score(metric, label, float(value), deviations(left_out), n_holders, bounds)
+
+
+def mean_score(metric: str, scores: Iterable[tuple[float, Floats]], n_holders: int) -> Score:
+    """Return the mean of the scores of classes or labels that are defined.
+
+    Parameters
+    ----------
+    metric, n_holders
+        See `Score`.
+    scores
+        Score of each class or label, and that without each patient, shape (patients,).
+    """
+    values, left_out = zip(*scores, strict=True)
+    value = mean_of_defined(np.array([values]))[0]
+    parts = deviations(mean_of_defined(np.column_stack(left_out)))
+    return Score(metric, "", float(value), parts, n_holders)
