@@ -24,7 +24,7 @@ from embedcache.scoring.subject import Score, Subject
 SHARED: Final = 0.75  # of the variance that would be lacking if what two patients do were equal
 
 
-def mean_score(repeats: Sequence[Subject], metric: str) -> Score:
+def repeated_score(repeats: Sequence[Subject], metric: str) -> Score:
     """Return the mean of a score over repeats, with all parts of its variance.
 
     The parts of the patients are means over repeats, and stand first; behind them stand those of
