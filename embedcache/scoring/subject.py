@@ -6,6 +6,7 @@ truth and what a model answered. `evaluate` and `compare` know subjects through 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, NamedTuple
@@ -160,7 +161,8 @@ def score_of_sums(
         Function of rows of added-up sums, shape (rows, columns), that returns their scores.
     """
     total = sums.sum(axis=0)
-    (value,), left_out = score(total[None]), score(total - sums)
+    (value,) = score(total[None])
+    left_out = score(total - sums) if len(sums) > 1 else np.full(1, math.nan)
     return Score(metric, label, float(value), deviations(left_out), n_holders, bounds)
 
 
