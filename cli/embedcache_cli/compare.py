@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedcache.project import Project
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
-    from embedcache.scoring.resampling import Spread
+    from embedcache.scoring.jackknife import Spread
     from embedcache.verbs.compare_report import CohortComparison, CompareReport
 
 

@@ -67,6 +67,11 @@ class ClassUnits(Subject):
         return int(self.patient.max()) + 1
 
     @property
+    def n_folds(self) -> int:
+        """Number of folds that tested the units; 1 where all were tested by one model."""
+        return len(np.unique(self.fold))
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics of these classes; AUROC needs two of them."""
         of_class = (*OF_ONE_CLASS, "auroc") if len(self.classes) > 1 else (*OF_ONE_CLASS,)

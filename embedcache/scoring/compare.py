@@ -30,7 +30,7 @@ from embedcache.scoring.pairs import (
     patients_needed,
     tested,
 )
-from embedcache.scoring.repeats import mean_score, repeat_parts
+from embedcache.scoring.repeats import repeated_score, split_parts
 from embedcache.scoring.subject import Score, Subject, check_metric
 
 Verdict = Literal["better", "equal", "undecided"]
@@ -210,7 +210,7 @@ def _ends(spread: Spread) -> tuple[float, float, float]:
 
 def _score(metric: str, repeats: Sequence[Subject], name: str) -> Score:
     check_metric(metric, repeats[0])
-    score = mean_score(repeats, metric)
+    score = repeated_score(repeats, metric)
     if math.isnan(score.value):
         raise RunError(f"{metric} of '{name}' is not defined on these images; pass another metric")
     return score
@@ -227,46 +227,37 @@ def _pairs(
     margin: float | None,
 ) -> tuple[Pair, ...]:
     """Return all pairs of models, given the better one's lead and what chance makes of it."""
-    spreads, p = zip(*map(tested, leads, statistics.T), strict=True) if leads else ((), ())
-    corrected = holm(p)
+    drawn = list(zip(leads, statistics.T, strict=True))
+    tests = [tested(*pair) for pair in drawn]
+    corrected = holm([p for _, p in tests])
     equal: Sequence[float | None] = [None] * len(leads)
     if margin is not None:
-        equal = holm(
-            [equivalence_p(*pair, margin) for pair in zip(leads, statistics.T, strict=True)]
+        equal = holm([equivalence_p(*pair, margin) for pair in drawn])
+    pairs = []
+    for place, lead in enumerate(leads):
+        verdict = _verdict(corrected[place], equal[place])
+        of_patients, of_repeats = lead.errors()
+        pairs.append(
+            Pair(
+                *couples[place],
+                *_ends(tests[place][0]),
+                p=tests[place][1],
+                p_corrected=corrected[place],
+                verdict=verdict,
+                p_equal=equal[place],
+                error_patients=of_patients,
+                error_repeats=of_repeats,
+                patients_needed=patients_needed(lead, margin) if verdict == "undecided" else None,
+                values=tuple(lead.values.tolist()),
+            )
         )
-    return tuple(
-        _pair(*row, margin)
-        for row in zip(couples, leads, spreads, p, corrected, equal, strict=True)
-    )
+    return tuple(pairs)
 
 
-def _pair(
-    names: tuple[str, str],
-    lead: Lead,
-    spread: Spread,
-    p: float,
-    p_corrected: float,
-    p_equal: float | None,
-    margin: float | None,
-) -> Pair:
-    verdict: Verdict = "undecided"
+def _verdict(p_corrected: float, p_equal: float | None) -> Verdict:
     if p_corrected <= ALPHA:
-        verdict = "better"
-    elif p_equal is not None and p_equal <= ALPHA:
-        verdict = "equal"
-    of_patients, of_repeats = lead.errors()
-    return Pair(
-        *names,
-        *_ends(spread),
-        p=p,
-        p_corrected=p_corrected,
-        verdict=verdict,
-        p_equal=p_equal,
-        error_patients=of_patients,
-        error_repeats=of_repeats,
-        patients_needed=patients_needed(lead, margin) if verdict == "undecided" else None,
-        values=tuple(lead.values.tolist()),
-    )
+        return "better"
+    return "equal" if p_equal is not None and p_equal <= ALPHA else "undecided"
 
 
 def _notes(n_pairs: int, n_patients: int, n_draws: int) -> Iterator[str]:
@@ -298,7 +289,7 @@ def spread(repeats: Sequence[Subject], metric: str) -> Spread:
     RunError
         No such metric.
     """
-    return mean_score(repeats, metric).spread
+    return repeated_score(repeats, metric).spread
 
 
 def lead(
@@ -364,7 +355,7 @@ def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> 
     home, away = (np.array([score.value for score in cohort]) for cohort in scores)
     losses = sign * (home - away)
     of_patients = [np.mean([score.parts for score in cohort], axis=0) for cohort in scores]
-    parts = np.concatenate([*of_patients, repeat_parts(losses)])
+    parts = np.concatenate([*of_patients, split_parts(losses)])
     n_patients = min(inside[0].n_patients, outside[0].n_patients)
     if n_patients < 2:
         return Spread(float(losses.mean()), math.nan, math.nan)

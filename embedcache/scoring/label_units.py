@@ -63,6 +63,11 @@ class LabelUnits(Subject):
         return int(self.patient.max()) + 1
 
     @property
+    def n_folds(self) -> int:
+        """Number of folds that tested the images; 1 where all were tested by one model."""
+        return len(np.unique(self.fold))
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics of these labels; AUROC of those that an image lacks."""
         ranked = [n for n, has in zip(self.labels, self.truth.T, strict=True) if not has.all()]

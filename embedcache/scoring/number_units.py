@@ -63,9 +63,12 @@ class NumberUnits(Subject):
     moments
         Sums of the moments of each patient's units, shape (patients, 8), truth and prediction
         counted from the mean of the cohort's truth: near 0, squares do not swamp their differences.
+    n_folds
+        Number of folds that tested the units; 1 where all were tested by one model.
     """
 
     moments: Floats = field(repr=False)
+    n_folds: int
 
     task: ClassVar[str] = "regression"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"mae", "rmse"})
@@ -125,11 +128,12 @@ def number_units(measurements: Measurements, *, level: Level = "image") -> Numbe
     patient, n_images = np.unique(measurements.patient_id, return_inverse=True, return_counts=True)[
         1:
     ]
-    centre = truth.mean()
+    centre, n_folds = truth.mean(), len(np.unique(measurements.fold))
     if level == "patient":
         means = [np.bincount(patient, v - centre) / n_images for v in (truth, predicted)]
-        return NumberUnits(_moments(*means))
-    return NumberUnits(_by_patient(_moments(truth - centre, predicted - centre), patient))
+        return NumberUnits(_moments(*means), n_folds)
+    moments = _moments(truth - centre, predicted - centre)
+    return NumberUnits(_by_patient(moments, patient), n_folds)
 
 
 def _moments(truth: Floats, predicted: Floats) -> Floats:

@@ -99,7 +99,7 @@ def _quotient(above: Floats, below: Floats) -> Floats:
 
 
 def tested(lead: Lead, drawn: Floats) -> tuple[Spread, float]:
-    """Return a lead with its interval, and p; p is at most 0.05 where the interval is above 0.
+    """Return a lead with its interval, and p; p is at most 0.05 where 0 lies outside.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def tested(lead: Lead, drawn: Floats) -> tuple[Spread, float]:
         Statistics where the models are alike, shape (draws,).
     """
     value, error = lead.value, math.hypot(*lead.errors())
-    p = _share_as_far(drawn, float(_quotient(np.array(value), np.array(error))))
+    p = _share_as_far(drawn, float(_quotient(np.array(abs(value)), np.array(error))))
     # The least statistic that a p of 0.05 would need; none if there are too few draws.
     n_above = math.floor(ALPHA * (1 + len(drawn))) - 1
     critical = float(np.sort(drawn)[-1 - n_above]) if n_above >= 0 else math.inf

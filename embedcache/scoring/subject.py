@@ -71,6 +71,11 @@ class Subject(ABC):
 
     @property
     @abstractmethod
+    def n_folds(self) -> int:
+        """Number of folds that tested the units; 1 where all were tested by one model."""
+
+    @property
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Metrics that are defined on this subject and that models are compared by."""
 

@@ -15,7 +15,7 @@ from embedcache.scoring.calibration import Bin
 from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.compare import Comparison, Pair
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.resampling import Spread
+from embedcache.scoring.jackknife import Spread
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def _lead(run: RunOutcome, control: RunOutcome) -> tuple[float, float]:
         return estimate.value - score, estimate.low - score
     request = run.record.request
     draws = {"n_resamples": request.n_resamples, "seed": request.question.seed}
-    spread = lead(subject_of(ours), subject_of(theirs), estimate.metric, **draws)
+    spread = lead([subject_of(ours)], [subject_of(theirs)], estimate.metric, **draws)
     return spread.value, spread.low
 
 
