@@ -89,8 +89,8 @@ class Pair:
         p value, by Holm, of a difference of the margin or more, of either sign; None without a
         margin.
     error_patients, error_repeats
-        Standard error of the difference by the patients spread_and_p, and by those that train, their split
-        and seeds (0 for one repeat: it cannot tell).
+        Standard error of the difference by the patients tested, and by those that train, their
+        split and seeds (0 for one repeat, which cannot tell).
     patients_needed
         Number of patients that would decide an undecided pair with a chance of 0.8, if the
         difference is what it seems; None where none would, or where it is decided.
