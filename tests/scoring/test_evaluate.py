@@ -15,11 +15,10 @@ from sklearn.metrics import (
 )
 
 from embedcache.data.predictions import Predictions
-from embedcache.scoring import ranking
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import N_BINS
-from embedcache.scoring.evaluate import evaluate, operating_points
-from embedcache.scoring.ranking import rates_above
+from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.jackknife import LOSS, SHARE, deviations, spread_of
 from embedcache.scoring.resampling import ece_interval, interval, resample_weights
 
 
@@ -118,17 +117,6 @@ def test_intervals_hold_the_value_and_counts_are_given():
         assert estimate.n_images == len(one.image_id)
 
 
-def naive(one: Predictions, score, n_resamples=200, seed=0) -> np.ndarray:
-    """The bootstrap written as one would explain it; each row of numbers is a resample."""
-    names, patient = np.unique(one.patient_id, return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(n_resamples, len(names)))
-    values = []
-    for who in drawn:
-        rows = np.concatenate([np.flatnonzero(patient == number) for number in who])
-        values.append(score(one, rows))
-    return np.array(values)
-
-
 def macro_f1(one, rows):
     truth, predicted = one.codes()[rows], one.predicted()[rows]
     present = np.unique(truth)
@@ -164,22 +152,15 @@ def by_patient(one, rows):
         ("macro_f1_by_patient", by_patient),
     ],
 )
-def test_the_vectorised_bootstrap_is_the_naive_one(metric, score):
+def test_the_interval_is_that_of_the_score_without_each_patient(metric, score):
     one = predictions(n_patients=15)
+    patient = np.array(one.patient_id)
+    left_out = [score(one, np.flatnonzero(patient != name)) for name in np.unique(patient)]
+    value, parts = score(one, np.arange(len(patient))), deviations(np.array(left_out))
+    expected = spread_of(value, parts, 15, LOSS if metric == "log_loss" else SHARE)
     estimate = scores(one)["all", metric, ""]
-    ends = interval(naive(one, score), 15)
-    assert (estimate.low, estimate.high) == pytest.approx(ends, abs=1e-6)
-
-
-@pytest.mark.parametrize("columns", [4, 256])
-def test_each_resample_of_the_auroc_is_that_of_its_images_with_ties(columns, monkeypatch):
-    monkeypatch.setattr(ranking, "_BLOCK_PATIENTS", columns)
-    one = predictions(n_patients=15)
-    coarse = replace(one, probability=np.round(one.probability, 1))
-    weights = resample_weights(15, 50, 0)
-    assert subject_of(coarse).score("auroc", weights) == pytest.approx(
-        naive(coarse, auroc, n_resamples=50)
-    )
+    ends = expected.value, expected.low, expected.high
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(ends)
 
 
 def test_ties_in_scores_count_a_half():
@@ -275,62 +256,6 @@ def test_macro_f1_by_patient_does_not_let_one_patient_decide():
     got = scores(both)
     assert got["all", "macro_f1", ""].value < 0.1
     assert got["all", "macro_f1_by_patient", ""].value > 0.8
-
-
-# Operating points
-
-
-def test_thresholds_let_as_few_of_the_rest_pass_as_they_may():
-    units = subject_of(predictions(n_patients=60, sharp=1.0))
-    for number, (name, threshold) in enumerate(operating_points(units).items()):
-        assert units.classes[number] == name
-        rest = units.probability[units.truth != number, number]
-        assert (rest > threshold).sum() == int(0.05 * len(rest))
-        lower = np.nextafter(threshold, 0)
-        assert (rest <= lower).mean() < 0.95
-
-
-def test_forty_others_at_95_percent_let_two_pass():
-    label = "a" * 10 + "b" * 40
-    p = np.r_[np.full(10, 0.9), np.arange(40) / 100]
-    one = Predictions(
-        "in-domain", ("a", "b"), tuple(map(str, range(50))), tuple(map(str, range(50))),
-        ("c",) * 50, tuple(label), np.zeros(50, int), np.column_stack([p, 1 - p]),
-    )  # fmt: skip
-    units = subject_of(one)
-    threshold = operating_points(units)["a"]
-    assert threshold == 0.37
-    assert [rate[0] for rate in rates_above(units.ranking(0), threshold, units.everyone)] == [
-        1,
-        0.95,
-    ]
-
-
-def test_operating_points_are_chosen_inside_and_applied_outside_as_they_are():
-    home, away = (
-        inside(predictions(seed=1, sharp=1.5)),
-        predictions(seed=2, sharp=0.5, labels="abc"),
-    )
-    found = {
-        (e.role, e.metric, e.label): e.value
-        for e in evaluate([home, away], n_resamples=100)
-        if (e.level, e.scoring) == ("image", "all")
-    }
-    for number, name in enumerate("abc"):
-        threshold = found["in-domain", "threshold_at_spec95", name]
-        assert found["in-domain", "specificity_at_spec95", name] >= 0.95
-        called = away.probability[:, number] > threshold
-        is_in = np.array(away.label) == name
-        outside = [
-            found["external", f"{m}_at_spec95", name] for m in ("sensitivity", "specificity")
-        ]
-        assert outside == pytest.approx([called[is_in].mean(), (~called[~is_in]).mean()])
-    assert ("external", "threshold_at_spec95", "a") not in found
-    assert ("external", "sensitivity_at_spec95", "d") not in found
-
-
-def test_without_predictions_inside_there_are_no_operating_points():
-    assert not [e for e in evaluate([predictions()], n_resamples=100) if "spec95" in e.metric]
 
 
 # Calibration
