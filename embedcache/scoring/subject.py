@@ -160,7 +160,9 @@ def score_of_sums(
         Function of rows of added-up sums, shape (rows, columns), that returns their scores.
     """
     total = sums.sum(axis=0)
-    (value,), left_out = score(total[None]), score(total - sums)
+    (value,) = score(total[None])
+    # Without the only patient there is nothing to score.
+    left_out = score(total - sums) if len(sums) > 1 else np.full(1, np.nan)
     return Score(metric, label, float(value), deviations(left_out), n_holders, bounds)
 
 
