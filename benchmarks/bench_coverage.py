@@ -24,7 +24,7 @@ from embedcache.scoring.calibration import calibration_gaps
 from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.confusion import table_score
 from embedcache.scoring.jackknife import deviations, spread_of
-from embedcache.scoring.pairs import Lead, draw_signs, equivalence_p, patients_needed, tested
+from embedcache.scoring.pairs import Lead, draw_signs, equivalence_p, patients_needed, spread_and_p
 from embedcache.scoring.resampling import ece_interval, resample_weights
 
 N_POPULATION = 60_000
@@ -148,7 +148,7 @@ def closed_form(score, sample, n_holders, is_lead):
     total = sample.sum(axis=0)
     (value,), left_out = score(total[None]), score(total - sample)
     if is_lead:
-        spread, _ = tested(*pair_of(value, deviations(left_out)))
+        spread, _ = spread_and_p(*pair_of(value, deviations(left_out)))
     else:
         spread = spread_of(value, deviations(left_out), n_holders, (0.0, 1.0))
     return spread.low, spread.high
@@ -223,7 +223,7 @@ def pair_rounds(score, joint, n_patients, n_rounds, margin):
         total = sample.sum(axis=0)
         (value,), left_out = score(total[None]), score(total - sample)
         lead, drawn = pair_of(value, deviations(left_out), number)
-        spread, p = tested(lead, drawn)
+        spread, p = spread_and_p(lead, drawn)
         is_apart = spread.low > 0 or spread.high < 0
         equal = equivalence_p(lead, drawn, margin) <= 0.05
         needed = patients_needed(lead, None) if p > 0.05 else None

@@ -104,8 +104,9 @@ def compare(
         _print_calibration(report)
     if operating_points:
         _print_operating_points(report)
-    for name, run_id in report.runs.items():
-        print_line(f"{name}: {run_id}")
+    for name, (run_id, *repeats) in report.runs.items():
+        more = f" (+{len(repeats)} repeats)" if repeats else ""
+        print_line(f"{name}: {run_id}{more}")
     print_line(verdict_line(report.findings))
     return exit_code(report)
 

@@ -21,16 +21,16 @@ import numpy as np
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import alike, holm, mean_ranks
-from embedcache.scoring.jackknife import UNBOUNDED, Spread, spread_of
+from embedcache.scoring.jackknife import Spread, spread_of
 from embedcache.scoring.pairs import (
     ALPHA,
     Lead,
     draw_signs,
     equivalence_p,
     patients_needed,
-    tested,
+    spread_and_p,
 )
-from embedcache.scoring.repeats import repeated_score, split_parts
+from embedcache.scoring.repeats import repeated_score
 from embedcache.scoring.subject import Score, Subject, check_metric
 
 Verdict = Literal["better", "equal", "undecided"]
@@ -89,8 +89,8 @@ class Pair:
         p value, by Holm, of a difference of the margin or more, of either sign; None without a
         margin.
     error_patients, error_repeats
-        Standard error of the difference by the patients tested, and by folds and seeds (0 for one
-        repeat).
+        Standard error of the difference by the patients tested, and by those that train, their
+        split and seeds (0 for one repeat, which cannot tell).
     patients_needed
         Number of patients that would decide an undecided pair with a chance of 0.8, if the
         difference is what it seems; None where none would, or where it is decided.
@@ -228,7 +228,7 @@ def _pairs(
 ) -> tuple[Pair, ...]:
     """Return all pairs of models, given the better one's lead and what chance makes of it."""
     drawn = list(zip(leads, statistics.T, strict=True))
-    tests = [tested(*pair) for pair in drawn]
+    tests = [spread_and_p(*pair) for pair in drawn]
     corrected = holm([p for _, p in tests])
     equal: Sequence[float | None] = [None] * len(leads)
     if margin is not None:
@@ -329,7 +329,7 @@ def lead(
         first[0].n_patients,
     )
     drawn = draw_signs(ours.parts[:, None], [ahead], n_resamples, seed)[1]
-    return tested(ahead, drawn[:, 0])[0]
+    return spread_and_p(ahead, drawn[:, 0])[0]
 
 
 def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> Spread:
@@ -350,13 +350,10 @@ def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> 
     RunError
         No such metric.
     """
-    sign, n_repeats = inside[0].sign(metric), len(inside)
-    scores = [[subject.score(metric) for subject in repeats] for repeats in (inside, outside)]
-    home, away = (np.array([score.value for score in cohort]) for cohort in scores)
-    losses = sign * (home - away)
-    of_patients = [np.mean([score.parts for score in cohort], axis=0) for cohort in scores]
-    parts = np.concatenate([*of_patients, split_parts(losses)])
-    n_patients = min(inside[0].n_patients, outside[0].n_patients)
-    if n_patients < 2:
-        return Spread(float(losses.mean()), math.nan, math.nan)
-    return spread_of(float(losses.mean()), parts, len(parts) - n_repeats, UNBOUNDED)
+    sign = inside[0].sign(metric)
+    home, away = (repeated_score(repeats, metric) for repeats in (inside, outside))
+    value = sign * (home.value - away.value)
+    if min(home.n_holders, away.n_holders) < 2:
+        return Spread(value, math.nan, math.nan)
+    n_holders = home.n_holders + away.n_holders - 1
+    return spread_of(value, np.concatenate([home.parts, away.parts]), n_holders)

@@ -42,7 +42,7 @@ class Spread:
 def deviations(left_out: Floats) -> Floats:
     """Return each patient's part in the standard error, shape (patients,).
 
-    Its squares add up to the variance of the score, and it adds up to 0.
+    Its squares add up to the variance of the score, and it adds up to 0. 0 for a single patient.
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ def deviations(left_out: Floats) -> Floats:
         Score without each patient, shape (patients,).
     """
     n_patients = len(left_out)
+    if n_patients < 2:  # nobody is left
+        return np.zeros(n_patients)
     return np.asarray(math.sqrt((n_patients - 1) / n_patients) * (left_out.mean() - left_out))
 
 

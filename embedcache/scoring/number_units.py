@@ -14,9 +14,15 @@ from numpy.typing import NDArray
 from embedcache.data.predictions import Measurements
 from embedcache.files.arrays import Floats
 from embedcache.scoring.choices import Level
-from embedcache.scoring.jackknife import LOSS, UNBOUNDED
+from embedcache.scoring.jackknife import LOSS
 from embedcache.scoring.subject import Score, Subject, check_metric, score_of_sums
 
+_BOUNDS: Final = {
+    "mae": LOSS,
+    "rmse": LOSS,
+    "r2": (-math.inf, 1.0),
+    "pearson": (-1.0, 1.0),
+}
 _NOISE: Final = 1e-6  # share of the squares below which a variance is rounding
 
 
@@ -99,14 +105,13 @@ class NumberUnits(Subject):
 
     def _score(self, metric: str) -> Score:
         of_moments = _SCORES[metric]
-        bounds = LOSS if metric in self.lower_is_better else UNBOUNDED
         return score_of_sums(
             metric,
             "",
             self.moments,
             lambda sums: of_moments(_Sums(*sums.T)),
             self.n_patients,
-            bounds,
+            _BOUNDS[metric],
         )
 
     def scores(self) -> Iterator[Score]:

@@ -21,7 +21,7 @@ from embedcache.scoring.jackknife import Spread
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8  # chance to decide a pair that planning asks for
-_BLOCK_ROWS: Final = 1000  # draws of signs that are held at a time
+_BLOCK_CELLS: Final = 1 << 22  # signs that are held at a time
 _ROUNDING: Final = 1e-9  # share of a statistic; it must not undo a tie
 
 
@@ -69,8 +69,9 @@ def draw_signs(
     shares = np.column_stack([np.empty((len(parts), 0)), *map(_shares, leads)])
     of_patients, of_repeats = np.split(shares, [n_patients])
     moved, statistics = np.empty((n_draws, parts.shape[1])), np.empty((n_draws, len(leads)))
-    for first in range(0, n_draws, _BLOCK_ROWS):
-        block = slice(first, min(first + _BLOCK_ROWS, n_draws))
+    n_rows = max(1, _BLOCK_CELLS // len(parts))
+    for first in range(0, n_draws, n_rows):
+        block = slice(first, min(first + n_rows, n_draws))
         size = (block.stop - first, len(parts))
         signs = generator.integers(2, size=size, dtype=np.int8) * 2.0 - 1.0
         moved[block] = signs @ parts
@@ -89,7 +90,8 @@ def _shares(lead: Lead) -> Floats:
     """Return what each patient adds to a lead, and each repeat, shape (patients + repeats,)."""
     of_patients, of_repeats = np.split(lead.parts, [lead.n_patients])
     n = lead.n_patients
-    return np.concatenate([lead.value / n + of_patients / math.sqrt((n - 1) / n), of_repeats])
+    moves = of_patients * math.sqrt(n / (n - 1)) if n > 1 else of_patients
+    return np.concatenate([lead.value / n + moves, of_repeats])
 
 
 def _quotient(above: Floats, below: Floats) -> Floats:
@@ -98,7 +100,7 @@ def _quotient(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=rest, where=below > 0)
 
 
-def tested(lead: Lead, drawn: Floats) -> tuple[Spread, float]:
+def spread_and_p(lead: Lead, drawn: Floats) -> tuple[Spread, float]:
     """Return a lead with its interval, and p; p is at most 0.05 where 0 lies outside.
 
     Parameters

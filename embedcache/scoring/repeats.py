@@ -1,34 +1,31 @@
 """The score of several repeats: the same images, answered for on other folds and by other seeds.
 
-A score out of fold varies with the patients that are tested, with those that train, and with how
-they are split. The jackknife sees the first, the repeats' scores see the last. The second is told
-by what the split does to each patient's part: with K folds and patients p and q, a split decides
-with 1 chance in K that q does not train the model that tests p, so that a patient's part varies
-between splits by 1 / K of what a new q would change. What q does to p comes with what p does to q,
-which the jackknife counts once; counted twice, as it is where the two are equal, the variance lacks
-K - 1 times that between splits, and nothing where they are unrelated. `SHARED` of it is added:
-see docs/protocol.md, 'Repeats', and `benchmarks/bench_level.py`.
+An out-of-fold score varies with the patients that are tested and with those that train. What a
+patient does as one of the tested, the jackknife sees. What he or she does to the answers for others
+shows between repeats: with K folds, a split leaves any other patient q out of the training of the
+model that tests p with chance 1 / K, so p's part in the score varies between repeats by about 1 / K
+of what an exchange of all training patients would do, W. The jackknife holds that variance once.
+Where q does to p what p does to q, as in a method that treats patients alike, the sum over all
+patients has it twice. The second time is (K - 1) W, and is added here; where the two are unrelated,
+the interval is too wide by it. See docs/protocol.md, 'Repeats'.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
 from embedcache.files.arrays import Floats
 from embedcache.scoring.subject import Score, Subject
 
-SHARED: Final = 0.75  # of the variance that would be lacking if what two patients do were equal
-
 
 def repeated_score(repeats: Sequence[Subject], metric: str) -> Score:
     """Return the mean of a score over repeats, with all parts of its variance.
 
-    The parts of the patients are means over repeats, and stand first; behind them stand those of
-    training and of the split, none for one repeat.
+    The parts of the tested patients are means over repeats, and stand first; behind them stand
+    those of training, none for one repeat.
 
     Parameters
     ----------
@@ -43,14 +40,12 @@ def repeated_score(repeats: Sequence[Subject], metric: str) -> Score:
         No such metric on these subjects.
     """
     scores = [subject.score(metric) for subject in repeats]
-    values, parts = np.array([score.value for score in scores]), [score.parts for score in scores]
-    every_part = np.concatenate(
-        [
-            np.mean(parts, axis=0),
-            training_parts(np.stack(parts), repeats[0].n_folds),
-            split_parts(values),
-        ]
-    )
+    values = np.array([score.value for score in scores])
+    parts = np.stack([score.parts for score in scores])
+    n_folds = repeats[0].n_folds
+    # One model tests all patients of an external cohort, and moves them together.
+    others = training_parts(parts, n_folds) if n_folds > 1 else model_parts(values)
+    every_part = np.concatenate([parts.mean(axis=0), others])
     return scores[0]._replace(value=float(values.mean()), parts=every_part)
 
 
@@ -62,16 +57,15 @@ def training_parts(parts: Floats, n_folds: int) -> Floats:
     parts
         Parts of the tested patients in each repeat, shape (repeats, patients).
     n_folds
-        Number of folds, K; 1 where no patient is both tested and trained on, which leaves nothing.
+        Number of folds, K, at least 2.
     """
     n_repeats = len(parts)
     if n_repeats < 2:
         return np.empty(0)
-    scale = math.sqrt(SHARED * (n_folds - 1) / (n_repeats - 1))
-    return np.ravel(scale * (parts - parts.mean(axis=0)))
+    return np.ravel(math.sqrt((n_folds - 1) / (n_repeats - 1)) * (parts - parts.mean(axis=0)))
 
 
-def split_parts(values: Floats) -> Floats:
+def model_parts(values: Floats) -> Floats:
     """Return each repeat's part in the standard error of their mean; none for one repeat.
 
     Parameters

@@ -6,6 +6,7 @@ truth and what a model answered. `evaluate` and `compare` know subjects through 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, NamedTuple
@@ -161,8 +162,7 @@ def score_of_sums(
     """
     total = sums.sum(axis=0)
     (value,) = score(total[None])
-    # Without the only patient there is nothing to score.
-    left_out = score(total - sums) if len(sums) > 1 else np.full(1, np.nan)
+    left_out = score(total - sums) if len(sums) > 1 else np.full(1, math.nan)
     return Score(metric, label, float(value), deviations(left_out), n_holders, bounds)
 
 

@@ -27,7 +27,7 @@ class CompareOptions:
     models
         Encoders, `name` or `name@fingerprint`; None for every one with a run.
     runs
-        Names of runs; None for the latest run of each encoder and method.
+        Names of runs; None for the latest run of each encoder and method, with its repeats.
     metric
         Name of a score of the runs' task, such as 'macro_f1'; None for the one that the task is
         judged by.
@@ -138,6 +138,7 @@ _STANDINGS: Final = pa.schema(
         ("p_best", pa.float64()),
         ("n_patients", pa.int64()),
         ("n_images", pa.int64()),
+        ("n_repeats", pa.int64()),
         ("run_id", pa.string()),
     ]
 )
@@ -154,7 +155,8 @@ class CompareReport(Tabular):
     metric
         Name of the score that runs are compared by.
     runs
-        Name of each stored run by the name that it has here.
+        Names of the stored runs of each encoder and method, its repeats by ascending seed, by the
+        name that it has here.
     cohorts
         All runs on each cohort.
     drops
@@ -173,7 +175,7 @@ class CompareReport(Tabular):
 
     options: CompareOptions
     metric: str
-    runs: dict[str, str]
+    runs: dict[str, tuple[str, ...]]
     cohorts: tuple[CohortComparison, ...]
     drops: tuple[Drop, ...]
     parts: tuple[Part, ...]
@@ -188,7 +190,7 @@ class CompareReport(Tabular):
         return verdict(self.findings) == "leaks"
 
     def table(self) -> pa.Table:
-        """Return how the runs stand, one row a cohort and run, the best run first."""
+        """Return how the runs stand, one row a cohort and run, the best first; see `runs`."""
         rows = [
             {
                 "cohort": cohort.cohort,
@@ -197,7 +199,8 @@ class CompareReport(Tabular):
                 **_behind(cohort.comparison.behind_best(standing.name)),
                 "n_patients": cohort.n_patients,
                 "n_images": cohort.n_images,
-                "run_id": self.runs[standing.name],
+                "n_repeats": len(self.runs[standing.name]),
+                "run_id": self.runs[standing.name][0],
             }
             for cohort in self.cohorts
             for standing in cohort.comparison.standings

@@ -93,6 +93,7 @@ class RunVerbs:
         rule: Rule = "tie",
         external_by: ExternalBy = "refit",
         grid: Sequence[float] | None = None,
+        repeats: int = 1,
         controls: bool = False,
         n_resamples: int = 10_000,
         n_threads: int | None = None,
@@ -109,7 +110,7 @@ class RunVerbs:
             What is asked; see `Question`.
         probe, protocol, rule, external_by, grid
             How it is answered; see `ProbeMethod`.
-        controls, n_resamples, n_threads
+        repeats, controls, n_resamples, n_threads
             What else is made of it; see `ProbeOptions`.
         on_message, on_run
             Called with what a reader of the scores must know, and with each run as it is done.
@@ -121,7 +122,7 @@ class RunVerbs:
         question = question_of(label, train_cohort, external, where, class_map, folds, seed, task)
         values = None if grid is None else tuple(grid)
         method = ProbeMethod(probe, protocol, rule, external_by, values, seed)
-        options = ProbeOptions(n_resamples, n_threads, controls)
+        options = ProbeOptions(n_resamples, n_threads, controls, repeats)
         session, names = self._session(), name_list(models)
         return verb.probe(session, names, question, method, options, on_message, on_run)
 
@@ -215,6 +216,7 @@ class RunVerbs:
         class_map: PathLike | None = None,
         folds: int | PathLike = 5,
         seed: int = 0,
+        repeats: int = 1,
         device: str = "auto",
         n_devices: int = 1,
         save: bool = False,
@@ -234,7 +236,7 @@ class RunVerbs:
             Encoders, and where they come from; see `extract`.
         label, train_cohort, external, where, class_map, folds, seed
             What is asked; see `Question`.
-        regime, recipe, changes, device, n_devices, save, workers, n_resamples, callbacks
+        regime, recipe, changes, device, n_devices, save, workers, n_resamples, repeats, callbacks
             How it is answered; see `FinetuneOptions` and docs/finetune.md.
         """
         from embedcache.finetune.recipe import read_recipe
@@ -248,7 +250,7 @@ class RunVerbs:
         )
         question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
         options = FinetuneOptions(
-            keys, regime, encoders, device, n_devices, save, workers, n_resamples
+            keys, regime, encoders, device, n_devices, save, workers, n_resamples, repeats
         )
         return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
 
