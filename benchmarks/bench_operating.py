@@ -104,8 +104,8 @@ def operating(n_rounds):
                 held = [one for one in rounds if one is not None]
                 cells = np.mean(held, axis=0) if held else [np.nan] * 3
                 print(
-                    f"{n_patients:4} patients, {name} class ({goal:.3f}), {len(held):4} rounds"
-                    f"{cells[0]:13.3f}{cells[1]:12.3f}{cells[2]:10.3f}"
+                    f"{n_patients:4} patients, {name:6} class ({goal:.3f}), {len(held):4} rounds"
+                    f"{cells[0]:12.3f}{cells[1]:12.3f}{cells[2]:10.3f}"
                 )
 
 

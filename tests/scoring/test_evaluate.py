@@ -20,7 +20,7 @@ from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import N_BINS
 from embedcache.scoring.evaluate import evaluate
 from embedcache.scoring.jackknife import SHARE, degrees_of_freedom, spread_of
-from embedcache.scoring.resampling import ece_interval, resample_weights
+from embedcache.scoring.resampling import classes_often_missing, ece_interval, resample_weights
 
 
 def predictions(n_patients=25, classes="abcd", labels="abcd", seed=0, sharp=2.0, per_patient=None):
@@ -236,6 +236,16 @@ def test_degrees_of_freedom_count_the_patients_that_matter():
     few = np.r_[np.array([1.0, -1.0] * 3), np.zeros(34)]
     assert degrees_of_freedom(few, 40) == pytest.approx(2 * 6 - 1)
     assert degrees_of_freedom(np.r_[1.0, np.full(39, -1 / 39)], 40) == pytest.approx(1.0, abs=0.11)
+
+
+def test_a_class_that_resamples_lack_is_named_with_how_many_of_them_do():
+    patients = [f"P{i}" for i in range(30)] * 2
+    labels = ["a"] * 30 + ["rare" if i < 3 else "b" if i < 9 else "a" for i in range(30)]
+    (name, share), *others = classes_often_missing(labels, patients).items()
+    drawn = resample_weights(30, 20_000, 0)
+    assert (name, others) == ("rare", [])
+    assert share == pytest.approx((drawn[:, :3].sum(axis=1) == 0).mean(), abs=0.006)
+    assert classes_often_missing(labels, patients, share=0.001).keys() == {"b", "rare"}
 
 
 def test_order_of_rows_plays_no_part():
