@@ -171,18 +171,10 @@ def compare(
     """
     scores = {name: _score(metric, repeats, name) for name, repeats in models.items()}
     reference = next(iter(models.values()))[0]
-    n_patients, sign = reference.n_patients, reference.sign(metric)
+    sign = reference.sign(metric)
     names = sorted(models, key=lambda name: (-sign * scores[name].value, name))
-    values = {name: _values(metric, models[name]) for name in names}
     couples = list(itertools.combinations(names, 2))
-    leads = [
-        Lead(
-            sign * (values[better] - values[worse]),
-            sign * (scores[better].parts - scores[worse].parts),
-            n_patients,
-        )
-        for better, worse in couples
-    ]
+    leads = [_lead(models[a], models[b], metric, scores[a], scores[b]) for a, b in couples]
     parts = np.column_stack([scores[name].parts for name in names])
     moved, statistics = draw_signs(parts, leads, n_resamples, seed)
     pairs = _pairs(couples, leads, statistics, margin)
@@ -196,12 +188,24 @@ def compare(
             rank=float(ranks[place]),
             p_best=float(p_best[place]),
             groups=tuple(i for i, group in enumerate(groups, 1) if name in group),
-            values=tuple(values[name].tolist()),
+            values=tuple(_values(metric, models[name]).tolist()),
         )
         for place, name in enumerate(names)
     )
-    notes = tuple(_notes(len(pairs), n_patients, n_resamples))
+    notes = tuple(_notes(len(pairs), reference.n_patients, n_resamples))
     return Comparison(standings, pairs, margin, notes)
+
+
+def _lead(
+    first: Sequence[Subject], second: Sequence[Subject], metric: str, ours: Score, theirs: Score
+) -> Lead:
+    """Return by how much the first model is ahead, given the scores of both over their repeats."""
+    sign = first[0].sign(metric)
+    return Lead(
+        sign * (_values(metric, first) - _values(metric, second)),
+        sign * (ours.parts - theirs.parts),
+        first[0].n_patients,
+    )
 
 
 def _ends(spread: Spread) -> tuple[float, float, float]:
@@ -322,12 +326,7 @@ def lead(
         No such metric, or one that is not defined on these units.
     """
     ours, theirs = _score(metric, first, "model 1"), _score(metric, second, "model 2")
-    sign = first[0].sign(metric)
-    ahead = Lead(
-        sign * (_values(metric, first) - _values(metric, second)),
-        sign * (ours.parts - theirs.parts),
-        first[0].n_patients,
-    )
+    ahead = _lead(first, second, metric, ours, theirs)
     drawn = draw_signs(ours.parts[:, None], [ahead], n_resamples, seed)[1]
     return spread_and_p(ahead, drawn[:, 0])[0]
 

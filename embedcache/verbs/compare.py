@@ -113,7 +113,6 @@ class _Comparing:
         self.contest, self.options, self.values = contest, options, values
         leader = next(iter(contest.contenders.values()))
         self.metric = options.metric or HEADLINES[leader.record.task]
-        self.draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
     def report(self) -> CompareReport:
         contest, cohorts = self.contest, self.contest.cohorts
@@ -155,21 +154,30 @@ class _Comparing:
             is_masked = is_masked and len(answers.own_classes) > 1
         return subject_of(answers, level=self.options.level, masked=is_masked)
 
-    def _on(self, cohort: str) -> Iterator[tuple[str, Contender, Answers]]:
+    def _subjects(self, repeats: Sequence[Answers]) -> list[Subject]:
+        return [self._subject(answers) for answers in repeats]
+
+    def _on(self, cohort: str) -> Iterator[tuple[str, Contender, tuple[Answers, ...]]]:
         for name, contender in self.contest.contenders.items():
             if cohort in contender.cohorts:
-                yield name, contender, contender.cohorts[cohort][0]
+                yield name, contender, contender.cohorts[cohort]
 
     def _on_cohort(self, answers: Answers) -> CohortComparison:
         cohort = answers.cohort[0]
-        subjects = {name: self._subject(theirs) for name, _, theirs in self._on(cohort)}
+        subjects = {name: self._subjects(theirs) for name, _, theirs in self._on(cohort)}
         return CohortComparison(
             cohort=cohort,
             role=answers.role,
             classes=answers.own_classes if isinstance(answers, Predictions) else (),
             n_patients=len(set(answers.patient_id)),
             n_images=len(answers.image_id),
-            comparison=compare_subjects(subjects, self.metric, **self.draws),
+            comparison=compare_subjects(
+                subjects,
+                self.metric,
+                margin=self.options.margin,
+                n_resamples=self.options.n_resamples,
+                seed=self.options.seed,
+            ),
         )
 
     def _drops(self, cohort: str) -> Iterator[Drop]:
@@ -177,40 +185,45 @@ class _Comparing:
         for name, contender, outside in self._on(cohort):
             if contender.trained_on in {None, cohort}:
                 continue
-            inside, *_ = contender.cohorts[str(contender.trained_on)]
-            if isinstance(inside, Predictions) and isinstance(outside, Predictions):
-                inside = inside.take(np.flatnonzero(np.isin(inside.label, outside.own_classes)))
-            loss = drop(self._subject(inside), self._subject(outside), self.metric, **self.draws)
+            inside = contender.cohorts[str(contender.trained_on)]
+            if isinstance(inside[0], Predictions) and isinstance(outside[0], Predictions):
+                rows = np.flatnonzero(np.isin(inside[0].label, outside[0].own_classes))
+                inside = tuple(answers.take(rows) for answers in inside)
+            loss = drop(self._subjects(inside), self._subjects(outside), self.metric)
             yield Drop(name, cohort, loss)
 
     def _parts(self, cohort: str) -> Iterator[Part]:
-        for name, _, answers in self._on(cohort):
+        for name, _, repeats in self._on(cohort):
             if self.options.by == "class":
-                yield from self._class_parts(name, answers)
+                yield from self._class_parts(name, repeats)
                 continue
-            column = np.array([self.values.get(image, "") for image in answers.image_id])
+            column = np.array([self.values.get(image, "") for image in repeats[0].image_id])
             for value in np.unique(column):
-                part = answers.take(np.flatnonzero(column == value))
+                rows = np.flatnonzero(column == value)
+                part = [answers.take(rows) for answers in repeats]
                 # A few images may lack the classes that the metric is made of.
-                if self._refusal(part) is None:
-                    yield self._part(name, str(value) or "(none)", part, part, self.metric)
+                if self._refusal(part[0]) is None:
+                    yield self._part(name, str(value) or "(none)", part, part[0], self.metric)
 
-    def _class_parts(self, name: str, answers: Answers) -> Iterator[Part]:
+    def _class_parts(self, name: str, repeats: Sequence[Answers]) -> Iterator[Part]:
+        answers = repeats[0]
         if not isinstance(answers, Predictions):
             raise RunError("--by class is for one class an image; name a manifest column")
         metric = _OF_CLASS.get(self.metric, self.metric.partition(":")[0])
         for label in answers.own_classes:
             of_class = answers.take(np.flatnonzero(np.array(answers.label) == label))
-            yield self._part(name, label, answers, of_class, f"{metric}:{label}")
+            yield self._part(name, label, repeats, of_class, f"{metric}:{label}")
 
-    def _part(self, name: str, part: str, scored: Answers, counted: Answers, metric: str) -> Part:
+    def _part(
+        self, name: str, part: str, scored: Sequence[Answers], counted: Answers, metric: str
+    ) -> Part:
         return Part(
             name=name,
-            cohort=scored.cohort[0],
+            cohort=counted.cohort[0],
             part=part,
             n_patients=len(set(counted.patient_id)),
             n_images=len(counted.image_id),
-            score=spread(self._subject(scored), metric, **self.draws),
+            score=spread(self._subjects(scored), metric),
         )
 
     def _calibrations(self) -> Iterator[Calibration]:
