@@ -190,7 +190,8 @@ def _print_calibration(report: CompareReport) -> None:
     if not report.calibration:
         say("note: no calibration: these runs have no probabilities of classes")
     temperatures = {(c.name, c.cohort): c.temperature for c in report.calibration}
-    of_all, of_classes = [], []
+    of_all: list[tuple[Any, ...]] = []
+    of_classes: list[tuple[Any, ...]] = []
     for (name, cohort, label), scores in _by_label(report):
         temperature = temperatures.get((name, cohort))
         if label:
