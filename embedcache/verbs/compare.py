@@ -18,10 +18,11 @@ from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare as compare_subjects
-from embedcache.scoring.compare import drop, spread
+from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
+from embedcache.verbs.compare_elsewhere import drop_of
 from embedcache.verbs.compare_report import (
     Calibration,
     CohortComparison,
@@ -148,10 +149,8 @@ class _Comparing:
         return None
 
     def _subject(self, answers: Answers) -> Subject:
-        is_masked = self.options.scoring == "masked"
-        if isinstance(answers, Predictions):  # of one class, a masked score would say nothing
-            is_masked = is_masked and len(answers.own_classes) > 1
-        return subject_of(answers, level=self.options.level, masked=is_masked)
+        masked = self.options.masks(answers)
+        return subject_of(answers, level=self.options.level, masked=masked)
 
     def _on(self, cohort: str) -> Iterator[tuple[str, Contender, Answers]]:
         for name, contender in self.contest.contenders.items():
@@ -172,14 +171,9 @@ class _Comparing:
 
     def _drops(self, cohort: str) -> Iterator[Drop]:
         """Yield the drop of each run from its training cohort, over the classes of the other."""
-        for name, contender, outside in self._on(cohort):
-            if contender.trained_on in {None, cohort}:
-                continue
-            inside = contender.cohorts[str(contender.trained_on)]
-            if isinstance(inside, Predictions) and isinstance(outside, Predictions):
-                inside = inside.take(np.flatnonzero(np.isin(inside.label, outside.own_classes)))
-            loss = drop(self._subject(inside), self._subject(outside), self.metric, **self.draws)
-            yield Drop(name, cohort, loss)
+        for name, contender, _ in self._on(cohort):
+            if contender.trained_on not in {None, cohort}:
+                yield drop_of(name, contender, cohort, self.metric, self.options, self._subject)
 
     def _parts(self, cohort: str) -> Iterator[Part]:
         for name, _, answers in self._on(cohort):

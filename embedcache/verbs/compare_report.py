@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 import pyarrow as pa
 
 from embedcache.audit.finding import AuditFinding, verdict
 from embedcache.data.checks import check_at_least, check_choice
-from embedcache.data.predictions import Role
+from embedcache.data.predictions import Answers, Predictions, Role
 from embedcache.data.tabular import Tabular
 from embedcache.scoring.calibration import Bin
 from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.compare import Comparison, Pair
 from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.resampling import Spread
+from embedcache.scoring.shift import ClassShare, Shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class CompareOptions:
         check_at_least("n_resamples", self.n_resamples, 1)
         check_at_least("seed", self.seed, 0)
 
+    def masks(self, answers: Answers) -> bool:
+        """Return whether only classes of the cohort count; of one class, that would say nothing."""
+        is_of_one = isinstance(answers, Predictions) and len(answers.own_classes) == 1
+        return self.scoring == "masked" and not is_of_one
+
 
 @dataclass(frozen=True, slots=True)
 class CohortComparison:
@@ -85,11 +92,29 @@ class CohortComparison:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What a run loses on an external cohort, both scored over that cohort's classes."""
+    """What a run loses on an external cohort, both scored over that cohort's classes.
+
+    Parameters
+    ----------
+    name, cohort
+        Name of the run and of the external cohort.
+    drop
+        Score in-domain less that outside; of errors, the reverse.
+    shift
+        The drop taken apart; None where the score is not made of confusion tables.
+    by_metric
+        The same of balanced accuracy and of AUROC, on which class shares have no hold, or little,
+        beside that of the metric; empty for other tasks than classification.
+    shares
+        Share of each class of the model, at home and outside; empty likewise.
+    """
 
     name: str
     cohort: str
     drop: Spread
+    shift: Shift | None = None
+    by_metric: Mapping[str, Spread] = field(default_factory=dict)
+    shares: tuple[ClassShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +163,10 @@ _STANDINGS: Final = pa.schema(
         ("p_best", pa.float64()),
         ("n_patients", pa.int64()),
         ("n_images", pa.int64()),
+        ("drop", pa.float64()),
+        ("drop_mix", pa.float64()),
+        ("drop_rest", pa.float64()),
+        ("prior_adjusted", pa.float64()),
         ("run_id", pa.string()),
     ]
 )
@@ -189,12 +218,14 @@ class CompareReport(Tabular):
 
     def table(self) -> pa.Table:
         """Return how the runs stand, one row a cohort and run, the best run first."""
+        drops = {(drop.cohort, drop.name): drop for drop in self.drops}
         rows = [
             {
                 "cohort": cohort.cohort,
                 "metric": self.metric,
                 **asdict(standing),
                 **_behind(cohort.comparison.behind_best(standing.name)),
+                **_dropped(drops.get((cohort.cohort, standing.name))),
                 "n_patients": cohort.n_patients,
                 "n_images": cohort.n_images,
                 "run_id": self.runs[standing.name],
@@ -203,6 +234,16 @@ class CompareReport(Tabular):
             for standing in cohort.comparison.standings
         ]
         return pa.Table.from_pylist(rows, schema=_STANDINGS)
+
+
+def _dropped(drop: Drop | None) -> dict[str, float]:
+    """Return what a run loses on a cohort, and the parts; nothing where it was trained on it."""
+    if drop is None:
+        return {}
+    shift = drop.shift
+    parts = {} if shift is None else {"drop_mix": shift.mix, "drop_rest": shift.rest}
+    won = {} if shift is None else {"prior_adjusted": shift.prior}
+    return {name: part.value for name, part in {"drop": drop.drop, **parts, **won}.items()}
 
 
 def _behind(pair: Pair | None) -> dict[str, float]:
