@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions
@@ -22,13 +23,14 @@ from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
-from embedcache.verbs.compare_elsewhere import drop_of
+from embedcache.verbs.compare_elsewhere import drop_of, gaps_of, undefined
 from embedcache.verbs.compare_report import (
     Calibration,
     CohortComparison,
     CompareOptions,
     CompareReport,
     Drop,
+    Gaps,
     Part,
 )
 from embedcache.verbs.session import Session
@@ -125,6 +127,9 @@ class _Comparing:
             for name in cohorts
             if name not in defined
         ]
+        is_by_column = self.options.by not in {None, "class"}
+        by_column = defined if is_by_column else ()
+        notes += chain.from_iterable(map(self._undefined_parts, by_column))
         return CompareReport(
             options=self.options,
             metric=self.metric,
@@ -132,6 +137,7 @@ class _Comparing:
             cohorts=tuple(self._on_cohort(cohorts[name]) for name in defined),
             drops=tuple(chain.from_iterable(map(self._drops, defined))),
             parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
+            gaps=tuple(chain.from_iterable(map(self._gaps, by_column))),
             calibration=tuple(self._calibrations()),
             estimates={
                 name: tuple(_stored_estimates(contender.estimates, self.options))
@@ -180,12 +186,31 @@ class _Comparing:
             if self.options.by == "class":
                 yield from self._class_parts(name, answers)
                 continue
-            column = np.array([self.values.get(image, "") for image in answers.image_id])
+            column = self._column(answers)
             for value in np.unique(column):
                 part = answers.take(np.flatnonzero(column == value))
-                # A few images may lack the classes that the metric is made of.
-                if self._refusal(part) is None:
-                    yield self._part(name, str(value) or "(none)", part, part, self.metric)
+                if undefined(part, self.metric, self._subject) is None:
+                    yield self._part(name, str(value), part, part, self.metric)
+
+    def _column(self, answers: Answers) -> NDArray[np.str_]:
+        """Return the value of each image in the column that scores are split by."""
+        return np.array([self.values.get(image) or "(none)" for image in answers.image_id])
+
+    def _gaps(self, cohort: str) -> Iterator[Gaps]:
+        for name, _, answers in self._on(cohort):
+            column = self._column(answers)
+            if len(np.unique(column)) > 1:
+                yield gaps_of(name, answers, column, self.metric, self.options, self._subject)
+
+    def _undefined_parts(self, cohort: str) -> Iterator[str]:
+        """Say in which values of the column a score is not defined, and why."""
+        answers = self.contest.cohorts[cohort]
+        column = self._column(answers)
+        for value in np.unique(column):
+            part = answers.take(np.flatnonzero(column == value))
+            reason = undefined(part, self.metric, self._subject)
+            if reason is not None:
+                yield f"{self.options.by} '{value}' of '{cohort}' left out: {reason}"
 
     def _class_parts(self, name: str, answers: Answers) -> Iterator[Part]:
         if not isinstance(answers, Predictions):

@@ -1,4 +1,4 @@
-"""What `compare` says of scores elsewhere: drops on external cohorts."""
+"""What `compare` says of scores elsewhere: on external cohorts, and in groups within a cohort."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.data.predictions import Answers, Predictions
+from embedcache.errors import RunError
 from embedcache.runs.contenders import Contender
 from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.compare import drop
 from embedcache.scoring.shift import ClassShare, class_shares, prior_adjusted, take_apart
-from embedcache.scoring.subject import Subject
-from embedcache.verbs.compare_report import CompareOptions, Drop
+from embedcache.scoring.subgroups import Group, Side, gaps
+from embedcache.scoring.subject import Subject, check_metric
+from embedcache.verbs.compare_report import CompareOptions, Drop, Gaps
 
 ToSubject = Callable[[Answers], Subject]
 # Class shares have no hold on them, or little: they stand beside a drop of F1.
@@ -64,6 +67,76 @@ def drop_of(
     columns = home.tolist(), class_shares(outside).tolist(), estimated.tolist()
     shares = tuple(map(ClassShare, trained.classes, *columns))
     return Drop(name, cohort, lost, shift, by_metric, shares)
+
+
+def gaps_of(
+    name: str,
+    answers: Answers,
+    value: NDArray[np.str_],
+    metric: str,
+    options: CompareOptions,
+    to_subject: ToSubject,
+) -> Gaps:
+    """Return how far each value of a column is behind all other images of a cohort.
+
+    Parameters
+    ----------
+    name
+        Name of the run.
+    answers
+        What it answered for the cohort.
+    value
+        Value of each image in the column, two or more in all, shape (n,).
+    metric
+        Name of the score; of classes, it is over those that occur on both sides.
+    options
+        What is asked of the comparison.
+    to_subject
+        Function that makes of a cohort's answers what is scored.
+    """
+    patients = np.unique(answers.patient_id)
+    groups: list[Group] = []
+    reasons: dict[str, str] = {}
+    for group in np.unique(value):
+        parts = [answers.take(np.flatnonzero(is_in)) for is_in in (value == group, value != group)]
+        sides, classes = _of_shared_classes(*parts)
+        refusals = [undefined(side, metric, to_subject) for side in sides]
+        if any(refusals):
+            reasons[str(group)] = next(filter(None, refusals))
+            continue
+        members, rest = (
+            Side(to_subject(side), np.searchsorted(patients, np.unique(side.patient_id)))
+            for side in sides
+        )
+        groups.append(Group(str(group), classes, members, rest))
+    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
+    rows, largest = gaps(groups, metric, len(patients), **draws)
+    worst = None if largest is None else rows[0].group
+    return Gaps(name, answers.cohort[0], rows, worst, largest, reasons)
+
+
+def _of_shared_classes(
+    members: Answers, rest: Answers
+) -> tuple[tuple[Answers, Answers], tuple[str, ...]]:
+    """Return both sides without images of classes that only one of them has, and the classes."""
+    if not isinstance(members, Predictions) or not isinstance(rest, Predictions):
+        return (members, rest), ()
+    shared = [name for name in members.own_classes if name in rest.own_classes]
+    sides = [side.take(np.flatnonzero(np.isin(side.label, shared))) for side in (members, rest)]
+    return (sides[0], sides[1]), tuple(shared)
+
+
+def undefined(answers: Answers, metric: str, to_subject: ToSubject) -> str | None:
+    """Return why a score is not defined on some images; None where it is."""
+    if not answers.image_id:
+        return "it shares no class with the rest"
+    subject = to_subject(answers)
+    try:
+        check_metric(metric, subject)
+    except RunError as error:
+        return str(error)
+    is_nan = np.isnan(subject.score(metric, subject.everyone)[0])
+    return f"{metric} is not defined on these images" if is_nan else None
 
 
 def _units(subject: Subject) -> list[ClassUnits]:

@@ -18,6 +18,7 @@ from embedcache.scoring.compare import Comparison, Pair
 from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.resampling import Spread
 from embedcache.scoring.shift import ClassShare, Shift
+from embedcache.scoring.subgroups import Gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,32 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Gaps:
+    """How far each value of a column is behind the rest of a cohort, for one run.
+
+    Parameters
+    ----------
+    name, cohort
+        Name of the run and of the cohort.
+    groups
+        Values of the column, the furthest behind first; those of one patient last.
+    worst
+        Value that is the furthest behind; None where none has two patients.
+    largest
+        The gap of that one, with an interval that allows for the choice; None likewise.
+    undefined
+        Values that have no gap, and why.
+    """
+
+    name: str
+    cohort: str
+    groups: tuple[Gap, ...]
+    worst: str | None
+    largest: Spread | None
+    undefined: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """How far a run's probabilities can be believed on one cohort.
 
@@ -190,6 +217,8 @@ class CompareReport(Tabular):
         What each run loses on external cohorts.
     parts
         Scores within each value of a column; empty unless `by` was asked for.
+    gaps
+        Each value of the column against the rest of a cohort; empty unless `by` is a column.
     calibration
         How far probabilities can be believed; empty for other tasks than classification.
     estimates
@@ -206,6 +235,7 @@ class CompareReport(Tabular):
     cohorts: tuple[CohortComparison, ...]
     drops: tuple[Drop, ...]
     parts: tuple[Part, ...]
+    gaps: tuple[Gaps, ...]
     calibration: tuple[Calibration, ...]
     estimates: dict[str, tuple[Estimate, ...]]
     notes: tuple[str, ...]
