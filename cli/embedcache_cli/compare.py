@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedcache.project import Project
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
-    from embedcache.scoring.resampling import Spread
+    from embedcache.scoring.jackknife import Spread
     from embedcache.scoring.subgroups import Gap
     from embedcache.verbs.compare_report import CohortComparison, CompareReport
 
@@ -99,8 +99,9 @@ def compare(
         _print_calibration(report)
     if operating_points:
         _print_operating_points(report)
-    for name, run_id in report.runs.items():
-        print_line(f"{name}: {run_id}")
+    for name, (run_id, *repeats) in report.runs.items():
+        more = f" (+{len(repeats)} repeats)" if repeats else ""
+        print_line(f"{name}: {run_id}{more}")
     print_line(verdict_line(report.findings))
     return exit_code(report)
 

@@ -16,6 +16,7 @@ from embedcache_cli import options
 from embedcache_cli.outcomes import exit_code, print_outcomes
 from embedcache_cli.output import Screen, bytes_text, print_json, seconds_text
 from embedcache_cli.progress import fold_progress, image_progress
+from embedcache_cli.repeats import print_repeats
 
 if TYPE_CHECKING:
     from embedcache.finetune.jobs import Epoch
@@ -82,6 +83,7 @@ _recipe_keys = options.gather(
 @_recipe_keys
 @options.option("--save", is_flag=True, help="Keep the encoders, for `extract -m run:RUN_ID`.")
 @options.cohorts
+@options.repeats
 @options.device
 @options.option(
     "--devices",
@@ -111,6 +113,7 @@ def finetune(
     recipe: Path | None,
     changes: tuple[str, ...],
     recipe_keys: dict[str, Any],
+    repeats: int,
     screen: Screen,
     **settings: Any,
 ) -> int:
@@ -125,12 +128,13 @@ def finetune(
     keys = {**parse_changes(changes), **keys}
     with _callbacks(screen, read_recipe(recipe, keys).epochs) as callbacks:
         outcomes = project.finetune(
-            models, recipe=recipe, changes=keys, callbacks=callbacks, **settings
+            models, recipe=recipe, changes=keys, repeats=repeats, callbacks=callbacks, **settings
         )
     if screen.as_json:
         print_json([outcome.document() for outcome in outcomes])
     else:
-        print_outcomes(outcomes, findings=outcomes.findings, verbose=screen.verbose)
+        show = print_repeats if repeats > 1 else print_outcomes
+        show(outcomes, findings=outcomes.findings, verbose=screen.verbose)
         for outcome in outcomes:
             screen.say(_cost_line(outcome))
     return exit_code(outcomes)
@@ -142,9 +146,9 @@ def _cost_line(outcome: RunOutcome) -> str:
     seconds = sum(cost.seconds for cost in costs)
     peak = max(cost.peak_memory_bytes for cost in costs)
     return (
-        f"{outcome.encoder} ({record.regime}): {len(costs)} folds, {seconds_text(seconds)} on "
-        f"{costs[0].devices} x {costs[0].device}, {record.compute_share:.0%} of it forward and "
-        f"backward; {costs[0].parameters_trained:,} of {costs[0].parameters:,} parameters trained, "
+        f"{outcome.encoder} ({record.regime}, seed {record.seed}): {len(costs)} folds, "
+        f"{seconds_text(seconds)} on {costs[0].devices} x {costs[0].device}, "
+        f"{record.compute_share:.0%} of it forward and backward; {costs[0].parameters_trained:,} of {costs[0].parameters:,} parameters trained, "
         f"at most {bytes_text(peak)}"
     )
 

@@ -156,6 +156,13 @@ label = option(
 )
 where = option("--where", metavar="SQL", help="Only images for which this predicate holds.")
 seed = option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap.")
+repeats = option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs of each encoder, each with the next seed and so with other folds.",
+)
 resamples = option(
     "--resamples",
     "n_resamples",

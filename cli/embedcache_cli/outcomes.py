@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from embedcache.scoring.estimates import Estimate
     from embedcache.verbs.audited import AuditedRuns
     from embedcache.verbs.compare_report import CompareReport
+    from embedcache.verbs.repeats import RepeatedScore
 
-_TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
+TITLES: Final = {"macro_f1": "macro F1", "r2": "R2"}
 
 
 def print_outcomes(
@@ -31,7 +32,7 @@ def print_outcomes(
     from embedcache.verbs.controls import run_names
 
     columns = _columns(outcomes[0])
-    behind = _behind(compared) if compared else {}
+    behind = behind_best(compared)
     header = [
         "encoder",
         *(name for name, _ in columns),
@@ -42,19 +43,19 @@ def print_outcomes(
     rows = []
     for outcome, name in zip(outcomes, run_names(outcomes), strict=True):
         scores = {_key(score): score for score in outcome.headlines}
-        cells = [_interval(scores[key]) if key in scores else "-" for _, key in columns]
+        cells = [interval_text(scores[key]) if key in scores else "-" for _, key in columns]
         cost = "cached" if outcome.was_cached else f"{outcome.record.seconds:.1f}"
         rows.append(
             [
                 name,
                 *cells,
                 *(behind.get(outcome.run_id, ("-", "-")) if behind else ()),
-                *(_number(outcome.record.final_settings.get(s)) for s in _settings(outcomes)),
+                *(number_text(outcome.record.final_settings.get(s)) for s in _settings(outcomes)),
                 cost,
             ]
         )
     metric = outcomes[0].headlines[0].metric
-    print_table(header, rows, f"{_TITLES[metric]} [95 % interval over patients]")
+    print_table(header, rows, f"{TITLES[metric]} [95 % interval over patients]")
     for estimate in outcomes[0].headlines:
         if estimate.scoring == "all":
             kind = "tested out of fold" if estimate.role == "in-domain" else "external"
@@ -88,7 +89,7 @@ def print_curves(curves: AuditedRuns, *, as_json: bool) -> None:
     header = ["patients", *(curve.encoder for curve in curves)]
     points = zip(*(curve.record.curve for curve in curves), strict=True)
     rows = [[row[0][0], *(_range(scores) for _, scores in row)] for row in points]
-    metric = _TITLES[HEADLINES[curves[0].record.task]]
+    metric = TITLES[HEADLINES[curves[0].record.task]]
     title = f"{metric}, mean [least, most] over draws of training patients"
     print_table(header, rows, title)
     for curve in curves:
@@ -109,15 +110,17 @@ def _settings(outcomes: Sequence[RunOutcome]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _behind(compared: CompareReport) -> dict[str, tuple[str, str]]:
-    """Return by run how far it is behind the best in-domain, and its corrected p."""
-    behind = {}
+def behind_best(compared: CompareReport | None) -> dict[str, tuple[str, str]]:
+    """Return how far each is behind the best in-domain, and its corrected p, by first run."""
+    behind: dict[str, tuple[str, str]] = {}
+    if compared is None or len(compared.runs) < 2:
+        return behind
     for cohort in compared.cohorts:
-        standings = cohort.comparison.standings
-        for name in [standing.name for standing in standings] if len(standings) > 1 else []:
-            pair = cohort.comparison.behind_best(name)
-            if cohort.role == "in-domain":
-                behind[compared.runs[name]] = _difference(pair) if pair else ("best", "")
+        if cohort.role == "in-domain":
+            for standing in cohort.comparison.standings:
+                pair = cohort.comparison.behind_best(standing.name)
+                [first, *_] = compared.runs[standing.name]
+                behind[first] = _difference(pair) if pair else ("best", "")
     return behind
 
 
@@ -128,7 +131,8 @@ def _difference(pair: Pair) -> tuple[str, str]:
     )
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """Return a chosen setting in three digits."""
     return "-" if value is None else f"{value:.3g}"
 
 
@@ -144,7 +148,8 @@ def _key(estimate: Estimate) -> tuple[str, str]:
     return estimate.cohort, estimate.scoring
 
 
-def _interval(estimate: Estimate) -> str:
+def interval_text(estimate: Estimate | RepeatedScore) -> str:
+    """Return a score with its interval, or without where there is none."""
     if math.isnan(estimate.low):
         return f"{estimate.value:.3f} [n/a]"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -13,6 +13,7 @@ from embedcache_cli import options
 from embedcache_cli.outcomes import exit_code, print_curves, print_outcomes
 from embedcache_cli.output import Screen, print_json, print_line
 from embedcache_cli.progress import step_progress
+from embedcache_cli.repeats import print_repeats
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -95,6 +96,7 @@ _method = options.gather(
     help="With --patients: orders in which patients are taken.",
 )
 @options.cohorts
+@options.repeats
 @options.resamples
 @options.screen_with_progress
 def probe(
@@ -103,6 +105,7 @@ def probe(
     method: dict[str, Any],
     sizes: tuple[int, ...] | None,
     n_draws: int,
+    repeats: int,
     controls: bool,
     n_resamples: int,
     screen: Screen,
@@ -116,12 +119,15 @@ def probe(
     """
     n_models = len(project.models(models))
     if sizes is not None:
+        if repeats > 1:
+            raise click.UsageError("--patients has --draws; leave out --repeats")
         curve = {"sizes": sizes or None, "n_draws": n_draws}
         return _learning_curves(project, models, n_models, method, {**question, **curve}, screen)
     # Three controls: majority, metadata and shuffled labels.
-    with step_progress(screen, n_models + 3 * controls) as step:
+    with step_progress(screen, n_models * repeats + 3 * controls) as step:
         report = project.probe(
             models,
+            repeats=repeats,
             controls=controls,
             n_resamples=n_resamples,
             on_message=screen.note,
@@ -132,10 +138,9 @@ def probe(
     if screen.as_json:
         print_json(report.document())
     else:
+        show = print_repeats if repeats > 1 else print_outcomes
         runs = [*report.runs, *report.controls]
-        print_outcomes(
-            runs, findings=report.findings, compared=report.comparison, verbose=screen.verbose
-        )
+        show(runs, findings=report.findings, compared=report.comparison, verbose=screen.verbose)
         for text in report.not_beaten:
             print_line(text)
     return exit_code(report)

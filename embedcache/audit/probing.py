@@ -128,7 +128,7 @@ def predictions(
 
 def score_of(target: str, source: str, predicted: Predictions, *, split: str = "patients") -> Score:
     """Return the macro F1 of predictions; chance is that of a guess by the shares of classes."""
-    interval = spread(subject_of(predicted), METRIC, n_resamples=N_RESAMPLES)
+    interval = spread([subject_of(predicted)], METRIC)
     n_values = len(predicted.own_classes)
     return Score(
         target=target,
@@ -154,12 +154,11 @@ def inflation(encoder: str, by_patient: Predictions, by_image: Predictions) -> l
     by_patient, by_image
         Predictions of the same images, on folds of patients and on folds of images.
     """
-    ahead = lead(subject_of(by_image), subject_of(by_patient), METRIC, n_resamples=N_RESAMPLES)
+    mixed, apart = ([subject_of(predicted)] for predicted in (by_image, by_patient))
+    ahead = lead(mixed, apart, METRIC, n_resamples=N_RESAMPLES)
     if not ahead.low > _INFLATION:
         return []
-    values = [
-        spread(subject_of(part), METRIC, n_resamples=1).value for part in (by_image, by_patient)
-    ]
+    values = [spread(subject, METRIC).value for subject in (mixed, apart)]
     message = (
         f"a split by image inflates macro F1 of '{encoder}' to {values[0]:.3f}, from "
         f"{values[1]:.3f} by patient: {ahead.value:+.3f} [{ahead.low:.3f}, {ahead.high:.3f}]; keep "

@@ -3,59 +3,73 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import NamedTuple
 
 import numpy as np
 
 from embedcache.data.predictions import Answers
 from embedcache.errors import RunError, StoreCorruptError, StoreReadError
+from embedcache.runs.candidates import candidates, leading_record
 from embedcache.runs.files import RunFiles
-from embedcache.runs.methods import UnknownMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
-from embedcache.runs.request import MODEL_KINDS
-from embedcache.scoring.estimates import HEADLINES, Estimate, has_metric
+from embedcache.runs.repeats import given_folds, is_seedless, repeat_key
+from embedcache.scoring.estimates import Estimate
 
 _log = logging.getLogger(__name__)
-
-_ALL: Final = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A run with what it predicted.
+    """One encoder and method, with what its repeats predicted.
 
     Parameters
     ----------
-    record
-        Record of the run.
+    records
+        Record of each run, by ascending seed; of one alone where no seed moves the answers.
     cohorts
-        Predictions by name of the cohort, that of the training cohort first; images by name.
+        Predictions of each repeat by name of the cohort, that of the training cohort first; images
+        by name, repeats by ascending seed. All contenders of a contest have equally many.
     estimates
-        Every score with its interval.
+        Every score of the first run with its interval.
     """
 
-    record: RunRecord
-    cohorts: Mapping[str, Answers]
+    records: tuple[RunRecord, ...]
+    cohorts: Mapping[str, tuple[Answers, ...]]
     estimates: tuple[Estimate, ...]
 
     @property
+    def record(self) -> RunRecord:
+        """Record of the run with the least seed."""
+        return self.records[0]
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Name of each run, by ascending seed."""
+        return tuple(record.run_id for record in self.records)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed of each run, ascending."""
+        return tuple(record.seed for record in self.records)
+
+    @property
     def trained_on(self) -> str | None:
-        """Cohort that the run predicted out of fold; None where it was trained on none."""
-        return next((n for n, cohort in self.cohorts.items() if cohort.role == "in-domain"), None)
+        """Cohort that the runs predicted out of fold; None where they were trained on none."""
+        return _trained_on({name: repeats[0] for name, repeats in self.cohorts.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Runs that can be compared, and what on.
+    """Contenders, and what they can be compared on.
 
     Parameters
     ----------
     contenders
-        Runs by the shortest name that tells each from the others.
+        Contenders by the shortest name that tells each from the others.
     cohorts
         Cohorts to compare on, as the leading run predicted them.
     notes
@@ -67,10 +81,24 @@ class Contest:
     notes: tuple[str, ...]
 
 
+class _Run(NamedTuple):
+    """A run that was read: its record, its predictions by cohort, and its scores."""
+
+    record: RunRecord
+    cohorts: Mapping[str, Answers]
+    estimates: tuple[Estimate, ...]
+
+
+# A contender before it is known which seeds all of them have: its runs by seed, the one that leads
+# first. The seed is None of a run whose answers no seed moves: it stands beside any seed.
+_Entrant = Mapping[int | None, _Run]
+
+
 def contest_of(outcomes: Sequence[RunOutcome]) -> Contest:
-    """Return the contest of runs that were just made or found again."""
-    contenders = [_contender(run.record, run.answers, run.estimates) for run in outcomes]
-    return _contest(contenders, lambda contender: contender.record.run_id)
+    """Return the contest of runs that were just made or found again; the first of them leads."""
+    runs = {run.run_id: _run(run.record, run.answers, run.estimates) for run in outcomes}
+    records = [run.record for run in runs.values()]
+    return _contest(records, lambda record: runs[record.run_id], _name_of)
 
 
 def choose_runs(
@@ -82,7 +110,8 @@ def choose_runs(
     """Return the contest of stored runs.
 
     The first run that was trained leads: cohorts and task are its own, and a run on other images,
-    labels or folds is left out.
+    labels or folds is left out. Runs that differ in the seed alone are repeats of one contender; of
+    these count those with a seed that all contenders have, so that pairs share their folds.
 
     Parameters
     ----------
@@ -90,7 +119,7 @@ def choose_runs(
         Stored runs.
     models
         Names of encoders; None for all. The latest run of each encoder and each method that fits
-        counts; controls do not.
+        counts, with its repeats; controls do not.
     run_ids
         Names of runs, instead; of controls too.
     metric
@@ -101,8 +130,8 @@ def choose_runs(
     RunError
         There is no such run, or one without predictions of images.
     """
-    records = _candidates(runs, models, run_ids)
-    read = partial(_read_contender, runs, is_named=bool(run_ids))
+    records = candidates(runs, models, run_ids)
+    read = partial(_read_run, runs, is_named=bool(run_ids))
     leading = _read_leader(runs, records, metric, read)
     leader = leading.record
     ordered = [leader, *(record for record in records if record is not leader)]
@@ -113,8 +142,12 @@ def choose_runs(
             f"run '{others[0].run_id}' is of {others[0].task}, '{leader.run_id}' of {leader.task}; "
             "name runs of one task"
         )
-    contenders = [leading, *filter(None, map(read, same_task[1:]))]
-    contest = _contest(contenders, (lambda c: c.record.run_id) if run_ids else _method_of)
+    contest = _contest(
+        same_task,
+        lambda record: leading if record is leader else read(record),
+        _name_of if run_ids else _method_of,
+        given_folds(runs.workspace, same_task),
+    )
     if not others:
         return contest
     tasks = ", ".join(sorted({record.task for record in others}))
@@ -122,10 +155,10 @@ def choose_runs(
     return replace(contest, notes=(*contest.notes, note))
 
 
-def _read_contender(runs: RunFiles, record: RunRecord, *, is_named: bool) -> Contender | None:
+def _read_run(runs: RunFiles, record: RunRecord, *, is_named: bool) -> _Run | None:
     """Return a stored run; None, which the log says, where it is damaged and not named."""
     try:
-        return _contender(record, runs.answers(record.run_id), runs.estimates(record.run_id))
+        return _run(record, runs.answers(record.run_id), runs.estimates(record.run_id))
     except (StoreCorruptError, StoreReadError) as error:
         if is_named:
             raise
@@ -133,18 +166,24 @@ def _read_contender(runs: RunFiles, record: RunRecord, *, is_named: bool) -> Con
         return None
 
 
+def _run(record: RunRecord, answers: Sequence[Answers], estimates: tuple[Estimate, ...]) -> _Run:
+    # All runs in one order of images: they are compared row by row.
+    by_name = {cohort.cohort[0]: cohort.take(np.argsort(cohort.image_id)) for cohort in answers}
+    return _Run(record, by_name, estimates)
+
+
 def _read_leader(
     runs: RunFiles,
     records: list[RunRecord],
     metric: str | None,
-    read: Callable[[RunRecord], Contender | None],
-) -> Contender:
+    read: Callable[[RunRecord], _Run | None],
+) -> _Run:
     """Return the run that leads; damaged ones that would, leave the records."""
     while records:
-        leader = _leader(records, metric)
-        contender = read(leader)
-        if contender is not None:
-            return contender
+        leader = leading_record(records, metric)
+        run = read(leader)
+        if run is not None:
+            return run
         records.remove(leader)
     raise RunError(
         f"{runs.folder.parent}: every run that fits is damaged; run `embedcache verify --repair`, "
@@ -152,122 +191,159 @@ def _read_leader(
     )
 
 
-def _leader(records: Sequence[RunRecord], metric: str | None) -> RunRecord:
-    """Return the run whose cohorts and task the contest is about."""
-    # A zero-shot run has no training cohort, so it cannot say which one the contest is about.
-    # A metric of other tasks alone picks the newest run of theirs.
-    trained = [record for record in records if record.train_cohort] or records
-    of_metric = [record for record in trained if metric is None or has_metric(record.task, metric)]
-    return (of_metric or trained)[0]
+def _contest(
+    records: Sequence[RunRecord],
+    read: Callable[[RunRecord], _Run | None],
+    identity: Callable[[RunRecord], Hashable],
+    given: Collection[str] = (),
+) -> Contest:
+    """Return the contest of some runs, led by the first.
 
-
-def _contender(
-    record: RunRecord, answers: Sequence[Answers], estimates: tuple[Estimate, ...]
-) -> Contender:
-    # All runs in one order of images: they are compared row by row.
-    by_name = {cohort.cohort[0]: cohort.take(np.argsort(cohort.image_id)) for cohort in answers}
-    return Contender(record, by_name, estimates)
-
-
-def _contest(contenders: Sequence[Contender], identity: Callable[[Contender], Hashable]) -> Contest:
-    """Return the contest, led by the first; of runs with one identity, the first that fits."""
-    leader = contenders[0]
-    fitting: dict[Hashable, Contender] = {}
+    Parameters
+    ----------
+    records
+        Records of the runs; where several have one identity, the first that fits counts.
+    read
+        Function that returns a run; None for a damaged one.
+    identity
+        Function that returns what another run of the same would be another version of.
+    given
+        Names of the fold tables that were given; see `given_folds`.
+    """
+    entrants: dict[Hashable, _Entrant] = {}
     left_out: dict[Hashable, str] = {}
-    for contender in contenders:
+    leader: _Entrant = {}
+    seeds: set[int | None] = {None}  # those that all entrants have; so far any
+    for repeats in _grouped(records, given):
         # Newest first: where the newest does not fit, an older one of the same method may.
-        key = identity(contender)
-        if key in fitting:
+        key = identity(next(iter(repeats.values())))
+        if key in entrants:
             continue
-        reason = _difference(leader, contender)
-        if reason:
-            note = f"{contender.record.run_id} left out: {reason} than {leader.record.run_id}"
-            left_out.setdefault(key, note)
+        entrant = {seed: run for seed, record in repeats.items() if (run := read(record))}
+        if not entrant:
+            continue
+        leader = leader or entrant
+        shared, reason = _shared_seeds(leader, entrant, seeds)
+        if shared:
+            entrants[key], seeds = entrant, shared
         else:
-            fitting[key] = contender
-    notes = tuple(note for key, note in left_out.items() if key not in fitting)
-    return Contest(_named(list(fitting.values())), leader.cohorts, notes)
-
-
-def _candidates(
-    runs: RunFiles, models: Sequence[str] | None, run_ids: Sequence[str] | None
-) -> list[RunRecord]:
-    """Return the records of the runs that were asked for: as named, or the newest first."""
-    if run_ids:
-        return [_named_run(runs, run_id) for run_id in dict.fromkeys(run_ids)]
-    records = [
-        record
-        for record in runs.readable_records()
-        if record.kind in MODEL_KINDS and _has_predictions(record)
+            ours, theirs = (_first(runs).record.run_id for runs in (leader, entrant))
+            left_out.setdefault(key, f"{theirs} left out: {reason} than {ours}")
+    notes = [note for key, note in left_out.items() if key not in entrants]
+    contenders = [_contender(entrant, seeds) for entrant in entrants.values()]
+    n_more = [len(e) - len(c.records) for e, c in zip(entrants.values(), contenders, strict=True)]
+    parts = [
+        f"{n} of {contender.record.encoder} ({contender.record.label})"
+        for n, contender in zip(n_more, contenders, strict=True)
+        if n
     ]
-    if not records:
-        raise RunError(
-            f"{runs.folder.parent} holds no runs to compare; run `embedcache probe -m all`"
-        )
-    # By name among runs of one moment, so that the order is always the same.
-    newest = sorted(records, key=lambda record: (record.created, record.run_id))[::-1]
-    for model in models or ():
-        if not any(_is_of(record, model) for record in newest):
-            names = ", ".join(sorted({record.encoder for record in newest}))
-            raise RunError(f"no run of '{model}'; there are runs of {names}")
-    wanted = models or (_ALL,)
-    return [record for record in newest if any(_is_of(record, model) for model in wanted)]
+    if parts:
+        notes.append(f"repeats left out, for not every run has their folds: {', '.join(parts)}")
+    return Contest(_named(contenders), _first(leader).cohorts, tuple(notes))
 
 
-def _named_run(runs: RunFiles, run_id: str) -> RunRecord:
-    if run_id not in runs:
-        raise RunError(
-            f"no run '{run_id}' in {runs.folder.parent}; `embedcache sql \"FROM runs\"` lists the "
-            f"{len(runs.ids())} that it holds"
-        )
-    record = runs.record(run_id)
-    if record.kind == "curve":
-        raise RunError(f"run '{run_id}' is a learning curve; expected a probe or zeroshot")
-    if not _has_predictions(record):
-        raise RunError(
-            f"run '{run_id}' is of kind '{record.kind}' and task '{record.task}', and has no "
-            "predictions that this release can compare; name runs of another kind"
-        )
-    return record
+def _grouped(
+    records: Iterable[RunRecord], given: Collection[str]
+) -> list[dict[int | None, RunRecord]]:
+    """Return runs with their repeats by seed, in the order of the first; see `_Entrant`.
+
+    Of two runs that differ in nothing, the later one is in a group of its own.
+    """
+    groups: dict[Hashable, dict[int | None, RunRecord]] = {}
+    for record in records:
+        seed = None if is_seedless(record, given) else record.seed
+        key, number = repeat_key(record, given), 0
+        while seed in groups.setdefault((key, number), {}):
+            number += 1
+        groups[key, number][seed] = record
+    return list(groups.values())
 
 
-def _has_predictions(record: RunRecord) -> bool:
-    """Tell whether a run has predictions of a kind that is known here."""
-    is_known = record.kind in MODEL_KINDS | {"control"} and record.task in HEADLINES
-    is_known = is_known and not isinstance(record.method, UnknownMethod)
-    return is_known and "predictions" in record.tables
+def _shared_seeds(
+    leader: _Entrant, entrant: _Entrant, seeds: set[int | None]
+) -> tuple[set[int | None], str]:
+    """Return those seeds at which an entrant can be compared, and the reason where there is none.
+
+    Parameters
+    ----------
+    leader, entrant
+        The entrant that leads, and the one in question.
+    seeds
+        Seeds that all entrants so far share; None alone for any.
+    """
+    if seeds == {None}:
+        common = set(entrant)
+    else:
+        common = seeds if None in entrant else seeds & entrant.keys()
+    reasons = {
+        seed: _difference(_first(leader), _at(leader, seed), _at(entrant, seed)) for seed in common
+    }
+    shared = {seed for seed, reason in reasons.items() if not reason}
+    reasons = reasons or {None: _difference(_first(leader), _first(leader), _first(entrant))}
+    return shared, next(filter(None, reasons.values()), "other seeds")
 
 
-def _is_of(record: RunRecord, model: str) -> bool:
-    name, _, prefix = model.partition("@")
-    # As everywhere, an underscore in a name is taken for a hyphen.
-    is_same = record.encoder.replace("_", "-") == name.replace("_", "-")
-    return model == _ALL or (is_same and record.fingerprint.startswith(prefix))
+def _first(entrant: _Entrant) -> _Run:
+    return next(iter(entrant.values()))
 
 
-def _method_of(contender: Contender) -> Hashable:
+def _at(entrant: _Entrant, seed: int | None) -> _Run:
+    """Return the run of a seed, or the one that stands beside any."""
+    return entrant[seed] if seed in entrant else entrant[None]
+
+
+def _contender(entrant: _Entrant, seeds: Collection[int | None]) -> Contender:
+    """Return an entrant with its repeats of some seeds."""
+    runs = [_at(entrant, seed) for seed in sorted(seeds, key=lambda seed: seed or 0)]
+    names = [name for name in runs[0].cohorts if all(name in run.cohorts for run in runs)]
+    return Contender(
+        tuple(run.record for run in (runs[:1] if None in entrant else runs)),
+        {name: tuple(run.cohorts[name] for run in runs) for name in names},
+        runs[0].estimates,
+    )
+
+
+def _name_of(record: RunRecord) -> Hashable:
+    return record.run_id
+
+
+def _method_of(record: RunRecord) -> Hashable:
     """Return what another run of the same would be a newer version of."""
-    record = contender.record
     return record.encoder, record.fingerprint, record.label
 
 
-def _difference(leader: Contender, other: Contender) -> str:
-    """Return what keeps two runs from being compared, '' where nothing does."""
-    trained_on = other.trained_on
-    if trained_on and leader.trained_on not in {None, trained_on}:
+def _trained_on(cohorts: Mapping[str, Answers]) -> str | None:
+    return next((name for name, cohort in cohorts.items() if cohort.role == "in-domain"), None)
+
+
+def _difference(leading: _Run, beside: _Run, other: _Run) -> str:
+    """Return what keeps a run from being compared, '' where nothing does.
+
+    Parameters
+    ----------
+    leading
+        Run that gives cohorts, images, patients and labels.
+    beside
+        Run of the leader's that has the seed in question: it gives the folds.
+    other
+        Run in question.
+    """
+    trained_on = _trained_on(other.cohorts)
+    if trained_on and _trained_on(leading.cohorts) not in {None, trained_on}:
         return f"trained on another cohort ('{trained_on}')"
-    shared = [name for name in leader.cohorts if name in other.cohorts]
+    shared = [name for name in leading.cohorts if name in other.cohorts]
     if not shared:
         return "other cohorts"
     for name in shared:
-        ours, theirs = leader.cohorts[name], other.cohorts[name]
+        ours, theirs = leading.cohorts[name], other.cohorts[name]
         if ours.image_id != theirs.image_id:
             n_ours, n_theirs = len(ours.image_id), len(theirs.image_id)
             return f"other images of '{name}' ({n_theirs}, not {n_ours})"
         if (ours.patient_id, ours.targets) != (theirs.patient_id, theirs.targets):
             return f"other patients or labels in '{name}'"
         # Only in equal roles has the cohort folds to compare.
-        if ours.role == theirs.role and (ours.fold != theirs.fold).any():
+        tested = beside.cohorts.get(name, ours)
+        if tested.role == theirs.role and not np.array_equal(tested.fold, theirs.fold):
             return f"other folds of '{name}'"
     return ""
 

@@ -89,14 +89,13 @@ class ProbeMethod(Method):
 
     @property
     def label(self) -> str:
-        """Name of the probe, and each setting that is not the usual one."""
+        """Name of the probe, and each setting that is not the usual one but the seed."""
         usual = ProbeMethod(probe=self.probe)
         settings = (
             ("{}", self.protocol, usual.protocol),
             ("{}", self.rule, usual.rule),
             ("external by {}", self.external_by, usual.external_by),
             ("grid {}", self.grid, usual.grid),
-            ("seed {}", self.seed, usual.seed),
         )
         departures = [text.format(value) for text, value, default in settings if value != default]
         return ", ".join([self.probe, *departures])

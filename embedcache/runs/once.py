@@ -141,10 +141,18 @@ def stored(runs: RunFiles, run_id: str) -> RunOutcome:
         was_cached=True,
         folder=runs.folder / run_id,
     )
-    is_whole = outcome.estimates and (outcome.answers or record.kind == "curve")
     # The name is a digest of the question.
-    if record.request.run_id != run_id or not is_whole:
+    if record.request.run_id != run_id or not _is_whole(outcome):
         raise StoreReadError(
             f"{outcome.folder} is no run of that name; remove it, then make the run again"
         )
     return outcome
+
+
+def _is_whole(outcome: RunOutcome) -> bool:
+    """Tell whether each cohort that was predicted has the score that its task is judged by."""
+    scored = {(e.role, e.cohort) for e in outcome.headlines if e.scoring == "all"}
+    predicted = {(cohort.role, cohort.cohort[0]) for cohort in outcome.answers}
+    return bool(outcome.estimates) and (
+        scored >= predicted if predicted else outcome.record.kind == "curve"
+    )

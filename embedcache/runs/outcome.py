@@ -29,6 +29,7 @@ HEADLINE_SCHEMA: Final = pa.schema(
         ("high", pa.float64()),
         ("n_patients", pa.int64()),
         ("n_images", pa.int64()),
+        ("seed", pa.int64()),
         ("run_id", pa.string()),
     ]
 )
@@ -143,12 +144,12 @@ class RunOutcome(Tabular):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RunOutcomes(TabularSequence[RunOutcome]):
-    """The runs of a command, one an encoder.
+    """The runs of a command.
 
     Parameters
     ----------
     runs
-        Run of each encoder.
+        Runs of each encoder, its repeats by ascending seed.
     """
 
     runs: tuple[RunOutcome, ...]
@@ -176,6 +177,7 @@ def headline_table(runs: Sequence[RunOutcome]) -> pa.Table:
             "high": score.high,
             "n_patients": score.n_patients,
             "n_images": score.n_images,
+            "seed": run.record.seed,
             "run_id": run.run_id,
         }
         for run in runs

@@ -153,6 +153,11 @@ class RunRecord:
         return self.request.question.train_cohort
 
     @property
+    def seed(self) -> int:
+        """Seed of folds, training and bootstrap; repeats differ in it."""
+        return self.request.question.seed
+
+    @property
     def final_settings(self) -> dict[str, float]:
         """Chosen setting of the probe of all training patients, by name, such as C."""
         return {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions
+from embedcache.data.predictions import Answers, LabelSets, Measurements, Predictions, Role
 from embedcache.data.task_names import TaskName
+from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.estimates import Estimate
 
 PREDICTIONS: Final = pa.schema(
@@ -54,17 +55,31 @@ SCHEMAS: Final = {
     "metrics": METRICS,
     "fold_predictions": PREDICTIONS,
 }
+# Columns without which a row says nothing; NULL elsewhere means that a task has no such value.
+_NEVER_NULL: Final = {
+    PREDICTIONS: ("image_id", "patient_id", "cohort", "role", "label"),
+    METRICS: ("cohort", "role", "scoring", "level", "metric", "value", "n_patients", "n_images"),
+}
 # Content of columns that a run does not have because it was written before they were there.
 _ABSENT: Final = {"level": "image"}
 
 
 def with_all_columns(table: pa.Table, name: str) -> pa.Table:
-    """Return a stored table with every column of its schema, in its order and of its type."""
+    """Return a stored table with every column of its schema, in its order and of its type.
+
+    Raises
+    ------
+    ValueError
+        A column that every row needs has NULL, as where it is missing.
+    """
     schema = SCHEMAS[name]
     for field in schema:
         if field.name not in table.column_names:
             values = pa.array([_ABSENT.get(field.name)] * len(table), field.type)
             table = table.append_column(field.name, values)
+    for column in _NEVER_NULL[schema]:
+        if table[column].null_count:
+            raise ValueError(f"column {column} has NULL")
     return table.select(schema.names).cast(schema)
 
 
@@ -85,6 +100,9 @@ def metrics_table(run_id: str, estimates: Iterable[Estimate]) -> pa.Table:
 def estimates_of(table: pa.Table) -> tuple[Estimate, ...]:
     """Return the scores in a table of metrics."""
     rows = table.drop_columns(["run_id"]).to_pylist()
+    for column, words in (("role", Role), ("scoring", Scoring), ("level", Level)):
+        if unknown := {row[column] for row in rows} - set(get_args(words)):
+            raise ValueError(f"no {column} {unknown.pop()!r}")
     return tuple(Estimate(**{**row, "label": row["label"] or ""}) for row in rows)
 
 
@@ -170,6 +188,8 @@ def _temperatures(predictions: Predictions) -> pa.Array:
 
 def answers_of(table: pa.Table, task: TaskName) -> tuple[Answers, ...]:
     """Return the answers in a table of predictions, a cohort each, in the order of the table."""
+    if unknown := set(table["role"].to_pylist()) - set(get_args(Role)):
+        raise ValueError(f"no role {unknown.pop()!r}")
     cohorts = list(zip(*(table[name].to_pylist() for name in ("role", "cohort")), strict=True))
     return tuple(
         _cohort_answers(table.filter(pa.array([cohort == key for cohort in cohorts])), task)

@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.files.arrays import Floats
-from embedcache.scoring.resampling import Weights, sums_by_patient, weighted_sums
+from embedcache.scoring.jackknife import LOSS
+from embedcache.scoring.probability_units import ProbabilityUnits
+from embedcache.scoring.resampling import Weights, ratio, sums_by_patient, weighted_sums
+from embedcache.scoring.subject import Score, score_of_sums
 
 N_BINS: Final = 15
 _LEAST: Final = np.finfo(np.float64).eps  # probabilities below count as this in a logarithm
 
 
-class ProbabilityUnits(Protocol):
-    """Units with a probability of each class; see `ClassUnits`."""
-
-    @property
-    def n_patients(self) -> int:
-        """Number of patients."""
-
-    @property
-    def patient(self) -> NDArray[np.intp]:
-        """Number of each unit's patient, shape (n,)."""
-
-    @property
-    def truth(self) -> NDArray[np.int64]:
-        """Number of each unit's class, shape (n,)."""
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """Number of the most probable class, shape (n,)."""
-
-    @property
-    def probability(self) -> Floats:
-        """Probability of every class of the model, shape (n, k)."""
-
-    @property
-    def columns(self) -> NDArray[np.int64]:
-        """Column of `probability` of each class, shape (c,)."""
-
-
-def losses(units: ProbabilityUnits, weights: Weights) -> tuple[Floats, Floats]:
-    """Return mean log-loss and mean Brier score (summed over classes), shape (resamples,) each."""
+def losses(units: ProbabilityUnits) -> Iterator[Score]:
+    """Yield mean log-loss and mean Brier score, summed over classes."""
     of_truth = units.probability[np.arange(len(units.truth)), units.columns[units.truth]]
-    brier = (units.probability**2).sum(axis=1) - 2 * of_truth + 1
-    columns = (-np.log(np.maximum(of_truth, _LEAST)), brier, np.ones(len(brier)))
-    by_patient = [sums_by_patient(column, units.patient, units.n_patients) for column in columns]
-    sums = weighted_sums(weights, np.hstack(by_patient))
-    return sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
+    n, n_patients = np.ones(len(of_truth)), units.n_patients
+    of_unit = {
+        "log_loss": (-np.log(np.maximum(of_truth, _LEAST)), LOSS),
+        "brier": ((units.probability**2).sum(axis=1) - 2 * of_truth + 1, (0.0, 2.0)),
+    }
+    for metric, (loss, bounds) in of_unit.items():
+        sums = np.hstack([sums_by_patient(c, units.patient, n_patients) for c in (loss, n)])
+        yield score_of_sums(metric, "", sums, _mean, n_patients, bounds)
+
+
+def _mean(sums: Floats) -> Floats:
+    return ratio(sums[:, 0], sums[:, 1], sums[:, 1] > 0)
 
 
 def confidence_bins(units: ProbabilityUnits) -> NDArray[np.int64]:

@@ -13,9 +13,16 @@ from embedcache.data.predictions import Predictions
 from embedcache.files.arrays import Floats
 from embedcache.scoring.choices import Level
 from embedcache.scoring.confusion import OF_ALL_CLASSES, OF_ONE_CLASS, table_score
+from embedcache.scoring.jackknife import deviations
 from embedcache.scoring.ranking import Ranking, auroc
-from embedcache.scoring.resampling import Weights, mean_of_defined, sums_by_patient, weighted_sums
-from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
+from embedcache.scoring.resampling import sums_by_patient
+from embedcache.scoring.subject import (
+    Score,
+    Subject,
+    check_metric,
+    mean_score,
+    score_of_sums,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,11 @@ class ClassUnits(Subject):
     def n_patients(self) -> int:
         """Number of patients."""
         return int(self.patient.max()) + 1
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds that tested the units; 1 where all were tested by one model."""
+        return len(np.unique(self.fold))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -114,47 +126,45 @@ class ClassUnits(Subject):
             n_groups=c * (c + 1),
         )
 
-    def score(self, metric: str, weights: Weights) -> Floats:
-        """Return one score of each resample; see `Subject.score`."""
+    def score(self, metric: str) -> Score:
+        """Return one score; see `Subject.score`."""
         check_metric(metric, self)
         name, _, label = metric.partition(":")
         if name != "auroc":
-            tables = weighted_sums(weights, self.patient_tables())
-            return table_score(metric, self.classes, tables)
-        if label:
-            return auroc(self.ranking(self.classes.index(label)), weights)
-        return mean_of_defined(np.column_stack(self._areas(weights)))
+            return self._of_tables(name, label, self.patient_tables())
+        return next(area for area in self._areas() if area.label == label)
 
-    def _areas(self, weights: Weights) -> list[Floats]:
-        return [auroc(self.ranking(number), weights) for number in range(len(self.classes))]
-
-    def patient_sums(self, metric: str) -> Floats | None:
-        """Return confusion tables by patient; None for AUROC, which compares two patients."""
-        return None if metric.startswith("auroc") else self.patient_tables()
-
-    def score_of_sums(self, metric: str, sums: Floats) -> Floats:
-        """Return the score of each confusion table."""
-        return table_score(metric, self.classes, sums)
-
-    def scores(self, weights: Weights) -> Iterator[ScoreDraws]:
-        """Yield the scores of confusion tables, and AUROC."""
-        equal = 1 / np.bincount(self.patient)[self.patient]  # every patient weighs one
-        images, patients = (
-            weighted_sums(weights, self.patient_tables(weight)) for weight in (None, equal)
+    def _of_tables(self, metric: str, label: str, tables: Floats) -> Score:
+        name = f"{metric}:{label}" if label else metric
+        n_holders = self._n_holders(label) if label else self.n_patients
+        return score_of_sums(
+            metric, label, tables, lambda sums: table_score(name, self.classes, sums), n_holders
         )
+
+    def _n_holders(self, label: str) -> int:
+        """Return the number of patients of a class."""
+        return len(np.unique(self.patient[self.truth == self.classes.index(label)]))
+
+    def _areas(self) -> Iterator[Score]:
+        """Yield the mean AUROC, then that of each class."""
+        areas = {name: auroc(ranking) for name, ranking in self.rankings.items()}
+        yield mean_score("auroc", areas.values(), self.n_patients)
+        for label, (value, left_out) in areas.items():
+            yield Score("auroc", label, value, deviations(left_out), self._n_holders(label))
+
+    def scores(self) -> Iterator[Score]:
+        """Yield the scores of confusion tables, and AUROC."""
+        images = self.patient_tables()
         for metric in OF_ALL_CLASSES:
-            yield ScoreDraws(metric, "", table_score(metric, self.classes, images))
-        by_patient = table_score("macro_f1", self.classes, patients)
-        yield ScoreDraws("macro_f1_by_patient", "", by_patient)
-        for name in self.classes:
+            yield self._of_tables(metric, "", images)
+        equal = 1 / np.bincount(self.patient)[self.patient]  # every patient weighs one
+        by_patient = self._of_tables("macro_f1", "", self.patient_tables(equal))
+        yield by_patient._replace(metric="macro_f1_by_patient")
+        for label in self.classes:
             for metric in OF_ONE_CLASS:
-                draws = table_score(f"{metric}:{name}", self.classes, images)
-                yield ScoreDraws(metric, name, draws)
+                yield self._of_tables(metric, label, images)
         if len(self.classes) > 1:
-            areas = self._areas(weights)
-            yield ScoreDraws("auroc", "", mean_of_defined(np.column_stack(areas)))
-            for name, area in zip(self.classes, areas, strict=True):
-                yield ScoreDraws("auroc", name, area)
+            yield from self._areas()
 
 
 def class_units(

@@ -1,8 +1,8 @@
-"""Models against each other on the same patients: differences, tests, ranks, groups.
+"""Models against each other on the same patients: differences, tests, verdicts, ranks, groups.
 
-Everything is paired: a resample draws the same patients for all models, and a permutation swaps
-what two models answered for a patient, for all of his or her images at once. See docs/protocol.md,
-'Comparison'.
+Everything is paired and made of one thing: what each patient does to a score (`jackknife`), with
+all of his or her images. A pair has one studentised statistic and one reference for it, so that its
+p and its interval never contradict each other. See docs/protocol.md, 'Comparison'.
 
 A model is better by the sign of its metric: a larger score, or a smaller error (`mae`, `rmse`).
 Differences are leads: by how much the first model is ahead, above 0 where it is better.
@@ -12,23 +12,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import alike, holm, mean_ranks
-from embedcache.scoring.resampling import Spread, interval, resample_weights
-from embedcache.scoring.subject import Subject, check_metric
+from embedcache.scoring.jackknife import Spread, spread_of
+from embedcache.scoring.pairs import (
+    ALPHA,
+    Lead,
+    draw_signs,
+    equivalence_p,
+    patients_needed,
+    spread_and_p,
+)
+from embedcache.scoring.repeats import repeated_score
+from embedcache.scoring.subject import Score, Subject, check_metric
 
-ALPHA: Final = 0.05
-_ROUNDING: Final = 1e-12  # of a lead; it must not undo a tie
-
-Score = TypeVar("Score", float, Floats)
+Verdict = Literal["better", "equal", "undecided"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +47,13 @@ class Standing:
     value, low, high
         Its score and the ends of the 95 % interval.
     rank
-        Mean place over resamples; 1 is best, models that tie share the mean of their places.
+        Mean place over draws; 1 is best, models that tie share the mean of their places.
     p_best
-        Share of resamples in which it is the best; models that tie share it.
+        Share of draws in which it is the best; models that tie share it.
     groups
         Numbers of the groups that it is in, from 1. Models that share a group cannot be told apart.
+    values
+        Score of each repeat.
     """
 
     name: str
@@ -56,6 +63,7 @@ class Standing:
     rank: float
     p_best: float
     groups: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +76,26 @@ class Pair:
         Names of the models; the better one has the larger score, or the smaller error.
     difference, low, high
         Lead of the better one, not negative, with the ends of its paired 95 % interval: its score
-        less that of the other; of errors, the other's less its own.
+        less that of the other; of errors, the other's less its own. NaN where the patients are too
+        few for an end.
     p
-        Two-sided p value of no difference, never 0.
+        Two-sided p value of no difference, never 0; at most 0.05 exactly where the interval lies
+        above 0.
     p_corrected
         The same by Holm, over all pairs of the comparison.
+    verdict
+        'better': p_corrected is at most 0.05; else 'equal': `p_equal` is; else 'undecided'.
+    p_equal
+        p value, by Holm, of a difference of the margin or more, of either sign; None without a
+        margin.
+    error_patients, error_repeats
+        Standard error of the difference by the patients tested, and by those that train, their
+        split and seeds (0 for one repeat, which cannot tell).
+    patients_needed
+        Number of patients that would decide an undecided pair with a chance of 0.8, if the
+        difference is what it seems; None where none would, or where it is decided.
+    values
+        Lead in each repeat.
     """
 
     better: str
@@ -82,6 +105,12 @@ class Pair:
     high: float
     p: float
     p_corrected: float
+    verdict: Verdict
+    p_equal: float | None
+    error_patients: float
+    error_repeats: float
+    patients_needed: int | None
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +123,16 @@ class Comparison:
         Models, best first.
     pairs
         All pairs of models.
-    test
-        Name of the test that p is from: 'permutation of patients' or 'bootstrap of patients'.
+    margin
+        Difference within which two models count as equal; None where none was given.
+    notes
+        What a reader of the p values must know.
     """
 
     standings: tuple[Standing, ...]
     pairs: tuple[Pair, ...]
-    test: str
+    margin: float | None
+    notes: tuple[str, ...]
 
     def behind_best(self, name: str) -> Pair | None:
         """Return the pair of a model and the best one; None for the best itself."""
@@ -109,227 +141,219 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, Subject], metric: str, *, n_resamples: int = 10_000, seed: int = 0
+    models: Mapping[str, Sequence[Subject]],
+    metric: str,
+    *,
+    margin: float | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
 ) -> Comparison:
     """Compare models that answered for the same units, whatever the task.
 
     Parameters
     ----------
     models
-        Subject of each model by its name; all have the same units and truth.
+        Subject of each repeat of each model, by its name; all have the same units and truth, and
+        those of one place share their folds.
     metric
         One of `Subject.metrics`. 'Better' means a larger score, or a smaller error.
+    margin
+        Difference within which two models count as equal, above 0; None to look for none.
     n_resamples
-        Number of resamples, and of permutations.
+        Number of draws of signs.
     seed
-        Seed of bootstrap and permutation.
+        Seed of the signs.
 
     Raises
     ------
     RunError
         No such metric, or one that is not defined on these units.
     """
-    values = {name: _score(metric, subject, name) for name, subject in models.items()}
-    reference = next(iter(models.values()))
+    scores = {name: _score(metric, repeats, name) for name, repeats in models.items()}
+    reference = next(iter(models.values()))[0]
     n_patients, sign = reference.n_patients, reference.sign(metric)
-    weights = resample_weights(n_patients, n_resamples, seed)
-    names = sorted(models, key=lambda name: (-sign * values[name], name))
-    draws = np.stack([models[name].score(metric, weights) for name in names])
-    draws = draws[:, ~np.isnan(draws).any(axis=0)]  # a class that was not drawn
-    if not draws.size:
-        raise RunError(f"{metric} is defined in no resample of the patients; pass more resamples")
-    has_sums = reference.patient_sums(metric) is not None
-    swaps = _swaps(n_patients, n_resamples, seed) if has_sums else None
-    ordered = {name: models[name] for name in names}
-    pairs = _pairs(ordered, values, draws, metric, swaps)
-    groups = alike(names, [(p.better, p.worse) for p in pairs if p.p_corrected < ALPHA])
-    ranks, p_best = mean_ranks(sign * draws)
+    names = sorted(models, key=lambda name: (-sign * scores[name].value, name))
+    values = {name: _values(metric, models[name]) for name in names}
+    couples = list(itertools.combinations(names, 2))
+    leads = [
+        Lead(
+            sign * (values[better] - values[worse]),
+            sign * (scores[better].parts - scores[worse].parts),
+            n_patients,
+        )
+        for better, worse in couples
+    ]
+    parts = np.column_stack([scores[name].parts for name in names])
+    moved, statistics = draw_signs(parts, leads, n_resamples, seed)
+    pairs = _pairs(couples, leads, statistics, margin)
+    drawn = sign * (np.array([scores[name].value for name in names]) + moved).T
+    ranks, p_best = mean_ranks(drawn)
+    groups = alike(names, [(p.better, p.worse) for p in pairs if p.verdict == "better"])
     standings = tuple(
         Standing(
             name,
-            values[name],
-            *interval(draws[place], n_patients),
+            *_ends(scores[name].spread),
             rank=float(ranks[place]),
             p_best=float(p_best[place]),
             groups=tuple(i for i, group in enumerate(groups, 1) if name in group),
+            values=tuple(values[name].tolist()),
         )
         for place, name in enumerate(names)
     )
-    test = "permutation of patients" if has_sums else "bootstrap of patients"
-    return Comparison(standings, pairs, test)
+    notes = tuple(_notes(len(pairs), n_patients, n_resamples))
+    return Comparison(standings, pairs, margin, notes)
+
+
+def _ends(spread: Spread) -> tuple[float, float, float]:
+    return spread.value, spread.low, spread.high
+
+
+def _score(metric: str, repeats: Sequence[Subject], name: str) -> Score:
+    check_metric(metric, repeats[0])
+    score = repeated_score(repeats, metric)
+    if math.isnan(score.value):
+        raise RunError(f"{metric} of '{name}' is not defined on these images; pass another metric")
+    return score
+
+
+def _values(metric: str, repeats: Sequence[Subject]) -> Floats:
+    return np.array([subject.score(metric).value for subject in repeats])
 
 
 def _pairs(
-    models: Mapping[str, Subject],
-    values: Mapping[str, float],
-    draws: Floats,
-    metric: str,
-    swaps: NDArray[np.float32] | None,
+    couples: Sequence[tuple[str, str]],
+    leads: Sequence[Lead],
+    statistics: Floats,
+    margin: float | None,
 ) -> tuple[Pair, ...]:
-    """Return all pairs of models, which come best first, as do their resampled scores `draws`."""
-    leads = []
-    for (first, better), (second, worse) in itertools.combinations(enumerate(models), 2):
-        subject = models[better]
-        sign, n_patients = subject.sign(metric), subject.n_patients
-        drawn = _ahead(draws[first], draws[second], sign)
-        value = _ahead(values[better], values[worse], sign)
-        p = (
-            _bootstrap_p(drawn)
-            if swaps is None
-            else permutation_p(subject, models[worse], metric, swaps)
+    """Return all pairs of models, given the better one's lead and what chance makes of it."""
+    drawn = list(zip(leads, statistics.T, strict=True))
+    tests = [spread_and_p(*pair) for pair in drawn]
+    corrected = holm([p for _, p in tests])
+    equal: Sequence[float | None] = [None] * len(leads)
+    if margin is not None:
+        equal = holm([equivalence_p(*pair, margin) for pair in drawn])
+    pairs = []
+    for place, lead in enumerate(leads):
+        verdict = _verdict(corrected[place], equal[place])
+        of_patients, of_repeats = lead.errors()
+        pairs.append(
+            Pair(
+                *couples[place],
+                *_ends(tests[place][0]),
+                p=tests[place][1],
+                p_corrected=corrected[place],
+                verdict=verdict,
+                p_equal=equal[place],
+                error_patients=of_patients,
+                error_repeats=of_repeats,
+                patients_needed=patients_needed(lead, margin) if verdict == "undecided" else None,
+                values=tuple(lead.values.tolist()),
+            )
         )
-        leads.append((better, worse, value, *interval(drawn, n_patients), p))
-    corrected = holm([lead[-1] for lead in leads])
-    return tuple(Pair(*lead, p) for lead, p in zip(leads, corrected, strict=True))
+    return tuple(pairs)
 
 
-def _score(metric: str, subject: Subject, name: str) -> float:
-    check_metric(metric, subject)
-    value = float(subject.score(metric, subject.everyone)[0])
-    if math.isnan(value):
-        raise RunError(f"{metric} of '{name}' is not defined on these images; pass another metric")
-    return value
+def _verdict(p_corrected: float, p_equal: float | None) -> Verdict:
+    if p_corrected <= ALPHA:
+        return "better"
+    return "equal" if p_equal is not None and p_equal <= ALPHA else "undecided"
 
 
-def _ahead(first: Score, second: Score, sign: float) -> Score:
-    """Return by how much the first is ahead of the second."""
-    return first - second if sign > 0 else second - first
+def _notes(n_pairs: int, n_patients: int, n_draws: int) -> Iterator[str]:
+    """Say where no corrected p can be as small as 0.05, whatever the models said."""
+    if n_pairs / (1 + n_draws) > ALPHA:
+        yield (
+            f"{n_draws} resamples cannot make a corrected p of {n_pairs} pairs as small as "
+            f"{ALPHA}; pass --resamples {math.ceil(n_pairs / ALPHA)} or more"
+        )
+    if n_pairs * 2.0 ** (1 - n_patients) > ALPHA:
+        yield (
+            f"{n_patients} patients cannot make a corrected p of {n_pairs} pairs as small as "
+            f"{ALPHA}"
+        )
 
 
-def _swaps(n_patients: int, n_draws: int, seed: int) -> NDArray[np.float32]:
-    """Return whether a draw swaps a patient, 0 or 1, shape (n_draws, patients)."""
-    generator = np.random.default_rng([seed, 1])  # not the stream of the bootstrap
-    return generator.integers(2, size=(n_draws, n_patients), dtype=np.int8).astype(np.float32)
-
-
-def permutation_p(
-    first: Subject, second: Subject, metric: str, swaps: NDArray[np.float32]
-) -> float:
-    """Return how often models with swapped patients differ as much as the models do.
-
-    If it did not matter which model answered for a patient, the swaps would change nothing but by
-    chance (Good 2005). A swap moves a patient's sums from one model to the other.
+def spread(repeats: Sequence[Subject], metric: str) -> Spread:
+    """Return a score with its interval; the mean over repeats where there are several.
 
     Parameters
     ----------
-    first, second
-        Subjects of the models, on the same units.
-    metric
-        Metric that is a function of sums over patients; see `Subject.patient_sums`.
-    swaps
-        Whether a draw swaps a patient, 0 or 1, shape (draws, patients).
-    """
-    sums = first.patient_sums(metric), second.patient_sums(metric)
-    assert sums[0] is not None
-    assert sums[1] is not None
-    step = sums[1] - sums[0]
-    # Counts are exact in float32, and half the work; moments of numbers are not.
-    exact = swaps if np.array_equal(step, np.rint(step)) else swaps.astype(np.float64)
-    moved = np.asarray(exact @ step.astype(exact.dtype), np.float64)
-    totals = sums[0].sum(axis=0), sums[1].sum(axis=0)
-
-    def lead_after(moved: Floats) -> Floats:
-        scores = (first.score_of_sums(metric, s) for s in (totals[0] + moved, totals[1] - moved))
-        return np.asarray(np.subtract(*scores))
-
-    observed = abs(lead_after(np.zeros((1, len(totals[0]))))[0])
-    as_far = np.abs(lead_after(moved)) >= observed - _ROUNDING
-    return float((1 + as_far.sum()) / (1 + len(swaps)))
-
-
-def _bootstrap_p(lead: Floats) -> float:
-    """Return twice the share of resamples on the rarer side of 0, which counts to both."""
-    rarer = min((lead <= 0).sum(), (lead >= 0).sum())
-    return float(min(1, 2 * (1 + rarer) / (1 + len(lead))))
-
-
-def spread(subject: Subject, metric: str, *, n_resamples: int = 10_000, seed: int = 0) -> Spread:
-    """Return a score with its interval.
-
-    Parameters
-    ----------
-    subject
-        Subject that is scored.
+    repeats
+        Subject of each repeat.
     metric
         One of `Subject.metrics`.
-    n_resamples
-        Number of resamples of patients.
-    seed
-        Seed of the bootstrap.
 
     Raises
     ------
     RunError
         No such metric.
     """
-    weights = resample_weights(subject.n_patients, n_resamples, seed)
-    value = subject.score(metric, subject.everyone)[0]
-    return Spread(float(value), *interval(subject.score(metric, weights), subject.n_patients))
+    return repeated_score(repeats, metric).spread
 
 
 def lead(
-    first: Subject, second: Subject, metric: str, *, n_resamples: int = 10_000, seed: int = 0
+    first: Sequence[Subject],
+    second: Sequence[Subject],
+    metric: str,
+    *,
+    n_resamples: int = 10_000,
+    seed: int = 0,
 ) -> Spread:
     """Return by how much one model is ahead of another on the same units, with its interval.
 
     Above 0 where the first is better: its score less that of the second, or of errors the second's
-    less its own. The interval is that of the paired bootstrap, as in `compare`.
+    less its own. The interval is that of a pair in `compare`.
 
     Parameters
     ----------
     first, second
-        Subjects of the models, on the same units.
+        Subject of each repeat of the models, on the same units.
     metric
         One of `Subject.metrics`.
     n_resamples
-        Number of resamples of patients.
+        Number of draws of signs.
     seed
-        Seed of the bootstrap.
+        Seed of the signs.
 
     Raises
     ------
     RunError
         No such metric, or one that is not defined on these units.
     """
-    values = [_score(metric, subject, f"model {i}") for i, subject in enumerate((first, second), 1)]
-    sign, n_patients = first.sign(metric), first.n_patients
-    weights = resample_weights(n_patients, n_resamples, seed)
-    draws = _ahead(first.score(metric, weights), second.score(metric, weights), sign)
-    return Spread(_ahead(values[0], values[1], sign), *interval(draws, n_patients))
+    ours, theirs = _score(metric, first, "model 1"), _score(metric, second, "model 2")
+    sign = first[0].sign(metric)
+    ahead = Lead(
+        sign * (_values(metric, first) - _values(metric, second)),
+        sign * (ours.parts - theirs.parts),
+        first[0].n_patients,
+    )
+    drawn = draw_signs(ours.parts[:, None], [ahead], n_resamples, seed)[1]
+    return spread_and_p(ahead, drawn[:, 0])[0]
 
 
-def drop(
-    inside: Subject, outside: Subject, metric: str, *, n_resamples: int = 10_000, seed: int = 0
-) -> Spread:
+def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> Spread:
     """Return how much worse a model is on other patients, with its interval.
 
-    Above 0 where it is worse outside: its score is lower there, or its error larger. The two
-    cohorts are resampled independently.
+    Above 0 where it is worse outside: its score is lower there, or its error larger. The patients
+    of the two cohorts vary independently, so their variances add up.
 
     Parameters
     ----------
     inside, outside
-        Subjects of the model on the two cohorts.
+        Subject of each repeat of the model, on the two cohorts.
     metric
         One of `Subject.metrics`.
-    n_resamples
-        Number of resamples of patients, of each cohort.
-    seed
-        Seed of the bootstrap.
 
     Raises
     ------
     RunError
         No such metric.
     """
-    cohorts, sign = (inside, outside), inside.sign(metric)
-    inner, outer = (
-        subject.score(metric, resample_weights(subject.n_patients, n_resamples, seed))
-        for subject in cohorts
-    )
-    values = [subject.score(metric, subject.everyone)[0] for subject in cohorts]
-    # One seed draws alike for both: the reverse order sets other draws against each other.
-    ends = interval(
-        _ahead(inner, outer[::-1], sign), min(subject.n_patients for subject in cohorts)
-    )
-    return Spread(float(_ahead(values[0], values[1], sign)), *ends)
+    sign = inside[0].sign(metric)
+    home, away = (repeated_score(repeats, metric) for repeats in (inside, outside))
+    value = sign * (home.value - away.value)
+    if min(home.n_holders, away.n_holders) < 2:
+        return Spread(value, math.nan, math.nan)
+    n_holders = home.n_holders + away.n_holders - 1
+    return spread_of(value, np.concatenate([home.parts, away.parts]), n_holders)

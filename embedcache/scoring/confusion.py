@@ -27,7 +27,8 @@ def recall(tables: Floats) -> Floats:
 def accuracy(tables: Floats) -> Floats:
     """Return the share of all units that are right, shape (tables,)."""
     hits = np.trace(tables, axis1=1, axis2=2)
-    return np.asarray(hits / tables.sum(axis=(1, 2)), np.float64)
+    n_units = tables.sum(axis=(1, 2))
+    return ratio(hits, n_units, n_units > 0)
 
 
 OF_ALL_CLASSES: Final[Mapping[str, Callable[[Floats], Floats]]] = {

@@ -1,38 +1,30 @@
-"""Every score of a run's answers, with intervals that resample patients, not images.
+"""Every score of a run's answers, with intervals over patients, not images.
 
-Frames of one patient resemble each other, so an interval over images is far too narrow. A resample
-draws patients with replacement and takes all of a drawn patient's images (the cluster bootstrap;
-Davison and Hinkley 1997, section 3.8). The models stay fixed, so an interval says how the score
-varies with the patients tested, not with those trained on. See docs/protocol.md, 'Scores'.
+Frames of one patient resemble each other, so an interval over images is far too narrow. The models
+stay fixed, so an interval says how the score varies with the patients tested, not with those
+trained on. See docs/protocol.md, 'Scores' and 'Intervals'.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from embedcache.data.predictions import Answers
 from embedcache.scoring.answers import scored_views, subject_of
-from embedcache.scoring.calibration import ProbabilityUnits, calibration_gaps, losses
+from embedcache.scoring.calibration import calibration_gaps, losses
 from embedcache.scoring.choices import Level
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.ranking import rates_above, threshold_at
-from embedcache.scoring.resampling import Weights, ece_interval, interval, resample_weights
-from embedcache.scoring.subject import ScoreDraws, Subject
+from embedcache.scoring.jackknife import Spread
+from embedcache.scoring.operating import operating_points, rates_above, rates_out_of_fold
+from embedcache.scoring.recalibration import recalibration
+from embedcache.scoring.resampling import ece_interval, resample_weights
+from embedcache.scoring.subject import Score, Subject
 
-SPECIFICITY: Final = 0.95
 _THRESHOLD: Final = "threshold_at_spec95"
-
-
-class _Row(NamedTuple):
-    metric: str
-    label: str
-    value: float
-    low: float
-    high: float
 
 
 def evaluate(
@@ -65,68 +57,73 @@ def evaluate(
     }
     estimates = []
     for cohort in answers:
-        weights = resample_weights(len(set(cohort.patient_id)), n_resamples, seed)
         for level, masked in scored_views(cohort):
             subject = subject_of(cohort, level=level, masked=masked)
             thresholds = {} if masked else points.get(level, {})
-            rows = [*_rows(subject, weights, thresholds)]
+            rows = [
+                (score.metric, score.label, score.spread)
+                for score in (
+                    *subject.scores(),
+                    *_rates(subject, thresholds, out_of_fold=cohort is inside),
+                )
+            ]
             if cohort is inside:
                 rows += [
-                    _Row(_THRESHOLD, c, at, math.nan, math.nan) for c, at in thresholds.items()
+                    (_THRESHOLD, name, Spread(threshold, math.nan, math.nan))
+                    for name, threshold in thresholds.items()
                 ]
-            for suffix, units in subject.calibrations.items():
-                rows += _calibration(units, weights, suffix)
-            estimates += [_estimate(cohort, level, row, masked=masked) for row in rows]
+            rows += _calibration(subject, n_resamples, seed)
+            estimates += [
+                _estimate(cohort, level, row, masked=masked)
+                for row in rows
+                if not math.isnan(row[-1].value)  # as the specificity where there is one class only
+            ]
     return estimates
 
 
-def operating_points(subject: Subject) -> dict[str, float]:
-    """Return the threshold of each class at which 95 % of the rest is refused."""
-    thresholds = {n: threshold_at(r, SPECIFICITY) for n, r in subject.rankings.items()}
-    return {name: threshold for name, threshold in thresholds.items() if threshold is not None}
-
-
-def _rows(subject: Subject, weights: Weights, thresholds: Mapping[str, float]) -> Iterator[_Row]:
-    whole, draws = (
-        [*subject.scores(w), *_rates(subject, w, thresholds)] for w in (subject.everyone, weights)
-    )
-    for (metric, label, (value,)), (_, _, drawn) in zip(whole, draws, strict=True):
-        if not math.isnan(value):  # as the specificity where there is one class only
-            yield _Row(metric, label, float(value), *interval(drawn, subject.n_patients))
-
-
 def _rates(
-    subject: Subject, weights: Weights, thresholds: Mapping[str, float]
-) -> Iterator[ScoreDraws]:
+    subject: Subject, thresholds: Mapping[str, float], *, out_of_fold: bool
+) -> Iterator[Score]:
     for name, ranking in subject.rankings.items():
-        if name in thresholds:
-            sensitivity, specificity = rates_above(ranking, thresholds[name], weights)
-            yield ScoreDraws("sensitivity_at_spec95", name, sensitivity)
-            yield ScoreDraws("specificity_at_spec95", name, specificity)
+        if name not in thresholds:
+            continue
+        if out_of_fold:
+            yield from rates_out_of_fold(ranking, name)
+        else:
+            yield from rates_above(ranking, name, thresholds[name])
 
 
-def _calibration(units: ProbabilityUnits, weights: Weights, suffix: str) -> Iterator[_Row]:
-    everyone = np.ones((1, units.n_patients))
-    whole, draws = losses(units, everyone), losses(units, weights)
-    for metric, (value,), drawn in zip(("log_loss", "brier"), whole, draws, strict=True):
-        ends = interval(drawn, units.n_patients)
-        yield _Row(f"{metric}{suffix}", "", float(value), *ends)
-    (gaps,), drawn = (calibration_gaps(units, w) for w in (everyone, weights))
-    ends = ece_interval(gaps, drawn, units.n_patients)
-    yield _Row(f"ece{suffix}", "", float(np.abs(gaps).sum()), *ends)
+def _calibration(
+    subject: Subject, n_resamples: int, seed: int
+) -> Iterator[tuple[str, str, Spread]]:
+    if not subject.calibrations:
+        return
+    weights = resample_weights(subject.n_patients, n_resamples, seed)
+    everyone = np.ones((1, subject.n_patients))
+    for suffix, units in subject.calibrations.items():
+        for score in losses(units):
+            yield f"{score.metric}{suffix}", "", score.spread
+        (gaps,), drawn = (calibration_gaps(units, w) for w in (everyone, weights))
+        ends = ece_interval(gaps, drawn, units.n_patients)
+        yield f"ece{suffix}", "", Spread(float(np.abs(gaps).sum()), *ends)
+        for score in recalibration(units):
+            yield f"{score.metric}{suffix}", score.label, score.spread
 
 
-def _estimate(cohort: Answers, level: Level, row: _Row, *, masked: bool) -> Estimate:
+def _estimate(
+    cohort: Answers, level: Level, row: tuple[str, str, Spread], *, masked: bool
+) -> Estimate:
+    metric, label, spread = row
     return Estimate(
         cohort=", ".join(sorted(set(cohort.cohort))),
         role=cohort.role,
         scoring="masked" if masked else "all",
         level=level,
-        metric=row.metric,
-        label=row.label,
-        value=row.value,
-        low=row.low,
-        high=row.high,
+        metric=metric,
+        label=label,
+        value=spread.value,
+        low=spread.low,
+        high=spread.high,
         n_patients=len(set(cohort.patient_id)),
         n_images=len(cohort.image_id),
     )

@@ -12,21 +12,16 @@ from numpy.typing import NDArray
 
 from embedcache.data.predictions import LabelSets
 from embedcache.files.arrays import Floats
+from embedcache.scoring.jackknife import deviations
 from embedcache.scoring.ranking import Ranking, auroc, average_precision
-from embedcache.scoring.resampling import (
-    Weights,
-    mean_of_defined,
-    ratio,
-    sums_by_patient,
-    weighted_sums,
-)
-from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
+from embedcache.scoring.resampling import ratio, sums_by_patient
+from embedcache.scoring.subject import Score, Subject, check_metric, mean_score
 
 # Score of one label, and its mean over labels.
 _MEANS: Final[Mapping[str, str]] = MappingProxyType(
     {"auroc": "macro_auroc", "f1": "macro_f1", "average_precision": "mean_average_precision"}
 )
-_ORDERED: Final[Mapping[str, Callable[[Ranking, Weights], Floats]]] = MappingProxyType(
+_ORDERED: Final[Mapping[str, Callable[[Ranking], tuple[float, Floats]]]] = MappingProxyType(
     {"auroc": auroc, "average_precision": average_precision}
 )
 _N_CELLS: Final = 4  # of a table of truth and call
@@ -68,6 +63,11 @@ class LabelUnits(Subject):
         return int(self.patient.max()) + 1
 
     @property
+    def n_folds(self) -> int:
+        """Number of folds that tested the images; 1 where all were tested by one model."""
+        return len(np.unique(self.fold))
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics of these labels; AUROC of those that an image lacks."""
         ranked = [n for n, has in zip(self.labels, self.truth.T, strict=True) if not has.all()]
@@ -77,20 +77,34 @@ class LabelUnits(Subject):
             *(f"{metric}:{name}" for metric in _MEANS for name in names[metric]),
         )
 
-    def score(self, metric: str, weights: Weights) -> Floats:
-        """Return one score of each resample; see `Subject.score`."""
+    def score(self, metric: str) -> Score:
+        """Return one score; see `Subject.score`."""
         check_metric(metric, self)
         name, _, label = metric.partition(":")
-        if label:
-            return self._of_label(name, self.labels.index(label), weights)
-        base = next(of_label for of_label, mean in _MEANS.items() if mean == name)
-        values = [self._of_label(base, number, weights) for number in range(len(self.labels))]
-        return mean_of_defined(np.column_stack(values))
+        base = (
+            name if label else next(of_label for of_label, mean in _MEANS.items() if mean == name)
+        )
+        return next(score for score in self._scores(base) if score.label == label)
 
-    def _of_label(self, metric: str, number: int, weights: Weights) -> Floats:
-        if metric == "f1":
-            return _f1(weighted_sums(weights, self._tables(number)))
-        return _ORDERED[metric](self._ranking(number), weights)
+    def scores(self) -> Iterator[Score]:
+        """Yield each metric's mean over labels, and its value for each."""
+        for metric in _MEANS if self.labels else ():
+            yield from self._scores(metric)
+
+    def _scores(self, metric: str) -> Iterator[Score]:
+        scores = {name: self._left_out(metric, n) for n, name in enumerate(self.labels)}
+        yield mean_score(_MEANS[metric], scores.values(), self.n_patients)
+        for (label, (value, left_out)), has in zip(scores.items(), self.truth.T, strict=True):
+            n_holders = len(np.unique(self.patient[has]))
+            yield Score(metric, label, value, deviations(left_out), n_holders)
+
+    def _left_out(self, metric: str, number: int) -> tuple[float, Floats]:
+        """Return the score of a label, and that without each patient, shape (patients,)."""
+        if metric != "f1":
+            return _ORDERED[metric](self._ranking(number))
+        tables = self._tables(number)
+        value, *left_out = _f1(np.vstack([tables.sum(axis=0), tables.sum(axis=0) - tables]))
+        return float(value), np.array(left_out)
 
     def _ranking(self, number: int) -> Ranking:
         return Ranking(
@@ -106,29 +120,6 @@ class LabelUnits(Subject):
         cells = 2 * self.truth[:, number].astype(np.int64) + self.called[:, number]
         ones = np.ones(len(cells))
         return sums_by_patient(ones, self.patient, self.n_patients, group=cells, n_groups=_N_CELLS)
-
-    def patient_sums(self, metric: str) -> Floats | None:
-        """Return the tables of all labels by patient, shape (patients, 4 m); None but for F1."""
-        if metric.partition(":")[0] not in {"f1", "macro_f1"}:
-            return None
-        return np.hstack([self._tables(number) for number in range(len(self.labels))])
-
-    def score_of_sums(self, metric: str, sums: Floats) -> Floats:
-        """Return F1 of a label, or its mean over labels, for each row of added-up tables."""
-        tables = sums.reshape(len(sums), len(self.labels), _N_CELLS)
-        values = [_f1(tables[:, number]) for number in range(len(self.labels))]
-        _, _, label = metric.partition(":")
-        if label:
-            return values[self.labels.index(label)]
-        return mean_of_defined(np.column_stack(values))
-
-    def scores(self, weights: Weights) -> Iterator[ScoreDraws]:
-        """Yield each metric's mean over labels, and its value for each."""
-        for metric, mean in _MEANS.items() if self.labels else ():
-            values = [self._of_label(metric, number, weights) for number in range(len(self.labels))]
-            yield ScoreDraws(mean, "", mean_of_defined(np.column_stack(values)))
-            for name, draws in zip(self.labels, values, strict=True):
-                yield ScoreDraws(metric, name, draws)
 
 
 def _f1(tables: Floats) -> Floats:

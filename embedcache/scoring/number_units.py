@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,9 +14,15 @@ from numpy.typing import NDArray
 from embedcache.data.predictions import Measurements
 from embedcache.files.arrays import Floats
 from embedcache.scoring.choices import Level
-from embedcache.scoring.resampling import Weights, weighted_sums
-from embedcache.scoring.subject import ScoreDraws, Subject, check_metric
+from embedcache.scoring.jackknife import LOSS
+from embedcache.scoring.subject import Score, Subject, check_metric, score_of_sums
 
+_BOUNDS: Final = {
+    "mae": LOSS,
+    "rmse": LOSS,
+    "r2": (-math.inf, 1.0),
+    "pearson": (-1.0, 1.0),
+}
 _NOISE: Final = 1e-6  # share of the squares below which a variance is rounding
 
 
@@ -62,9 +69,12 @@ class NumberUnits(Subject):
     moments
         Sums of the moments of each patient's units, shape (patients, 8), truth and prediction
         counted from the mean of the cohort's truth: near 0, squares do not swamp their differences.
+    n_folds
+        Number of folds that tested the units; 1 where all were tested by one model.
     """
 
     moments: Floats = field(repr=False)
+    n_folds: int
 
     task: ClassVar[str] = "regression"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"mae", "rmse"})
@@ -77,7 +87,7 @@ class NumberUnits(Subject):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics of a number; R2 and r only where the truth varies, r where the answers do."""
-        return tuple(draws.metric for draws in self.scores(self.everyone) if _defined(draws))
+        return tuple(score.metric for score in self.scores() if not math.isnan(score.value))
 
     @property
     def undefined(self) -> Mapping[str, str]:
@@ -88,28 +98,25 @@ class NumberUnits(Subject):
             if metric not in self.metrics
         }
 
-    def score(self, metric: str, weights: Weights) -> Floats:
-        """Return one score of each resample; see `Subject.score`."""
+    def score(self, metric: str) -> Score:
+        """Return one score; see `Subject.score`."""
         check_metric(metric, self)
-        return self.score_of_sums(metric, weighted_sums(weights, self.moments))
+        return self._score(metric)
 
-    def patient_sums(self, metric: str) -> Floats:  # noqa: ARG002 - any of them
-        """Return the moments: every score of a number is a function of their sums."""
-        return self.moments
+    def _score(self, metric: str) -> Score:
+        of_moments = _SCORES[metric]
+        return score_of_sums(
+            metric,
+            "",
+            self.moments,
+            lambda sums: of_moments(_Sums(*sums.T)),
+            self.n_patients,
+            _BOUNDS[metric],
+        )
 
-    def score_of_sums(self, metric: str, sums: Floats) -> Floats:
-        """Return the score of each row of added-up moments."""
-        return np.asarray(_SCORES[metric](_Sums(*sums.T)))
-
-    def scores(self, weights: Weights) -> Iterator[ScoreDraws]:
+    def scores(self) -> Iterator[Score]:
         """Yield mean absolute error, root mean squared error, R2 and Pearson's r."""
-        sums = weighted_sums(weights, self.moments)
-        for metric in _SCORES:
-            yield ScoreDraws(metric, "", self.score_of_sums(metric, sums))
-
-
-def _defined(draws: ScoreDraws) -> bool:
-    return not bool(np.isnan(draws.draws[0]))
+        yield from map(self._score, _SCORES)
 
 
 def number_units(measurements: Measurements, *, level: Level = "image") -> NumberUnits:
@@ -126,11 +133,12 @@ def number_units(measurements: Measurements, *, level: Level = "image") -> Numbe
     patient, n_images = np.unique(measurements.patient_id, return_inverse=True, return_counts=True)[
         1:
     ]
-    centre = truth.mean()
+    centre, n_folds = truth.mean(), len(np.unique(measurements.fold))
     if level == "patient":
         means = [np.bincount(patient, v - centre) / n_images for v in (truth, predicted)]
-        return NumberUnits(_moments(*means))
-    return NumberUnits(_by_patient(_moments(truth - centre, predicted - centre), patient))
+        return NumberUnits(_moments(*means), n_folds)
+    moments = _moments(truth - centre, predicted - centre)
+    return NumberUnits(_by_patient(moments, patient), n_folds)
 
 
 def _moments(truth: Floats, predicted: Floats) -> Floats:

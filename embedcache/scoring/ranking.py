@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.files.arrays import Floats
-from embedcache.scoring.resampling import Weights, ratio, sums_by_patient, weighted_sums
+from embedcache.scoring.resampling import ratio
 
-_BLOCK_PATIENTS: Final = 256  # patients whose pairs are counted at a time
-_BLOCK_CELLS: Final = 1 << 22  # of resamples x distinct scores, at a time
+_BLOCK_CELLS: Final = 1 << 20  # of a table of patients x distinct probabilities, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,117 +39,84 @@ class Ranking:
     fold: NDArray[np.int64] = field(repr=False)
 
 
-def auroc(ranking: Ranking, weights: Weights) -> Floats:
-    """Return the AUROC, shape (resamples,), ties counting a half; NaN where one side is empty.
+def auroc(ranking: Ranking) -> tuple[float, Floats]:
+    """Return the AUROC, and that without each patient, shape (n_patients,).
 
-    Units of different folds are no pairs: they were scored by different probes (Forman and Scholz
-    2010). With A[p, q] the pairs that positive units of patient p win against other units of
-    patient q, it is w' A w over the number of pairs. Only patients with positive units have a row
-    in A, and A is made a block of columns at a time; counts below 2^24 are exact in float32.
+    NaN where one side is empty. Ties count a half. Units of different folds are no pairs: they were
+    scored by different probes (Forman and Scholz 2010). With a patient go the pairs that his or her
+    positive units win, and those that others win against his or her other units; pairs within the
+    patient are in both, and go once.
     """
-    won, n_pairs = np.zeros((2, len(weights)))
-    for number in np.unique(ranking.fold):
-        fold_won, fold_pairs = _contests(ranking, weights, ranking.fold == number)
-        won += fold_won
-        n_pairs += fold_pairs
-    return ratio(won, n_pairs, n_pairs > 0)
+    is_in, n_patients = ranking.positive, ranking.n_patients
+    folds = np.unique(ranking.fold, return_inverse=True)[1]
+    pairs = _pairs(ranking, folds)
+    within = _pairs(ranking, folds * n_patients + ranking.patient)
+    gone = np.where(is_in[:, None], pairs - within, pairs)
+    by_patient = [np.bincount(ranking.patient, column, n_patients) for column in gone.T]
+    total = pairs[is_in].sum(axis=0)[:, None]
+    won, n_pairs = np.hstack([total, total - by_patient])
+    value, *left_out = ratio(won, n_pairs, n_pairs > 0)
+    return float(value), np.array(left_out)
 
 
-def _contests(
-    ranking: Ranking, weights: Weights, tested: NDArray[np.bool_]
-) -> tuple[Floats, Floats]:
-    """Return pairs won and all pairs of the tested units, shape (resamples,) each."""
-    probability, patient = ranking.probability, ranking.patient
-    is_in, is_out = tested & ranking.positive, tested & ~ranking.positive
-    order = np.flatnonzero(is_in)[np.argsort(probability[is_in], kind="stable")]
-    ladder, rest = probability[order], np.flatnonzero(is_out)
-    holders, holder = np.unique(patient[order], return_inverse=True)
-    drawn = weights[:, holders]
-    won = np.zeros(len(weights))
-    for first in range(0, ranking.n_patients, _BLOCK_PATIENTS):
-        width = min(_BLOCK_PATIENTS, ranking.n_patients - first)
-        rows = rest[(patient[rest] >= first) & (patient[rest] < first + width)]
-        pairs = np.zeros((len(holders), width), weights.dtype)
-        np.add.at(pairs, holder, _below(ladder, probability[rows], patient[rows] - first, width))
-        products = (drawn @ pairs) * weights[:, first : first + width]
-        won += products.sum(axis=1, dtype=np.float64)
-    sides = [
-        sums_by_patient(side.astype(np.float64), patient, ranking.n_patients)
-        for side in (is_in, is_out)
-    ]
-    n_pairs = np.prod([weighted_sums(weights, side)[:, 0] for side in sides], axis=0)
-    return won, n_pairs
+def _pairs(ranking: Ranking, group: NDArray[np.intp]) -> Floats:
+    """Return each unit's pairs within its group that are won, and all of them, shape (n, 2).
 
-
-def _below(ladder: Floats, probability: Floats, owner: NDArray[np.intp], n_owners: int) -> Floats:
-    """Return how many of each owner's units lie below each rung, shape (rungs, n_owners)."""
-    steps = np.zeros((len(ladder) + 1, n_owners))
-    for side in ("left", "right"):  # a tie passes one of the two, and so counts a half
-        np.add.at(steps, (np.searchsorted(ladder, probability, side), owner), 0.5)
-    return np.asarray(steps[:-1].cumsum(axis=0))
-
-
-def average_precision(ranking: Ranking, weights: Weights) -> Floats:
-    """Return the sum over thresholds of (gain in recall) x precision, shape (resamples,).
-
-    Only the probabilities of positive units are thresholds: recall gains nothing elsewhere.
+    A pair is won where the positive unit of the two has the higher probability; a tie counts half.
     """
-    rungs = np.unique(ranking.probability[ranking.positive])
-    everywhere = np.ones_like(ranking.positive)
-    n_called, n_hit = (_reaching(ranking, rows, rungs) for rows in (everywhere, ranking.positive))
-    values = np.empty(len(weights))
-    step = max(1, _BLOCK_CELLS // len(rungs))
-    for first in range(0, len(weights), step):
-        block = weights[first : first + step]
-        called, hit = (np.asarray(block @ n.astype(block.dtype)) for n in (n_called, n_hit))
-        gained = -np.diff(hit, axis=1, append=0)
-        precision = np.divide(hit, called, out=np.zeros_like(hit), where=called > 0)
-        total = np.where(hit[:, 0] > 0, hit[:, 0], np.nan)
-        values[first : first + step] = (gained * precision).sum(axis=1, dtype=np.float64) / total
-    return values
+    is_in = ranking.positive
+    side = 2 * group + is_in
+    opposite = np.bincount(side, minlength=2 * group.max() + 2)[side ^ 1].astype(np.float64)
+    below = _middle_ranks(ranking.probability, group) - _middle_ranks(ranking.probability, side)
+    return np.column_stack([np.where(is_in, below, opposite - below), opposite])
 
 
-def _reaching(ranking: Ranking, rows: NDArray[np.bool_], rungs: Floats) -> Floats:
-    """Return how many of these units of each patient reach each rung, shape (patients, rungs)."""
-    place = np.searchsorted(rungs, ranking.probability[rows], side="right")  # 0: below all rungs
-    cells = ranking.patient[rows] * (len(rungs) + 1) + place
-    counts = np.bincount(cells, minlength=ranking.n_patients * (len(rungs) + 1))
-    from_below = counts.reshape(ranking.n_patients, -1)[:, :0:-1].cumsum(axis=1)
-    return np.asarray(from_below[:, ::-1], np.float64)
+def _middle_ranks(values: Floats, group: NDArray[np.intp]) -> Floats:
+    """Return each value's rank within its group, ties sharing the mean of their ranks."""
+    order = np.lexsort((values, group))
+    is_new_group = np.diff(group[order], prepend=-1) > 0
+    is_new = is_new_group | (np.diff(values[order], prepend=np.nan) != 0)
+    ties = np.flatnonzero(is_new)
+    tie, n_tied = is_new.cumsum() - 1, np.diff(ties, append=len(values))
+    start = np.flatnonzero(is_new_group)[is_new_group.cumsum() - 1]
+    ranks = np.empty(len(values))
+    ranks[order] = (ties + (n_tied + 1) / 2)[tie] - start
+    return ranks
 
 
-def threshold_at(ranking: Ranking, specificity: float) -> float | None:
-    """Return the lowest threshold at which enough of the rest is refused; None without a rest.
+def average_precision(ranking: Ranking) -> tuple[float, Floats]:
+    """Return the average precision, and that without each patient, shape (n_patients,).
 
-    A unit is called positive if its probability lies above the threshold, which therefore is the
-    probability of the unit of the rest that is the first not allowed to pass.
-
-    Parameters
-    ----------
-    ranking
-        Units to choose the threshold on.
-    specificity
-        Least share of the rest that must be refused, from 0 to 1.
+    It is the sum over thresholds of (gain in recall) x precision; NaN without a positive unit. Only
+    the probabilities of positive units are thresholds: recall gains nothing elsewhere.
     """
-    rest = np.sort(ranking.probability[~ranking.positive])
-    if not len(rest):
-        return None
-    # Whole images: 0.05 * 40 is 2.0000000000000018.
-    n_passing = math.floor(round((1 - specificity) * len(rest), 9))
-    return float(rest[len(rest) - 1 - n_passing])
+    is_in, patient = ranking.positive, ranking.patient
+    rungs = np.unique(ranking.probability[is_in])
+    place = np.searchsorted(rungs, ranking.probability, side="right")  # 0: below all rungs
+    called, hit = (_reaching(place[rows], 1, len(rungs)) for rows in (slice(None), is_in))
+    left_out = np.empty(ranking.n_patients)
+    step = max(1, _BLOCK_CELLS // (len(rungs) + 1))
+    for first in range(0, ranking.n_patients, step):
+        n_owners = min(step, ranking.n_patients - first)
+        of_block = (patient >= first) & (patient < first + n_owners)
+        cells = (patient - first) * (len(rungs) + 1) + place
+        gone_called, gone_hit = (
+            _reaching(cells[rows], n_owners, len(rungs)) for rows in (of_block, of_block & is_in)
+        )
+        left_out[first : first + n_owners] = _area(called - gone_called, hit - gone_hit)
+    return float(_area(called, hit)[0]), left_out
 
 
-def rates_above(ranking: Ranking, threshold: float, weights: Weights) -> tuple[Floats, Floats]:
-    """Return sensitivity and specificity at a threshold, shape (resamples,) each."""
-    is_in = ranking.positive.astype(np.int64)
-    called = (ranking.probability > threshold).astype(np.int64)
-    sums = sums_by_patient(
-        np.ones(len(is_in)),
-        ranking.patient,
-        ranking.n_patients,
-        group=2 * is_in + called,
-        n_groups=4,
-    )
-    cells = weighted_sums(weights, sums)
-    n_out, n_in = cells[:, :2].sum(axis=1), cells[:, 2:].sum(axis=1)
-    return ratio(cells[:, 3], n_in, n_in > 0), ratio(cells[:, 0], n_out, n_out > 0)
+def _reaching(cells: NDArray[np.intp], n_owners: int, n_rungs: int) -> Floats:
+    """Return how many units of each owner reach each rung, shape (n_owners, n_rungs)."""
+    counts = np.bincount(cells, minlength=n_owners * (n_rungs + 1))
+    from_top = counts.reshape(n_owners, -1)[:, :0:-1].cumsum(axis=1)
+    return np.asarray(from_top[:, ::-1], np.float64)
+
+
+def _area(called: Floats, hit: Floats) -> Floats:
+    """Return the average precision of the counts that reach each rung, shape (rows,)."""
+    gained = -np.diff(hit, axis=1, append=0)
+    precision = np.divide(hit, called, out=np.zeros_like(hit), where=called > 0)
+    n_positive = hit[:, :1].sum(axis=1)
+    return ratio((gained * precision).sum(axis=1), n_positive, n_positive > 0)

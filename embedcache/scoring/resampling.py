@@ -9,7 +9,6 @@ once, so that ten thousand of them cost a matrix product.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
@@ -23,23 +22,6 @@ COVERAGE: Final = 0.95
 _BLOCK_ROWS: Final = 1000  # resamples that are drawn at a time
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A score, or a difference of scores, with its interval.
-
-    Parameters
-    ----------
-    value
-        Score of the cohort as it is.
-    low, high
-        Ends of the 95 % interval; NaN for fewer than two patients.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 def resample_weights(n_patients: int, n_resamples: int, seed: int) -> NDArray[np.float32]:

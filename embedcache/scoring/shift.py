@@ -8,7 +8,7 @@ docs/protocol.md, 'The external drop'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,14 +18,9 @@ from embedcache.data.predictions import Predictions
 from embedcache.files.arrays import Floats
 from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.confusion import table_score
-from embedcache.scoring.resampling import (
-    Spread,
-    Weights,
-    interval,
-    ratio,
-    resample_weights,
-    weighted_sums,
-)
+from embedcache.scoring.jackknife import Spread, deviations, spread_of
+from embedcache.scoring.repeats import model_parts, training_parts
+from embedcache.scoring.resampling import ratio
 
 _TOLERANCE: Final = 1e-8  # of a class share, between two steps of EM
 _MOST_STEPS: Final = 10_000
@@ -74,96 +69,115 @@ class Shift:
     prior: Spread
 
 
+# A score of added-up confusion tables at home and outside, shape (rows, columns) each, of which one
+# may have a single row.
+_Score = Callable[[Floats, Floats], Floats]
+
+
 def take_apart(
     inside: Sequence[ClassUnits],
     outside: Sequence[ClassUnits],
     adjusted: Sequence[ClassUnits],
     metric: str,
-    *,
-    n_resamples: int = 10_000,
-    seed: int = 0,
 ) -> Shift:
-    """Return the parts of a drop, each with its interval; the draws are those of `compare.drop`.
+    """Return the parts of a drop, each with its interval; see `compare.drop`.
 
     Parameters
     ----------
     inside
-        Units of the training cohort, of the classes that occur outside; one subject a repeat of
-        the model, all of the same images.
+        Units of the training cohort, of the classes that occur outside, by repeat.
     outside
         Units of the external cohort, by repeat.
     adjusted
         The same with probabilities that `prior_adjusted` gave, by repeat.
     metric
         Score of a confusion table, such as 'macro_f1' or 'f1:CLASS'.
-    n_resamples
-        Number of resamples of patients, of each cohort.
-    seed
-        Seed of the bootstrap.
     """
-    n_patients = inside[0].n_patients, outside[0].n_patients
-    drawn = [resample_weights(n, n_resamples, seed) for n in n_patients]
-    # As in `drop`: one seed draws alike for both, and the reverse order sets other draws together.
-    whole, draws = (
-        _parts(inside, outside, adjusted, metric, weights)
-        for weights in ((inside[0].everyone, outside[0].everyone), (drawn[0], drawn[1][::-1]))
+    classes, n_folds = outside[0].classes, inside[0].n_folds
+    at_home, there, corrected = (
+        [units.patient_tables() for units in repeats] for repeats in (inside, outside, adjusted)
     )
-    # What is won back is of the external patients alone.
-    fewest = (min(n_patients), min(n_patients), n_patients[1])
-    mix, rest, prior = (
-        Spread(float(value), *interval(of_draws, n))
-        for (value,), of_draws, n in zip(whole, draws, fewest, strict=True)
+    both = [np.hstack(pair) for pair in zip(there, corrected, strict=True)]
+    nobody = [np.zeros((1, 0))] * len(both)  # of home, where that plays no part
+
+    def score(tables: Floats) -> Floats:
+        return table_score(metric, classes, tables)
+
+    def mix(home: Floats, away: Floats) -> Floats:
+        return score(_at_shares_of(home, away, len(classes))) - score(away)
+
+    def rest(home: Floats, away: Floats) -> Floats:
+        return score(home) - score(_at_shares_of(home, away, len(classes)))
+
+    def prior(_: Floats, away: Floats) -> Floats:
+        as_it_is, with_shares = np.hsplit(away, 2)
+        return score(with_shares) - score(as_it_is)
+
+    n_home, n_there = (repeats[0].score(metric).n_holders for repeats in (inside, outside))
+    n_both = n_home + n_there - 1 if min(n_home, n_there) > 1 else 0
+    return Shift(
+        mix=_spread(mix, at_home, there, n_folds, n_both),
+        rest=_spread(rest, at_home, there, n_folds, n_both),
+        prior=_spread(prior, nobody, both, n_folds, n_there),
     )
-    return Shift(mix, rest, prior)
 
 
-def _parts(
-    inside: Sequence[ClassUnits],
-    outside: Sequence[ClassUnits],
-    adjusted: Sequence[ClassUnits],
-    metric: str,
-    weights: tuple[Weights, Weights],
-) -> tuple[Floats, Floats, Floats]:
-    """Return mix, rest and prior of each resample, shape (resamples,) each."""
-    home = _tables(inside[0], weights[0]).sum(axis=2)  # repeats have the same images
-    at_home = _mean_score(inside, metric, weights[0])
-    as_it_is = _mean_score(outside, metric, weights[1])
-    at_home_shares = _mean_score(outside, metric, weights[1], home)
-    won = _mean_score(adjusted, metric, weights[1]) - as_it_is
-    return at_home_shares - as_it_is, at_home - at_home_shares, won
+def _at_shares_of(home: Floats, away: Floats, n_classes: int) -> Floats:
+    """Return external tables, each class weighted to the number of units that home has of it."""
+    tables = away.reshape(-1, n_classes, n_classes + 1)
+    wanted = home.reshape(-1, n_classes, n_classes + 1).sum(axis=2)
+    wanted, present = np.broadcast_arrays(wanted, tables.sum(axis=2))
+    weight = np.divide(wanted, present, out=np.zeros(wanted.shape), where=present > 0)
+    return np.asarray((tables * weight[:, :, None]).reshape(len(weight), -1))
 
 
-def _mean_score(
-    repeats: Sequence[ClassUnits], metric: str, weights: Weights, n_wanted: Floats | None = None
-) -> Floats:
-    """Return the mean score over repeats, shape (resamples,).
+def _spread(
+    score: _Score,
+    home: Sequence[Floats],
+    outside: Sequence[Floats],
+    n_folds: int,
+    n_holders: int,
+) -> Spread:
+    """Return the mean over repeats of a score of two cohorts, with its interval.
+
+    The patients of the two vary independently; repeats add what they add to a score of each.
 
     Parameters
     ----------
-    repeats
-        Units of one cohort, by repeat.
-    metric
-        Score of a confusion table.
-    weights
-        How often each patient is drawn, shape (resamples, patients).
-    n_wanted
-        Number of units of each class that each table is scaled to, shape (resamples, c); None for
-        those drawn.
+    score
+        Function of added-up tables of both cohorts.
+    home, outside
+        Tables of each patient in each repeat, shape (patients, columns).
+    n_folds
+        Number of folds that tested the patients at home.
+    n_holders
+        Number of patients that the score is about.
     """
-    scores = []
-    for units in repeats:
-        tables = _tables(units, weights)
-        if n_wanted is not None:
-            n_drawn = tables.sum(axis=2)
-            tables *= ratio(n_wanted, n_drawn, n_drawn >= 0)[:, :, None]
-        scores.append(table_score(metric, units.classes, tables))
-    return np.asarray(np.mean(scores, axis=0), np.float64)
+    pairs = list(zip(home, outside, strict=True))
+    values = [_whole(score, *pair) for pair in pairs]
+    of_home, of_outside = map(np.stack, zip(*(_parts(score, *pair) for pair in pairs), strict=True))
+    # The models that test outside, apart from those that test at home.
+    of_models = model_parts(np.array([_whole(score, home[0], tables) for tables in outside]))
+    of_training = training_parts(of_home, n_folds)
+    means = of_home.mean(axis=0), of_outside.mean(axis=0)
+    parts = np.concatenate([*means, of_training, of_models])
+    return spread_of(float(np.mean(values)), parts, n_holders)
 
 
-def _tables(units: ClassUnits, weights: Weights) -> Floats:
-    """Return the confusion table of each resample, shape (resamples, c, c + 1)."""
-    c = len(units.classes)
-    return weighted_sums(weights, units.patient_tables()).reshape(-1, c, c + 1)
+def _whole(score: _Score, home: Floats, outside: Floats) -> float:
+    return float(score(home.sum(axis=0)[None], outside.sum(axis=0)[None])[0])
+
+
+def _parts(score: _Score, home: Floats, outside: Floats) -> tuple[Floats, Floats]:
+    """Return the part of each patient of both cohorts in the standard error."""
+    all_home, all_outside = home.sum(axis=0)[None], outside.sum(axis=0)[None]
+    without_home = score(all_home - home, all_outside)
+    without_outside = score(all_home, all_outside - outside)
+    # A score that one of the cohorts has no part in has a single row there.
+    return (
+        deviations(np.broadcast_to(without_home, len(home))),
+        deviations(np.broadcast_to(without_outside, len(outside))),
+    )
 
 
 def prior_adjusted(

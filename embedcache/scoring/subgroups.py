@@ -1,16 +1,16 @@
 """Groups of one cohort against the rest of it: which are behind, and whether by more than chance.
 
-A group is the images of one value of a column; all others of the cohort are the rest. Both are
-scored in the same resamples of patients, and a patient may have images in both. See
+A group is the images of one value of a column; all others of the cohort are the rest. A patient may
+have images in both. Which group is the furthest behind is chosen by its gap, so the gap of that one
+is too large; p, and an interval that allows for the choice, are given beside it. See
 docs/protocol.md, 'Groups within a cohort'.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from statistics import NormalDist
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,10 +19,11 @@ from scipy.special import stdtr, stdtrit
 
 from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import holm
-from embedcache.scoring.resampling import COVERAGE, Spread, Weights, interval, resample_weights
-from embedcache.scoring.subject import Subject
+from embedcache.scoring.jackknife import COVERAGE, Spread, degrees_of_freedom
+from embedcache.scoring.repeats import model_parts, training_parts
+from embedcache.scoring.subject import Score, Subject
 
-_LEAST_PATIENTS: Final = 2  # of a group and of the rest, for an interval
+_ALPHA: Final = 1 - COVERAGE
 
 
 class Side(NamedTuple):
@@ -30,18 +31,17 @@ class Side(NamedTuple):
 
     Parameters
     ----------
-    subject
-        Its units.
+    repeats
+        Its units, by repeat.
     patients
         Place of each of its patients among those of the cohort, shape (its patients,).
     """
 
-    subject: Subject
+    repeats: Sequence[Subject]
     patients: NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A group and the rest of its cohort.
 
     Parameters
@@ -56,13 +56,8 @@ class Group:
 
     name: str
     classes: tuple[str, ...]
-    members: Side = field(repr=False)
-    rest: Side = field(repr=False)
-
-    @property
-    def n_patients(self) -> int:
-        """Number of patients of the smaller side."""
-        return min(len(self.members.patients), len(self.rest.patients))
+    members: Side
+    rest: Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +76,11 @@ class Gap:
         Score of the rest less that of the group, or of errors the reverse, with the ends of its
         95 % interval; NaN for fewer than two patients on a side.
     p
-        Two-sided p value of no gap, of the same resamples as the interval; NaN without one.
+        Two-sided p value of no gap; at most 0.05 where 0 lies outside the interval, NaN without.
     p_corrected
         The same by Holm, over the groups of the cohort.
     p_worst
-        Share of resamples in which the group is the furthest behind; NaN without an interval.
+        Chance that the group is the furthest behind, as share of draws; NaN without an interval.
     """
 
     group: str
@@ -99,19 +94,58 @@ class Gap:
     p_worst: float
 
 
+class _Error(NamedTuple):
+    """A gap with its standard error.
+
+    Parameters
+    ----------
+    value
+        The gap.
+    parts
+        Part of each patient of the cohort in the standard error, then those of repeats.
+    more
+        Variance beside that of the parts: of a side that no patient moves.
+    freedom
+        Degrees of freedom; 0 where a side has fewer than two patients.
+    """
+
+    value: float
+    parts: Floats
+    more: float
+    freedom: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gap."""
+        return math.sqrt((self.parts**2).sum() + self.more)
+
+    def spread(self, alpha: float) -> Spread:
+        """Return the gap with the interval that leaves out `alpha`."""
+        if not self.freedom:
+            return Spread(self.value, math.nan, math.nan)
+        half = -float(stdtrit(self.freedom, alpha / 2)) * self.error
+        return Spread(self.value, self.value - half, self.value + half)
+
+    @property
+    def p(self) -> float:
+        """P value of no gap."""
+        if not self.error:
+            return 1.0 if not self.value else 0.0
+        return float(2 * stdtr(self.freedom, -abs(self.value) / self.error))
+
+
 def gaps(
     groups: Sequence[Group],
     metric: str,
     n_patients: int,
     *,
-    n_resamples: int = 10_000,
+    n_draws: int = 10_000,
     seed: int = 0,
 ) -> tuple[tuple[Gap, ...], Spread | None]:
     """Return the gap of each group, the furthest behind first, and the largest gap.
 
     The largest of several gaps is too large, for noise has a part in which one it is. Its interval
-    allows for that: it is wide enough for all gaps at once to lie within theirs, so that it holds
-    whichever is picked.
+    allows for that (Bonferroni): it holds whichever group is picked.
 
     Parameters
     ----------
@@ -121,97 +155,88 @@ def gaps(
         One of `Subject.metrics`.
     n_patients
         Number of patients of the cohort.
-    n_resamples
-        Number of resamples of patients.
+    n_draws
+        Number of draws of which group is the furthest behind.
     seed
-        Seed of the bootstrap.
+        Seed of the draws.
 
     Returns
     -------
-    Gaps, and the largest of those with an interval, with its wider one; None where none has.
+    Gaps, and the largest of those with an interval, with its wider one; None where none has one.
     """
-    weights = resample_weights(n_patients, n_resamples, seed)
-    everyone = np.ones((1, n_patients))
-    values = {group.name: float(_lead_of_rest(group, metric, everyone)[0]) for group in groups}
-    sized = [group for group in groups if group.n_patients >= _LEAST_PATIENTS]
-    draws = {group.name: _lead_of_rest(group, metric, weights) for group in sized}
-    sized = [group for group in sized if not np.isnan(draws[group.name]).all()]
-    draws = {group.name: draws[group.name] for group in sized}
-    p = {group.name: _p_of_no_gap(draws[group.name], group.n_patients) for group in sized}
+    errors = {group.name: _gap(group, metric, n_patients) for group in groups}
+    sized = {name: error for name, error in errors.items() if error.freedom}
     # Each of two groups is the rest of the other: one hypothesis, not two.
-    corrected = dict(zip(p, p.values() if len(groups) == 2 else holm([*p.values()]), strict=True))
-    worst = _shares_of_worst(draws)
-    rows = [
-        Gap(
-            group.name,
-            group.classes,
-            len(group.members.patients),
-            values[group.name],
-            *interval(draws.get(group.name, np.full(1, np.nan)), group.n_patients),
-            p=p.get(group.name, math.nan),
-            p_corrected=corrected.get(group.name, math.nan),
-            p_worst=worst.get(group.name, math.nan),
-        )
-        for group in groups
-    ]
+    n_hypotheses = 1 if len(groups) == 2 else len(sized)
+    p = {name: error.p for name, error in sized.items()}
+    corrected = [*p.values()] if n_hypotheses == 1 else holm([*p.values()])
+    p_worst = _worst(sized, n_draws, seed)
+    tests = dict(zip(p, zip(p.values(), corrected, p_worst, strict=True), strict=True))
+    rows = []
+    for group in groups:
+        spread, test = errors[group.name].spread(_ALPHA), tests.get(group.name, [math.nan] * 3)
+        n_members = len(group.members.patients)
+        ends = spread.value, spread.low, spread.high
+        rows.append(Gap(group.name, group.classes, n_members, *ends, *test))
     # Those without an interval come last: nothing says that they are behind.
-    rows.sort(key=lambda gap: (math.isnan(gap.low), -gap.value))
-    return tuple(rows), _simultaneous(rows[0], sized, values, draws) if sized else None
+    rows.sort(key=lambda gap: (gap.group not in sized, -gap.value))
+    largest = errors[rows[0].group].spread(_ALPHA / n_hypotheses) if sized else None
+    return tuple(rows), largest
 
 
-def _lead_of_rest(group: Group, metric: str, weights: Weights) -> Floats:
-    """Return by how much the rest is ahead of a group, shape (resamples,); NaN without either."""
-    sign = group.rest.subject.sign(metric)
-    return sign * (_scores(group.rest, metric, weights) - _scores(group.members, metric, weights))
+def _gap(group: Group, metric: str, n_patients: int) -> _Error:
+    """Return the gap of a group, by what each patient of the cohort does to it."""
+    sides = group.members, group.rest
+    scores = [[subject.score(metric) for subject in side.repeats] for side in sides]
+    moves = np.zeros((2, len(scores[0]), n_patients))
+    for of_side, side, of_repeats in zip(moves, sides, scores, strict=True):
+        of_side[:, side.patients] = [score.parts for score in of_repeats]
+    sign = group.rest.repeats[0].sign(metric)
+    levels = np.array([[score.value for score in of_repeats] for of_repeats in scores])
+    values, behind = sign * (levels[1] - levels[0]), sign * (moves[1] - moves[0])
+    n_folds = max(side.repeats[0].n_folds for side in sides)
+    others = training_parts(behind, n_folds) if n_folds > 1 else model_parts(values)
+    parts = np.concatenate([behind.mean(axis=0), others])
+    variances, freedoms = zip(
+        *(
+            _variance(of_side.mean(axis=0), of_repeats[0])
+            for of_side, of_repeats in zip(moves, scores, strict=True)
+        ),
+        strict=True,
+    )
+    more = sum(variances) - (moves.mean(axis=1) ** 2).sum()
+    return _Error(float(values.mean()), parts, more, _both_freedoms(variances, freedoms))
 
 
-def _scores(side: Side, metric: str, weights: Weights) -> Floats:
-    drawn = weights[:, side.patients]
-    is_there = drawn.any(axis=1)
-    scores = np.full(len(drawn), np.nan)
-    if is_there.any():
-        scores[is_there] = side.subject.score(metric, drawn[is_there])
-    return scores
+def _variance(parts: Floats, score: Score) -> tuple[float, float]:
+    """Return the variance of one side, and its degrees of freedom; 0 for fewer than two patients.
+
+    No patient moves a score that is all right or all wrong; its interval says what it may be.
+    """
+    spread = score.spread
+    if math.isnan(spread.low):
+        return 0.0, 0.0
+    freedom = degrees_of_freedom(parts, score.n_holders)
+    half = (spread.high - spread.low) / 2 / float(stdtrit(freedom, 1 - _ALPHA / 2))
+    return max(float((parts**2).sum()), half**2), freedom
 
 
-def _p_of_no_gap(draws: Floats, n_patients: int) -> float:
-    """Return the p value at which the interval of some draws would end at 0; see `interval`."""
-    n_below, n_above = (draws <= 0).sum(), (draws >= 0).sum()
-    n_drawn = (~np.isnan(draws)).sum()
-    tail = max(1, min(n_below, n_above)) / max(1, n_drawn)
-    if tail >= 0.5:
-        return 1.0
-    t = NormalDist().inv_cdf(float(tail)) / math.sqrt(n_patients / (n_patients - 1))
-    return float(2 * stdtr(n_patients - 1, t))
+def _both_freedoms(variances: Sequence[float], freedoms: Sequence[float]) -> float:
+    """Return the degrees of freedom of a difference (Welch 1947); 0 where a side has none."""
+    if not all(freedoms) or not sum(variances):
+        return min(freedoms)
+    shares = (v**2 / freedom for v, freedom in zip(variances, freedoms, strict=True))
+    return sum(variances) ** 2 / sum(shares)
 
 
-def _shares_of_worst(draws: dict[str, Floats]) -> dict[str, float]:
-    """Return the share of resamples in which each group is the furthest behind; ties share."""
-    if not draws:
-        return {}
-    behind = np.nan_to_num(np.stack([*draws.values()]), nan=-np.inf)
-    behind = behind[:, (behind > -np.inf).any(axis=0)]
-    is_worst = behind == behind.max(axis=0)
-    return dict(zip(draws, (is_worst / is_worst.sum(axis=0)).mean(axis=1).tolist(), strict=True))
-
-
-def _simultaneous(
-    gap: Gap, groups: Sequence[Group], values: dict[str, float], draws: dict[str, Floats]
-) -> Spread:
-    """Return a gap with its part of a band that holds the gaps of all groups at once."""
-    farthest = np.zeros(len(draws[gap.group]))
-    for group in groups:  # the largest distance over groups, in standard errors
-        distance = np.abs(draws[group.name] - values[group.name])
-        error = np.nanstd(draws[group.name])
-        farthest = np.fmax(farthest, distance / error if error > 0 else 0.0)
-    n_patients = next(group.n_patients for group in groups if group.name == gap.group)
-    half = np.quantile(farthest, COVERAGE) * np.nanstd(draws[gap.group]) * _stretch(n_patients)
-    # The band is symmetric and the gap's own interval is not: never less than that.
-    low, high = min(gap.low, gap.value - half), max(gap.high, gap.value + half)
-    return Spread(gap.value, float(low), float(high))
-
-
-def _stretch(n_patients: int) -> float:
-    """Return by how much few patients stretch an interval, at least 1: as in `interval`."""
-    t, z = stdtrit(n_patients - 1, (1 - COVERAGE) / 2), NormalDist().inv_cdf((1 - COVERAGE) / 2)
-    return float(math.sqrt(n_patients / (n_patients - 1)) * t / z)
+def _worst(errors: Mapping[str, _Error], n_draws: int, seed: int) -> Sequence[float]:
+    """Return the share of draws in which each group is the furthest behind, in their order."""
+    if not errors:
+        return []
+    values = np.array([error.value for error in errors.values()])
+    parts = np.stack([error.parts for error in errors.values()])
+    covariance = parts @ parts.T + np.diag([error.more for error in errors.values()])
+    generator = np.random.default_rng(seed)
+    drawn = generator.multivariate_normal(values, covariance, n_draws, check_valid="ignore")
+    counts = np.bincount(drawn.argmax(axis=1), minlength=len(values))
+    return [float(count) for count in counts / n_draws]

@@ -6,21 +6,23 @@ truth and what a model answered. `evaluate` and `compare` know subjects through 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.scoring.calibration import ProbabilityUnits
+from embedcache.scoring.jackknife import SHARE, Spread, deviations, spread_of
+from embedcache.scoring.probability_units import ProbabilityUnits
 from embedcache.scoring.ranking import Ranking
-from embedcache.scoring.resampling import Weights
+from embedcache.scoring.resampling import mean_of_defined
 
 
-class ScoreDraws(NamedTuple):
-    """One score of each resample.
+class Score(NamedTuple):
+    """A score of a cohort, with what each patient does to it.
 
     Parameters
     ----------
@@ -28,13 +30,27 @@ class ScoreDraws(NamedTuple):
         Name of the score.
     label
         Class or label that it is of; '' where it is over all of them.
-    draws
-        Values, shape (resamples,); NaN where the score is not defined.
+    value
+        Score of the cohort as it is; NaN where it is not defined.
+    parts
+        Each patient's part in the standard error, shape (patients,); see `jackknife.deviations`.
+    n_holders
+        Number of patients that it is about: of one class, those who show it.
+    bounds
+        Range of the score.
     """
 
     metric: str
     label: str
-    draws: Floats
+    value: float
+    parts: Floats
+    n_holders: int
+    bounds: tuple[float, float] = SHARE
+
+    @property
+    def spread(self) -> Spread:
+        """The score with its interval."""
+        return spread_of(self.value, self.parts, self.n_holders, self.bounds)
 
 
 class Subject(ABC):
@@ -56,19 +72,22 @@ class Subject(ABC):
 
     @property
     @abstractmethod
+    def n_folds(self) -> int:
+        """Number of folds that tested the units; 1 where all were tested by one model."""
+
+    @property
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Metrics that are defined on this subject and that models are compared by."""
 
     @abstractmethod
-    def score(self, metric: str, weights: Weights) -> Floats:
-        """Return one score of each resample, shape (resamples,); NaN where it is not defined.
+    def score(self, metric: str) -> Score:
+        """Return one score.
 
         Parameters
         ----------
         metric
             One of `metrics`.
-        weights
-            How often each patient is drawn, shape (resamples, patients).
 
         Raises
         ------
@@ -77,25 +96,8 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def patient_sums(self, metric: str) -> Floats | None:
-        """Return what the score is a function of when added up, shape (patients, columns).
-
-        None for a metric that no sums over patients give.
-        """
-
-    @abstractmethod
-    def score_of_sums(self, metric: str, sums: Floats) -> Floats:
-        """Return the score of each row of added-up `patient_sums`, shape (rows,)."""
-
-    @abstractmethod
-    def scores(self, weights: Weights) -> Iterator[ScoreDraws]:
-        """Yield every score of the answers that is a function of the weights, in written order.
-
-        Parameters
-        ----------
-        weights
-            How often each patient is drawn, shape (resamples, patients).
-        """
+    def scores(self) -> Iterator[Score]:
+        """Yield every score of the answers, in written order."""
 
     @property
     def undefined(self) -> Mapping[str, str]:
@@ -111,11 +113,6 @@ class Subject(ABC):
     def calibrations(self) -> Mapping[str, ProbabilityUnits]:
         """Units to score the calibration of, by the suffix of the metric; none likewise."""
         return {}
-
-    @property
-    def everyone(self) -> Floats:
-        """Weights of the cohort as it is: each patient once, shape (1, patients)."""
-        return np.ones((1, self.n_patients))
 
     def sign(self, metric: str) -> float:
         """Return 1 where a larger score is better, -1 for an error."""
@@ -142,3 +139,44 @@ def check_metric(metric: str, subject: Subject) -> None:
     raise RunError(
         f"no metric '{metric}' of {subject.task} to compare by; it may be {', '.join(choices)}"
     )
+
+
+def score_of_sums(
+    metric: str,
+    label: str,
+    sums: Floats,
+    score: Callable[[Floats], Floats],
+    n_holders: int,
+    bounds: tuple[float, float] = SHARE,
+) -> Score:
+    """Return a score that is a function of sums over patients.
+
+    Parameters
+    ----------
+    metric, label, n_holders, bounds
+        See `Score`.
+    sums
+        Sums over the units of each patient, shape (patients, columns).
+    score
+        Function of rows of added-up sums, shape (rows, columns), that returns their scores.
+    """
+    total = sums.sum(axis=0)
+    (value,) = score(total[None])
+    left_out = score(total - sums) if len(sums) > 1 else np.full(1, math.nan)
+    return Score(metric, label, float(value), deviations(left_out), n_holders, bounds)
+
+
+def mean_score(metric: str, scores: Iterable[tuple[float, Floats]], n_holders: int) -> Score:
+    """Return the mean of the scores of classes or labels that are defined.
+
+    Parameters
+    ----------
+    metric, n_holders
+        See `Score`.
+    scores
+        Score of each class or label, and that without each patient, shape (patients,).
+    """
+    values, left_out = zip(*scores, strict=True)
+    value = mean_of_defined(np.array([values]))[0]
+    parts = deviations(mean_of_defined(np.column_stack(left_out)))
+    return Score(metric, "", float(value), parts, n_holders)

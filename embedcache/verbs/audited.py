@@ -16,12 +16,12 @@ from embedcache.runs.outcome import RunOutcomes
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AuditedRuns(RunOutcomes):
-    """The runs of a command, one an encoder, and what is wrong with their split.
+    """The runs of a command, and what is wrong with their split.
 
     Parameters
     ----------
     runs
-        Run of each encoder.
+        Runs of each encoder, its repeats by ascending seed.
     findings
         Faults that the table of images tells; see docs/audit.md.
     """

@@ -133,7 +133,7 @@ class _Comparing:
         return CompareReport(
             options=self.options,
             metric=self.metric,
-            runs={name: c.record.run_id for name, c in contest.contenders.items()},
+            runs={name: c.run_ids for name, c in contest.contenders.items()},
             cohorts=tuple(self._on_cohort(cohorts[name]) for name in defined),
             drops=tuple(chain.from_iterable(map(self._drops, defined))),
             parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
@@ -161,7 +161,7 @@ class _Comparing:
     def _on(self, cohort: str) -> Iterator[tuple[str, Contender, Answers]]:
         for name, contender in self.contest.contenders.items():
             if cohort in contender.cohorts:
-                yield name, contender, contender.cohorts[cohort]
+                yield name, contender, contender.cohorts[cohort][0]
 
     def _on_cohort(self, answers: Answers) -> CohortComparison:
         cohort = answers.cohort[0]
@@ -232,7 +232,7 @@ class _Comparing:
 
     def _calibrations(self) -> Iterator[Calibration]:
         for name, contender in self.contest.contenders.items():
-            for cohort, answers in contender.cohorts.items():
+            for cohort, (answers, *_) in contender.cohorts.items():
                 if isinstance(answers, Predictions):
                     fitted = answers.temperature
                     median = None if fitted is None else float(np.nanmedian(fitted))

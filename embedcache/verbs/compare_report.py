@@ -16,7 +16,7 @@ from embedcache.scoring.calibration import Bin
 from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.compare import Comparison, Pair
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.resampling import Spread
+from embedcache.scoring.jackknife import Spread
 from embedcache.scoring.shift import ClassShare, Shift
 from embedcache.scoring.subgroups import Gap
 
@@ -30,7 +30,7 @@ class CompareOptions:
     models
         Encoders, `name` or `name@fingerprint`; None for every one with a run.
     runs
-        Names of runs; None for the latest run of each encoder and method.
+        Names of runs; None for the latest run of each encoder and method, with its repeats.
     metric
         Name of a score of the runs' task, such as 'macro_f1'; None for the one that the task is
         judged by.
@@ -194,6 +194,7 @@ _STANDINGS: Final = pa.schema(
         ("drop_mix", pa.float64()),
         ("drop_rest", pa.float64()),
         ("prior_adjusted", pa.float64()),
+        ("n_repeats", pa.int64()),
         ("run_id", pa.string()),
     ]
 )
@@ -210,7 +211,8 @@ class CompareReport(Tabular):
     metric
         Name of the score that runs are compared by.
     runs
-        Name of each stored run by the name that it has here.
+        Names of the stored runs of each encoder and method, its repeats by ascending seed, by the
+        name that it has here.
     cohorts
         All runs on each cohort.
     drops
@@ -231,7 +233,7 @@ class CompareReport(Tabular):
 
     options: CompareOptions
     metric: str
-    runs: dict[str, str]
+    runs: dict[str, tuple[str, ...]]
     cohorts: tuple[CohortComparison, ...]
     drops: tuple[Drop, ...]
     parts: tuple[Part, ...]
@@ -247,7 +249,7 @@ class CompareReport(Tabular):
         return verdict(self.findings) == "leaks"
 
     def table(self) -> pa.Table:
-        """Return how the runs stand, one row a cohort and run, the best run first."""
+        """Return how the runs stand, one row a cohort and run, the best first; see `runs`."""
         drops = {(drop.cohort, drop.name): drop for drop in self.drops}
         rows = [
             {
@@ -258,7 +260,8 @@ class CompareReport(Tabular):
                 **_dropped(drops.get((cohort.cohort, standing.name))),
                 "n_patients": cohort.n_patients,
                 "n_images": cohort.n_images,
-                "run_id": self.runs[standing.name],
+                "n_repeats": len(self.runs[standing.name]),
+                "run_id": self.runs[standing.name][0],
             }
             for cohort in self.cohorts
             for standing in cohort.comparison.standings

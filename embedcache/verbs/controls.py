@@ -113,11 +113,12 @@ def _lead(run: RunOutcome, control: RunOutcome) -> tuple[float, float]:
     estimate, score = in_domain(run), in_domain(control).value
     ours, theirs = _inside(run), _inside(control)
     # Shuffled labels are other labels; and an encoder may not have read all images.
-    if control.encoder.startswith(SHUFFLED) or ours.image_id != theirs.image_id:
+    is_paired = (ours.image_id, ours.patient_id) == (theirs.image_id, theirs.patient_id)
+    if control.encoder.startswith(SHUFFLED) or not is_paired:
         return estimate.value - score, estimate.low - score
     request = run.record.request
     draws = {"n_resamples": request.n_resamples, "seed": request.question.seed}
-    spread = lead(subject_of(ours), subject_of(theirs), estimate.metric, **draws)
+    spread = lead([subject_of(ours)], [subject_of(theirs)], estimate.metric, **draws)
     return spread.value, spread.low
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
@@ -40,6 +41,7 @@ from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.finetune_options import Callbacks, FinetuneOptions
 from embedcache.verbs.probe_run import DECISIVE, ProbeOptions, probe_store, run_data, versions_of
+from embedcache.verbs.repeats import repeated_studies
 from embedcache.verbs.session import Session, Study
 
 if TYPE_CHECKING:
@@ -83,21 +85,22 @@ def finetune(
     from embedcache.finetune.fabric import check_devices, choose_precision
 
     _check_request(question, options)
-    study = session.study(question)
-    for note in study.notes:
+    studies = repeated_studies(session, question, options.repeats)
+    for note in dict.fromkeys(note for study in studies for note in study.notes):
         callbacks.on_message(note)
     device = check_devices(options.device, options.n_devices)
     precision = choose_precision(options.recipe.precision, device)
     options = replace(options, recipe=replace(options.recipe, precision=precision))
     outcomes = []
-    for encoder in _trainable_encoders(session, models, options):
+    for encoder, study in product(_trainable_encoders(session, models, options), studies):
         with marked(session.workspace.training):  # `gc` keeps off meanwhile
             material = _gather(session, study, encoder, callbacks)
             run = _Finetuning(session, study, material, options, callbacks, device.type == "cpu")
             outcomes.append(run.outcome())
         callbacks.on_run(outcomes[-1])
     renew_catalog(session)
-    return AuditedRuns(tuple(outcomes), study.findings)
+    findings = dict.fromkeys(finding for study in studies for finding in study.findings)
+    return AuditedRuns(tuple(outcomes), tuple(findings))
 
 
 def _set_up_libraries() -> None:
@@ -316,7 +319,8 @@ class _Finetuning:
         name = encoder.spec.name
         store = self.session.find_store(f"{name}@{str(encoder.fingerprint)[:12]}")
         options = ProbeOptions(n_resamples=self.options.n_resamples)
-        probe = probe_store(self.session, self.study, store, ProbeMethod(), options)
+        method = ProbeMethod(seed=self.study.question.seed)  # as `probe` has it: the run is shared
+        probe = probe_store(self.session, self.study, store, method, options)
         rows = self.session.rows(self.study, store)[0]
         place = {image: number for number, image in enumerate(rows.image_id)}
         absent = [image for image in train.image_id if image not in place]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from embedcache.data.checks import check_at_least
 from embedcache.encoders.select import EncoderOptions
 from embedcache.extract.report import Progress
 from embedcache.finetune.recipe import Recipe
@@ -37,6 +38,9 @@ class FinetuneOptions:
         Number of processes that read and change pictures; None for what suits the machine.
     n_resamples
         Number of resamples of the patient bootstrap.
+    repeats
+        Number of runs of each encoder, each with the next seed: another training, on other folds
+        but where these are given.
     """
 
     recipe: Recipe
@@ -47,6 +51,10 @@ class FinetuneOptions:
     save: bool = False
     workers: int | None = None
     n_resamples: int = 10_000
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least("repeats", self.repeats, 1)
 
 
 @dataclass(frozen=True, slots=True)

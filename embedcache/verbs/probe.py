@@ -10,13 +10,19 @@ from embedcache.data.question import Question
 from embedcache.protocol.protocols import check_method
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.outcome import RunOutcome
+from embedcache.runs.repeats import group_repeats
 from embedcache.verbs import controls
 from embedcache.verbs.audited import AuditedRuns, audit_document
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.compare import compare_outcomes
 from embedcache.verbs.compare_report import CompareOptions, CompareReport
 from embedcache.verbs.left_out import check_any_run, leaving_out
-from embedcache.verbs.probe_run import ProbeOptions, official, probe_store
+from embedcache.verbs.probe_run import ProbeOptions, official, probe_rows
+from embedcache.verbs.repeats import (
+    check_folds_move,
+    repeated_scores,
+    repeated_studies,
+)
 from embedcache.verbs.session import Session, Study
 
 OnRun = Callable[[RunOutcome], None]
@@ -30,13 +36,13 @@ class ProbeReport(AuditedRuns):
     Parameters
     ----------
     runs, findings
-        Run of each encoder, and what is wrong with their split.
+        Runs of each encoder, its repeats by ascending seed, and what is wrong with their split.
     controls
-        Runs of the controls; empty where none were asked for.
+        Runs of the controls, with the first seed; empty where none were asked for.
     comparison
         Trained encoders against each other, paired by patient; None where none was asked for.
     not_beaten
-        One line for each probe and control that the probe does not clear.
+        One line for each probe, with the first seed, and control that the probe does not clear.
     """
 
     controls: tuple[RunOutcome, ...] = ()
@@ -44,9 +50,10 @@ class ProbeReport(AuditedRuns):
     not_beaten: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return runs, controls, comparison and audit as JSON can hold them."""
+        """Return runs, scores, controls, comparison and audit as JSON can hold them."""
         return {
             "runs": [run.document() for run in self.runs],
+            "scores": list(repeated_scores(self.runs)),
             "controls": [run.document() for run in self.controls],
             "comparison": self.comparison,
             "not_beaten": self.not_beaten,
@@ -81,21 +88,28 @@ def probe(
     LeakageError
         A training patient stands in an external cohort.
     RunError
-        The task has no such probe or protocol.
+        The task has no such probe or protocol, or its repeats would all be the same.
     """
     method = check_method(method, question.task)
-    study = session.study(official(question, method))
-    for note in study.notes:
+    studies = repeated_studies(session, official(question, method), options.repeats)
+    check_folds_move(studies)
+    for note in dict.fromkeys(note for study in studies for note in study.notes):
         on_message(note)
     names, runs = session.model_names(models), []
     for name in names:
         with leaving_out(name, models if len(names) > 1 else names):
-            runs.append(probe_store(session, study, session.find_store(name), method, options))
-            on_run(runs[-1])
+            rows = session.rows(studies[0], session.find_store(name))
+            repeats = []
+            for study in studies:
+                seeded = replace(method, seed=study.question.seed)
+                repeats.append(probe_rows(session, study, "probe", rows, seeded, options))
+                on_run(repeats[-1])
+            runs += repeats
     check_any_run(runs, names, session.workspace.store)
-    report = ProbeReport(tuple(runs), study.findings)
+    findings = dict.fromkeys(finding for study in studies for finding in study.findings)
+    report = ProbeReport(tuple(runs), tuple(findings))
     if options.controls:
-        report = _with_controls(session, study, report, options, on_run)
+        report = _with_controls(session, studies[0], report, options, on_run)
         for note in report.comparison.notes if report.comparison else ():
             on_message(note)
     renew_catalog(session)
@@ -105,9 +119,10 @@ def probe(
 def _with_controls(
     session: Session, study: Study, report: ProbeReport, options: ProbeOptions, on_run: OnRun
 ) -> ProbeReport:
-    """Return the report with what the probes have to beat, and how they compare."""
+    """Return the report with what the first repeats have to beat, and how all compare."""
     control_runs = []
-    for outcome in controls.control_runs(session, study, report.runs, options):
+    first_runs = [first for first, *_ in group_repeats(report.runs)]
+    for outcome in controls.control_runs(session, study, first_runs, options):
         control_runs.append(outcome)
         on_run(outcome)
     trained = controls.trained_runs(report.runs)
@@ -115,6 +130,6 @@ def _with_controls(
     return replace(
         report,
         controls=tuple(control_runs),
-        comparison=compare_outcomes(trained, draws) if len(trained) > 1 else None,
-        not_beaten=tuple(controls.not_beaten(report.runs, control_runs)),
+        comparison=compare_outcomes(trained, draws) if len(group_repeats(trained)) > 1 else None,
+        not_beaten=tuple(controls.not_beaten(first_runs, control_runs)),
     )

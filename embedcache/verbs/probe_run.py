@@ -36,15 +36,19 @@ class ProbeOptions:
         Number of threads to fit with; None for one a core. It decides no result.
     controls
         Whether majority, metadata and shuffled labels are probed too, and encoders compared.
+    repeats
+        Number of runs of each encoder, each with the next seed, and so with other folds.
     """
 
     n_resamples: int = 10_000
     n_threads: int | None = None
     controls: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         check_at_least("n_resamples", self.n_resamples, 1)
         check_at_least("n_threads", self.n_threads, 1)
+        check_at_least("repeats", self.repeats, 1)
 
 
 def official(question: Question, method: ProbeMethod) -> Question:

@@ -97,6 +97,7 @@ class RunVerbs:
         rule: Rule = "tie",
         external_by: ExternalBy = "refit",
         grid: Sequence[float] | None = None,
+        repeats: int = 1,
         controls: bool = False,
         n_resamples: int = 10_000,
         n_threads: int | None = None,
@@ -113,7 +114,7 @@ class RunVerbs:
             What is asked; see `Question`.
         probe, protocol, rule, external_by, grid
             How it is answered; see `ProbeMethod`.
-        controls, n_resamples, n_threads
+        repeats, controls, n_resamples, n_threads
             What else is made of it; see `ProbeOptions`.
         on_message, on_run
             Called with what a reader of the scores must know, and with each run as it is done.
@@ -127,7 +128,8 @@ class RunVerbs:
         )
         values = None if grid is None else tuple(grid)
         method = ProbeMethod(probe, protocol, rule, external_by, values, seed)
-        options, names = ProbeOptions(n_resamples, n_threads, controls), name_list(models)
+        options = ProbeOptions(n_resamples, n_threads, controls, repeats)
+        names = name_list(models)
         return verb.probe(self._session(), names, question, method, options, on_message, on_run)
 
     def audit(
@@ -227,6 +229,7 @@ class RunVerbs:
         folds: int | PathLike = 5,
         folds_by: str | None = None,
         seed: int = 0,
+        repeats: int = 1,
         device: str = "auto",
         n_devices: int = 1,
         save: bool = False,
@@ -245,7 +248,7 @@ class RunVerbs:
         models, weights, preprocess, encoder_file, offline, label, train_cohort, external, where,
         class_map, folds, folds_by, seed
             Encoders, as `extract` takes them, and what is asked; see `Question`.
-        regime, recipe, changes, device, n_devices, save, workers, n_resamples, callbacks
+        regime, recipe, changes, device, n_devices, save, workers, n_resamples, repeats, callbacks
             How it is answered; see `FinetuneOptions` and docs/finetune.md.
         """
         from embedcache.finetune.recipe import read_recipe
@@ -259,7 +262,7 @@ class RunVerbs:
             label, train_cohort, external, where, class_map, folds, seed, folds_by=folds_by
         )
         options = FinetuneOptions(
-            keys, regime, source, device, n_devices, save, workers, n_resamples
+            keys, regime, source, device, n_devices, save, workers, n_resamples, repeats
         )
         return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
 

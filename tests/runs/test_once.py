@@ -9,7 +9,7 @@ import pytest
 from made_answers import made_predictions
 from made_runs import made_request
 
-from embedcache.errors import RunError, StoreWriteError
+from embedcache.errors import RunError, StoreReadError, StoreWriteError
 from embedcache.files.backend import Location, on_disk
 from embedcache.runs.files import RunFiles
 from embedcache.runs.once import Computed, once
@@ -70,12 +70,17 @@ def test_the_second_call_finds_the_run_with_the_same_answers(runs, workspace):
 
 
 def test_scores_that_a_method_brings_are_those_of_the_run(runs):
-    score = Estimate(
-        "home", "in-domain", "all", "image", "macro_f1_by_patients", "4", 0.5, 0.25, 1.0, 4, 9
-    )
+    score = Estimate("home", "in-domain", "all", "image", "macro_f1", "", 0.5, 0.25, 1.0, 4, 9)
     outcome = once(runs, made_request(), Compute(estimates=[score]))
     assert outcome.estimates == (score,)
     assert once(runs, made_request(), Compute()).estimates == (score,)
+
+
+def test_a_stored_run_without_the_score_it_is_judged_by_is_an_error_of_one_line(runs):
+    score = Estimate("home", "in-domain", "all", "image", "x", "", 0.5, 0.25, 1.0, 4, 9)
+    once(runs, made_request(), Compute(estimates=[score]))
+    with pytest.raises(StoreReadError, match="is no run of that name; remove it"):
+        once(runs, made_request(), Compute())
 
 
 def test_another_request_is_another_run(runs):

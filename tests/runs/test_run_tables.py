@@ -156,3 +156,28 @@ def test_any_number_comes_back(pairs):
     (stored,) = again([measurements(truth, value, ["p"] * len(pairs))], "regression")
     np.testing.assert_array_equal(stored.truth, truth)
     np.testing.assert_array_equal(stored.value, value)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "column"),
+    [
+        (predictions_table("r", [made_predictions(2.0)]), "predictions", "image_id"),
+        (metrics_table("r", evaluate([made_predictions(2.0)], n_resamples=9)), "metrics", "role"),
+    ],
+)
+def test_a_table_that_lacks_what_every_row_needs_is_refused(table, name, column):
+    with pytest.raises(ValueError, match=f"column {column} has NULL"):
+        with_all_columns(table.drop_columns([column]), name)
+
+
+def test_words_that_no_release_wrote_are_refused():
+    answers = predictions_table("r", [made_predictions(2.0)])
+    scores = metrics_table("r", evaluate([made_predictions(2.0)], n_resamples=9))
+    for table, read in (
+        (answers, lambda t: answers_of(t, "classification")),
+        (scores, estimates_of),
+    ):
+        place = table.column_names.index("role")
+        strange = table.set_column(place, "role", pa.array(["x"] * len(table)))
+        with pytest.raises(ValueError, match="no role 'x'"):
+            read(strange)

@@ -6,17 +6,20 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_answers import label_sets, made_predictions, measurements
 from sklearn.metrics import accuracy_score, f1_score
 
 from embedcache.errors import RunError
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import reliability
-from embedcache.scoring.compare import compare, drop, permutation_p, spread
+from embedcache.scoring.compare import compare, drop
 from embedcache.scoring.estimates import METRICS
 from embedcache.scoring.evaluate import evaluate
 from embedcache.scoring.grouping import alike, holm
-from embedcache.scoring.resampling import interval, resample_weights
+from embedcache.scoring.jackknife import deviations
+from embedcache.scoring.pairs import Lead, draw_signs, patients_needed, spread_and_p
 
 
 def units(*arguments, **settings):
@@ -25,7 +28,7 @@ def units(*arguments, **settings):
 
 def test_scores_and_differences_are_those_of_scikit_learn():
     models = {"good": made_predictions(2.0, own=1), "bad": made_predictions(0.5, own=2)}
-    found = compare({name: subject_of(one) for name, one in models.items()}, "macro_f1")
+    found = compare({name: [subject_of(one)] for name, one in models.items()}, "macro_f1")
     values = {
         name: f1_score(one.label, [one.classes[i] for i in one.predicted()], average="macro")
         for name, one in models.items()
@@ -38,59 +41,160 @@ def test_scores_and_differences_are_those_of_scikit_learn():
     assert found.behind_best("good") is None
 
 
-def test_intervals_of_differences_resample_the_same_patients_for_both():
-    first, second = made_predictions(1.5, own=1), made_predictions(1.0, own=2)
-    (pair,) = compare({"x": subject_of(first), "y": subject_of(second)}, "accuracy").pairs
-    names, patient = np.unique(first.patient_id, return_inverse=True)
-    weights = resample_weights(len(names), 10_000, 0)[:, patient]
-    leads = [
-        weights @ (one.predicted() == one.codes()) / weights.sum(axis=1) for one in (first, second)
-    ]
-    ends = interval(np.subtract(*leads), len(names))
-    assert pair.better == "x"
-    assert (pair.low, pair.high) == pytest.approx(ends, abs=1e-6)
+def leads_left_out(first, second, score):
+    """The lead of all patients, and that without each of them, scored by scikit-learn."""
+    patient = np.array(first.patient_id)
+
+    def lead(rows):
+        return np.subtract(
+            *(score(one.codes()[rows], one.predicted()[rows]) for one in (first, second))
+        )
+
+    return lead(patient != ""), np.array([lead(patient != name) for name in np.unique(patient)])
 
 
-def test_the_permutation_swaps_patients_and_counts_as_written_out():
-    """All 2^6 swaps of six patients, each scored by scikit-learn on swapped predictions."""
+def test_a_pair_is_tested_as_written_out():
+    """Pseudo-values of scikit-learn's scores without each patient, under all 2^6 signs."""
     first, second = (made_predictions(1.0, n_patients=6, own=own) for own in (1, 2))
-    patient = np.unique(first.patient_id, return_inverse=True)[1]
-    truth, a, b = first.codes(), first.predicted(), second.predicted()
-    swaps = np.array(list(itertools.product([0, 1], repeat=6)), np.float32)
-
-    def lead(swap):
-        moved = swap[patient] == 1
-        ours, theirs = np.where(moved, b, a), np.where(moved, a, b)
-        return np.subtract(*(f1_score(truth, one, average="macro") for one in (ours, theirs)))
-
-    leads = np.abs([lead(swap) for swap in swaps])
-    expected = (1 + (leads >= leads[0] - 1e-9).sum()) / (1 + len(swaps))
-    assert permutation_p(subject_of(first), subject_of(second), "macro_f1", swaps) == expected
-    assert expected < 1
+    value, left_out = leads_left_out(first, second, lambda y, z: f1_score(y, z, average="macro"))
+    n = len(left_out)
+    moves = left_out.mean() - left_out
+    error = np.sqrt((n - 1) / n * (moves**2).sum())
+    signs = np.array(list(itertools.product([1, -1], repeat=n)))
+    shares = value / n + moves
+    sums = signs @ shares
+    statistics = np.abs(sums) / np.sqrt((n - 1) / n * ((shares**2).sum() - sums**2 / n))
+    lead = Lead(np.array([value]), deviations(left_out), n)
+    drawn = draw_signs(lead.parts[:, None], [lead], 20_000, 0)[1][:, 0]
+    for limit in (0.5, 1.0, 1.5, 2.0, 3.0):
+        assert np.mean(drawn >= limit) == pytest.approx(np.mean(statistics >= limit), abs=0.02)
+    spread, p = spread_and_p(lead, drawn)
+    expected = np.mean(statistics >= abs(value) / error - 1e-9)
+    assert p == pytest.approx(expected, abs=0.02)
+    critical = np.sort(drawn)[-int(0.05 * 20_001)]
+    assert (spread.low, spread.high) == pytest.approx(
+        (value - critical * error, value + critical * error)
+    )
 
 
 def test_p_is_uniform_where_the_models_differ_by_chance_only():
-    swaps = np.random.default_rng(0).integers(2, size=(400, 20)).astype(np.float32)
     p = [
-        permutation_p(units(1.0, own=2 * i + 1), units(1.0, own=2 * i + 2), "macro_f1", swaps)
+        compare(
+            {"x": [units(1.0, own=2 * i + 1)], "y": [units(1.0, own=2 * i + 2)]},
+            "macro_f1",
+            n_resamples=400,
+            seed=i,
+        ).pairs[0].p
         for i in range(200)
-    ]
+    ]  # fmt: skip
     below = [np.mean(np.array(p) <= level) for level in (0.05, 0.25, 0.5, 0.75)]
     assert below == pytest.approx([0.05, 0.25, 0.5, 0.75], abs=0.09)
 
 
+@given(st.integers(2, 9), st.integers(1, 400), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=200)
+def test_p_and_interval_never_contradict_each_other(n_patients, n_draws, seed):
+    chance = np.random.default_rng(seed)
+    # Small whole numbers: ties, equal patients, and errors of 0 are common.
+    left_out = chance.integers(-2, 3, size=n_patients) / 4
+    lead = Lead(np.array([chance.integers(-4, 5) / 4]), deviations(left_out), n_patients)
+    spread, p = spread_and_p(lead, draw_signs(lead.parts[:, None], [lead], n_draws, 1)[1][:, 0])
+    assert (spread.low > 0 or spread.high < 0) == (p <= 0.05)
+
+
 def test_p_is_small_where_one_model_is_better_and_never_0():
     (pair,) = compare(
-        {"x": units(4.0, n_patients=40, own=1), "y": units(0.0, n_patients=40, own=2)},
+        {"x": [units(4.0, n_patients=40, own=1)], "y": [units(0.0, n_patients=40, own=2)]},
         "balanced_accuracy",
         n_resamples=999,
     ).pairs
     assert pair.p == pair.p_corrected == 1 / 1000
+    assert (pair.verdict, pair.patients_needed) == ("better", None)
+
+
+def test_equal_within_the_margin_is_two_one_sided_tests():
+    models = {name: [units(2.0, n_patients=150, own=own)] for own, name in enumerate("xy", 1)}
+    verdicts = {}
+    for margin in (None, 0.001, 0.3):
+        (pair,) = compare(models, "accuracy", margin=margin, n_resamples=999).pairs
+        verdicts[margin] = pair.verdict
+        if margin is None:
+            assert pair.p_equal is None
+            continue
+        # Equal just where the 90 % interval lies within the margin.
+        lead = Lead(np.array(pair.values), np.array([pair.error_patients]), 1)
+        error = np.hypot(*lead.errors())
+        assert (pair.p_equal <= 0.05) == (pair.difference + 1.66 * error < margin)
+    assert verdicts == {None: "undecided", 0.001: "undecided", 0.3: "equal"}
+
+
+def test_as_many_patients_as_are_needed_decide_as_often_as_promised():
+    """Planning from a pilot whose lead happens to be the true one."""
+    chance = np.random.default_rng(0)
+    pilot = chance.normal(size=400)
+    pilot += 0.3 - pilot.mean()
+
+    def lead_of(values):
+        n = len(values)
+        left_out = (values.sum() - values) / (n - 1)
+        return Lead(np.array([values.mean()]), deviations(left_out), n)
+
+    needed = patients_needed(lead_of(pilot), None)
+    assert needed == pytest.approx(7.85 * pilot.var() / 0.3**2, rel=0.02)
+    found = []
+    for seed in range(300):
+        lead = lead_of(chance.normal(0.3, 1, size=needed))
+        found.append(
+            spread_and_p(lead, draw_signs(lead.parts[:, None], [lead], 199, seed)[1][:, 0])[1]
+        )
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.8, abs=0.08)
+
+
+def test_no_number_of_patients_decides_what_the_folds_turn():
+    lead = Lead(np.array([0.1, -0.08]), np.array([0.01, -0.01, 0.09, -0.09]), 2)
+    assert patients_needed(lead, None) is None
+    assert patients_needed(lead, 1.0) is not None
+
+
+def test_too_few_resamples_or_patients_for_any_verdict_are_noted():
+    few = {name: [units(1.0, own=own)] for own, name in enumerate("wxyz", 1)}
+    (note,) = compare(few, "accuracy", n_resamples=100).notes
+    assert note == (
+        "100 resamples cannot make a corrected p of 6 pairs as small as 0.05; pass --resamples 120 "
+        "or more"
+    )
+    assert not compare(few, "accuracy", n_resamples=120).notes
+    three = {name: [units(1.0, n_patients=3, own=own)] for own, name in enumerate("xy", 1)}
+    (note,) = compare(three, "accuracy", n_resamples=100).notes
+    assert note == "3 patients cannot make a corrected p of 1 pairs as small as 0.05"
+
+
+def test_repeats_are_averaged_and_bring_their_own_error():
+    models = {
+        name: [units(1.0, own=10 * own + repeat) for repeat in range(3)]
+        for own, name in enumerate("xy")
+    }
+    found = compare(models, "accuracy", n_resamples=200)
+    for standing in found.standings:
+        values = [one.score("accuracy").value for one in models[standing.name]]
+        assert standing.values == tuple(values)
+        assert standing.value == pytest.approx(np.mean(values))
+    (pair,) = found.pairs
+    assert pair.difference == pytest.approx(np.mean(pair.values))
+    parts = np.subtract(*(
+        [one.score("accuracy").parts for one in models[name]] for name in (pair.better, pair.worse)
+    ))  # fmt: skip
+    assert pair.error_patients == pytest.approx(np.linalg.norm(parts.mean(axis=0)))
+    n_folds = models["x"][0].n_folds
+    between = (n_folds - 1) * parts.var(axis=0, ddof=1).sum()
+    assert pair.error_repeats == pytest.approx(np.sqrt(between))
+    (alone,) = compare({name: one[:1] for name, one in models.items()}, "accuracy").pairs
+    assert alone.error_repeats == 0
 
 
 def test_a_model_against_itself_is_a_tie():
     one = units(1.0)
-    found = compare({"x": one, "y": one}, "macro_f1", n_resamples=200)
+    found = compare({"x": [one], "y": [one]}, "macro_f1", n_resamples=200)
     assert [(s.rank, s.p_best, s.groups) for s in found.standings] == [(1.5, 0.5, (1,))] * 2
     assert (found.pairs[0].difference, found.pairs[0].p) == (0, 1)
 
@@ -101,9 +205,9 @@ def test_a_model_against_itself_is_a_tie():
 def test_neither_the_order_of_rows_nor_that_of_models_matters(metric):
     models = {name: made_predictions(1.0, own=own) for own, name in enumerate("xyz", 1)}
     order = np.random.default_rng(1).permutation(len(models["x"].label))
-    found = compare({n: subject_of(one) for n, one in models.items()}, metric, n_resamples=300)
+    found = compare({n: [subject_of(one)] for n, one in models.items()}, metric, n_resamples=300)
     again = compare(
-        {name: subject_of(models[name].take(order)) for name in "zxy"}, metric, n_resamples=300
+        {name: [subject_of(models[name].take(order))] for name in "zxy"}, metric, n_resamples=300
     )
     assert found == again
 
@@ -126,7 +230,7 @@ def test_groups_hold_models_that_do_not_differ_and_no_larger_group_does():
 
 
 def test_ranks_are_means_over_resamples_and_add_up():
-    models = {name: units(sharp, own=own) for own, (name, sharp) in
+    models = {name: [units(sharp, own=own)] for own, (name, sharp) in
               enumerate({"x": 2.0, "y": 1.6, "z": 0.0}.items(), 1)}  # fmt: skip
     found = compare(models, "macro_f1", n_resamples=500)
     assert sum(one.rank for one in found.standings) == pytest.approx(6)
@@ -135,16 +239,16 @@ def test_ranks_are_means_over_resamples_and_add_up():
     assert found.standings[-1].rank > 2.9
 
 
-def test_auroc_has_a_bootstrap_p_and_says_so():
-    models = {"x": units(3.0, own=1), "y": units(0.0, own=2)}
-    found = compare(models, "auroc", n_resamples=499)
-    assert found.test == "bootstrap of patients"
-    assert found.pairs[0].p == 2 / 500
-    assert compare(models, "accuracy", n_resamples=100).test == "permutation of patients"
+def test_auroc_is_tested_like_every_other_score():
+    models = {"x": [units(3.0, own=1)], "y": [units(0.0, own=2)]}
+    assert compare(models, "auroc", n_resamples=499).pairs[0].p == 1 / 500
 
 
 def test_one_patient_has_scores_but_no_interval_and_nothing_to_swap():
-    models = {"x": units(2.0, n_patients=1, own=1), "y": units(0.0, n_patients=1, own=2)}
+    models = {
+        name: [units(sharp, n_patients=1, own=own)] for own, (name, sharp) in
+        enumerate({"x": 2.0, "y": 0.0}.items())
+    }  # fmt: skip
     found = compare(models, "accuracy", n_resamples=100)
     assert np.isnan([found.pairs[0].low, found.standings[0].high]).all()
     assert found.pairs[0].p == 1
@@ -156,22 +260,24 @@ def test_one_patient_has_scores_but_no_interval_and_nothing_to_swap():
 )
 def test_an_unknown_metric_or_class_is_an_error(metric, match):
     with pytest.raises(RunError, match=match):
-        compare({"x": units(1.0)}, metric, n_resamples=100)
+        compare({"x": [units(1.0)]}, metric, n_resamples=100)
 
 
 def test_one_class_has_no_auroc_but_an_accuracy():
-    one = {"x": units(1.0, labels="a"), "y": units(0.0, labels="a", own=2)}
+    one = {"x": [units(1.0, labels="a")], "y": [units(0.0, labels="a", own=2)]}
     assert compare(one, "accuracy", n_resamples=100).standings[0].name == "x"
     with pytest.raises(RunError, match="auroc needs two classes; there is only a"):
         compare(one, "auroc", n_resamples=100)
 
 
-def test_the_drop_resamples_two_cohorts_independently():
-    """Even from one cohort to itself, where one seed would draw the same patients for both."""
-    one = units(2.0, n_patients=40)
-    score, lost = spread(one, "accuracy"), drop(one, one, "accuracy")
-    assert lost.value == 0
-    assert lost.high - lost.low == pytest.approx(2**0.5 * (score.high - score.low), rel=0.06)
+def test_the_drop_has_the_errors_of_both_cohorts():
+    home, away = units(2.0, n_patients=40), units(1.0, n_patients=30, own=2)
+    lost = drop([home], [away], "accuracy")
+    scores = [one.score("accuracy") for one in (home, away)]
+    assert lost.value == pytest.approx(scores[0].value - scores[1].value)
+    error = np.hypot(*(np.linalg.norm(score.parts) for score in scores))
+    assert lost.high - lost.value == pytest.approx(2.0 * error, rel=0.03)
+    assert lost.value - lost.low == pytest.approx(lost.high - lost.value)
 
 
 def test_the_bins_of_reliability_add_up_to_the_ece():

@@ -135,7 +135,7 @@ def test_probes_of_one_encoder_are_told_apart_and_controls_wait_to_be_named(thre
         "good (knn)",
         "good (logistic)",
         "good (logistic, dinov2)",
-        "good (logistic, one-se, external by folds, seed 3)",
+        "good (logistic, one-se, external by folds)",
     ]
     named = command("compare", "control-good", "--resamples", "100")
     assert "good: control-good" in named.out

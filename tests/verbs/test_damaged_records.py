@@ -40,7 +40,7 @@ def test_a_damaged_record_stops_no_verb_that_does_not_need_it(project, damaged, 
     ):  # fmt: skip
         result = command(*arguments)
         assert result.code == 0, (arguments, result.err)
-    assert damaged not in project.compare(n_resamples=100).runs.values()
+    assert (damaged,) not in project.compare(n_resamples=100).runs.values()
     assert command("compare", damaged).code == 4
     assert command("verify").code == 4
 

@@ -175,7 +175,7 @@ def test_every_run_with_predictions_is_compared_or_refused_in_a_line(project, op
             assert "\n" not in str(caught.value)
         else:
             report = project.compare(record.run_id, **settings)
-            assert list(report.runs.values()) == [record.run_id]
+            assert list(report.runs.values()) == [(record.run_id,)]
             assert len(report.table()) == len(report.cohorts)
 
 
@@ -185,7 +185,7 @@ def test_the_newest_run_decides_what_is_compared(project):
         "pixels (logistic)", "pixels (knn)", "pixels (logistic, external by folds)",
         "tiniest-vit (head-only)",
     }  # fmt: skip
-    leader = report.runs["tiniest-vit (head-only)"]
+    [leader] = report.runs["tiniest-vit (head-only)"]
     assert f"2 runs of multilabel, regression left out: '{leader}' is of classification" in (
         report.notes
     )

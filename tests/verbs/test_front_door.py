@@ -95,7 +95,7 @@ def test_a_text_is_one_name_wherever_several_may_be_given(project):
     assert several[0].was_cached
     assert several[0].run_id == one[0].run_id
     assert project.folds(external="abroad")[0] == project.folds(external=("abroad",))[0]
-    assert project.compare(one[0].run_id).runs == {"pixels": one[0].run_id}
+    assert project.compare(one[0].run_id).runs == {"pixels": (one[0].run_id,)}
     assert project.compare([one[0].run_id]).runs == project.compare(models="pixels").runs
     (curve,) = project.learning_curves("pixels", sizes=(2,), n_draws=1)
     assert curve.encoder == "pixels"
@@ -140,7 +140,7 @@ def test_a_comparison_has_a_row_for_each_cohort_and_run(asked):
     report = asked.compare(n_resamples=100)
     rows = report.table().to_pylist()
     assert [(row["cohort"], row["run_id"]) for row in rows] == [
-        (cohort.cohort, report.runs[standing.name])
+        (cohort.cohort, *report.runs[standing.name])
         for cohort in report.cohorts
         for standing in cohort.comparison.standings
     ]

@@ -1,0 +1,120 @@
+"""A question asked several times: each repeat has a seed, and so folds, of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from embedcache.data.predictions import Role
+from embedcache.data.question import Question
+from embedcache.errors import RunError
+from embedcache.runs.outcome import RunOutcome
+from embedcache.runs.repeats import group_repeats
+from embedcache.scoring.choices import Scoring
+from embedcache.scoring.estimates import Estimate
+from embedcache.scoring.resampling import Spread
+from embedcache.verbs.session import Session, Study
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedScore:
+    """The score that one encoder and method is judged by, over its repeats.
+
+    Parameters
+    ----------
+    encoder, fingerprint, method
+        Name and fingerprint of the encoder, and the method in a few words.
+    cohort, role, scoring, metric
+        What was scored, and how; see `Estimate`.
+    value
+        Mean of the repeats.
+    low, high
+        Ends of the 95 % interval of the mean; NaN where there are fewer than two patients.
+    least, most
+        Range of the repeats.
+    n_patients, n_images
+        Numbers of patients and of images that were scored.
+    run_ids
+        Names of the runs, by ascending seed.
+    """
+
+    encoder: str
+    fingerprint: str
+    method: str
+    cohort: str
+    role: Role
+    scoring: Scoring
+    metric: str
+    value: float
+    low: float
+    high: float
+    least: float
+    most: float
+    n_patients: int
+    n_images: int
+    run_ids: tuple[str, ...]
+
+
+def repeated_studies(session: Session, question: Question, n_repeats: int) -> list[Study]:
+    """Return the study of each repeat: the same images, each with the next seed.
+
+    Raises
+    ------
+    RunError
+        The question cannot be answered; see `Session.study`.
+    """
+    seeds = range(question.seed, question.seed + n_repeats)
+    return [session.study(replace(question, seed=seed)) for seed in seeds]
+
+
+def check_folds_move(studies: Sequence[Study]) -> None:
+    """Refuse repeats of a probe on folds that are the same with every seed.
+
+    Raises
+    ------
+    RunError
+        There are several repeats, and all have the same folds.
+    """
+    if len(studies) > 1 and len({study.folds.folds_id for study in studies}) == 1:
+        raise RunError(
+            f"{len(studies)} repeats of a probe would all be the same: no seed moves the folds "
+            "that were given; leave out --repeats, or pass a number as --folds"
+        )
+
+
+def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
+    """Yield the scores that runs are judged by, once for all repeats of an encoder and method."""
+    for repeats in group_repeats(runs):
+        record = repeats[0].record
+        for headline in repeats[0].headlines:
+            estimates = [_same_score(run, headline) for run in repeats]
+            spread = mean_over_repeats(estimates)
+            yield RepeatedScore(
+                encoder=record.encoder,
+                fingerprint=record.fingerprint,
+                method=record.label,
+                cohort=headline.cohort,
+                role=headline.role,
+                scoring=headline.scoring,
+                metric=headline.metric,
+                value=spread.value,
+                low=spread.low,
+                high=spread.high,
+                least=min(estimate.value for estimate in estimates),
+                most=max(estimate.value for estimate in estimates),
+                n_patients=headline.n_patients,
+                n_images=headline.n_images,
+                run_ids=tuple(run.run_id for run in repeats),
+            )
+
+
+def mean_over_repeats(estimates: Sequence[Estimate]) -> Spread:
+    """Return the mean of the repeats of a score, with the interval of the first around it."""
+    mean, first = fmean(estimate.value for estimate in estimates), estimates[0]
+    moved = mean - first.value
+    return Spread(mean, first.low + moved, first.high + moved)
+
+
+def _same_score(run: RunOutcome, score: Estimate) -> Estimate:
+    return next(e for e in run.headlines if (e.cohort, e.scoring) == (score.cohort, score.scoring))
