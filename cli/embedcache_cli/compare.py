@@ -54,14 +54,15 @@ if TYPE_CHECKING:
     help="Allow every answer, or only classes that occur in the cohort.",
 )
 @options.option("--by", metavar="COLUMN", help="Scores by 'class', or by a manifest column, too.")
+@options.option(
+    "--margin", type=float, metavar="X", help="Difference within which runs count as equal."
+)
 @options.option("--drops", is_flag=True, help="Each drop on an external cohort, taken apart.")
 @options.option("--pairs", is_flag=True, help="Every pair, not only each run against the best.")
 @options.option("--calibration", is_flag=True, help="Log-loss, Brier score, ECE, reliability.")
 @options.option("--operating-points", is_flag=True, help="Sensitivity at 95 % specificity.")
 @options.resamples
-@options.option(
-    "--seed", type=int, default=0, show_default=True, help="Of bootstrap and permutation."
-)
+@options.option("--seed", type=int, default=0, show_default=True, help="Of the random signs.")
 @options.as_json
 def compare(
     runs: tuple[str, ...],
@@ -76,8 +77,8 @@ def compare(
 ) -> int:
     """Hold stored runs against each other on the same images and folds; fits nothing.
 
-    Compares the runs named, or the latest of each encoder and kind of probe. Bootstrap and
-    permutation are over patients; p is corrected by Holm for all pairs of a cohort.
+    Compares the runs named, or the latest of each encoder and kind of probe, with their repeats.
+    All of it is over patients; p is corrected by Holm for all pairs of a cohort.
     """
     from embedcache.audit.finding import verdict_line
 
@@ -90,9 +91,7 @@ def compare(
     for note in report.notes:
         say(f"note: {note}")
     for cohort in report.cohorts:
-        _print_cohort(cohort, report.metric)
-        if pairs:
-            _print_pairs(cohort)
+        _print_cohort(cohort, report.metric, all_pairs=pairs)
     (_print_shifts if drops else _print_drops)(report)
     _print_parts(report)
     if calibration:
@@ -112,13 +111,12 @@ def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         print_line("")
 
 
-def _print_cohort(cohort: CohortComparison, metric: str) -> None:
+def _print_cohort(cohort: CohortComparison, metric: str, *, all_pairs: bool) -> None:
     comparison = cohort.comparison
     rows = [
         (
             standing.name,
             _score(standing),
-            *_behind(comparison.behind_best(standing.name)),
             f"{standing.rank:.1f}",
             f"{standing.p_best:.2f}",
             ",".join(map(str, standing.groups)),
@@ -127,23 +125,44 @@ def _print_cohort(cohort: CohortComparison, metric: str) -> None:
     ]
     kind = "tested out of fold" if cohort.role == "in-domain" else "external"
     classes = f", {len(cohort.classes)} classes" if cohort.classes else ""
-    title = (
-        f"{cohort.cohort}, {kind}: {cohort.n_patients} patients, {cohort.n_images} images{classes}"
-        f"; p by {comparison.test}, corrected"
-    )
-    _show(title, ("run", metric, "behind the best", "p", "rank", "P(best)", "group"), rows)
+    title = f"{cohort.cohort}, {kind}: {cohort.n_patients} patients, {cohort.n_images} images"
+    _show(f"{title}{classes}", ("run", metric, "rank", "P(best)", "group"), rows)
+    best = comparison.standings[0].name
+    pairs = [pair for pair in comparison.pairs if all_pairs or pair.better == best]
+    _print_pairs(pairs, "all pairs" if all_pairs else f"behind {best}")
+    for note in comparison.notes:
+        say(f"note: {cohort.cohort}: {note}")
 
 
-def _behind(pair: Pair | None) -> tuple[str, str]:
-    return ("", "") if pair is None else (_lead(pair), f"{pair.p_corrected:.4f}")
-
-
-def _print_pairs(cohort: CohortComparison) -> None:
-    rows = [
-        (pair.better, pair.worse, _lead(pair), f"{pair.p:.4f}", f"{pair.p_corrected:.4f}")
-        for pair in cohort.comparison.pairs
+def _print_pairs(pairs: Sequence[Pair], title: str) -> None:
+    is_repeated = any(len(pair.values) > 1 for pair in pairs)
+    is_against_best = len({pair.better for pair in pairs}) == 1
+    header = [
+        *(["run"] if is_against_best else ["better", "worse"]),
+        "by",
+        *(["by seed"] if is_repeated else []),
+        *([] if is_against_best else ["p"]),
+        "p (Holm)",
+        "verdict",
     ]
-    _show(f"{cohort.cohort}, pairs", ("better", "worse", "by", "p", "p by Holm"), rows)
+    rows = [
+        [
+            *([pair.worse] if is_against_best else [pair.better, pair.worse]),
+            _interval(pair.difference, pair.low, pair.high),
+            *([f"{min(pair.values):+.3f} {max(pair.values):+.3f}"] if is_repeated else []),
+            *([] if is_against_best else [f"{pair.p:.4f}"]),
+            f"{pair.p_corrected:.4f}",
+            _verdict(pair),
+        ]
+        for pair in pairs
+    ]
+    _show(f"{title}, paired by patient", header, rows)
+
+
+def _verdict(pair: Pair) -> str:
+    if pair.patients_needed is None:
+        return {"better": "worse", "equal": "equal", "undecided": "undecided"}[pair.verdict]
+    return f"undecided ({pair.patients_needed:,} patients)"
 
 
 def _print_drops(report: CompareReport) -> None:
@@ -273,10 +292,6 @@ def _or_none(estimate: Estimate | Spread | None) -> str | None:
 
 def _score(score: Standing | Spread | Estimate | Gap) -> str:
     return _interval(score.value, score.low, score.high)
-
-
-def _lead(pair: Pair) -> str:
-    return _interval(pair.difference, pair.low, pair.high)
 
 
 def _number(value: float, digits: int) -> str:

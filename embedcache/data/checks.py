@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 from embedcache.errors import RunError
@@ -17,3 +18,9 @@ def check_at_least(word: str, value: int | None, least: int) -> None:
     """Raise `RunError` unless a whole number is at least so large; None is no number."""
     if value is not None and (isinstance(value, bool) or value < least):
         raise RunError(f"{word} is {value}; expected a whole number from {least}")
+
+
+def check_above_0(word: str, value: float | None) -> None:
+    """Raise `RunError` unless a number is above 0 and finite; None is no number."""
+    if value is not None and not 0 < value < math.inf:
+        raise RunError(f"{word} is {value}; expected a number above 0")

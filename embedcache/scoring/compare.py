@@ -153,16 +153,13 @@ def compare(
     Parameters
     ----------
     models
-        Subject of each repeat of each model, by its name; all have the same units and truth, and
-        those of one place share their folds.
+        Subject of each repeat of each model, by its name: the same units, in one place the folds.
     metric
         One of `Subject.metrics`. 'Better' means a larger score, or a smaller error.
     margin
         Difference within which two models count as equal, above 0; None to look for none.
-    n_resamples
-        Number of draws of signs.
-    seed
-        Seed of the signs.
+    n_resamples, seed
+        Number of draws of signs, and their seed.
 
     Raises
     ------
@@ -171,37 +168,42 @@ def compare(
     """
     scores = {name: _score(metric, repeats, name) for name, repeats in models.items()}
     reference = next(iter(models.values()))[0]
-    n_patients, sign = reference.n_patients, reference.sign(metric)
+    sign = reference.sign(metric)
     names = sorted(models, key=lambda name: (-sign * scores[name].value, name))
-    values = {name: _values(metric, models[name]) for name in names}
-    couples = list(itertools.combinations(names, 2))
-    leads = [
-        Lead(
-            sign * (values[better] - values[worse]),
-            sign * (scores[better].parts - scores[worse].parts),
-            n_patients,
-        )
-        for better, worse in couples
-    ]
+    leads = {
+        (a, b): _lead(models[a], models[b], metric, scores[a], scores[b])
+        for a, b in itertools.combinations(names, 2)
+    }
     parts = np.column_stack([scores[name].parts for name in names])
-    moved, statistics = draw_signs(parts, leads, n_resamples, seed)
-    pairs = _pairs(couples, leads, statistics, margin)
-    drawn = sign * (np.array([scores[name].value for name in names]) + moved).T
-    ranks, p_best = mean_ranks(drawn)
+    moved, statistics = draw_signs(parts, [*leads.values()], n_resamples, seed)
+    pairs = _pairs(leads, statistics, margin)
+    drawn = sign * ([scores[name].value for name in names] + moved).T
     groups = alike(names, [(p.better, p.worse) for p in pairs if p.verdict == "better"])
     standings = tuple(
         Standing(
             name,
             *_ends(scores[name].spread),
-            rank=float(ranks[place]),
-            p_best=float(p_best[place]),
+            rank=float(rank),
+            p_best=float(chance),
             groups=tuple(i for i, group in enumerate(groups, 1) if name in group),
-            values=tuple(values[name].tolist()),
+            values=tuple(_values(metric, models[name]).tolist()),
         )
-        for place, name in enumerate(names)
+        for name, rank, chance in zip(names, *mean_ranks(drawn), strict=True)
     )
-    notes = tuple(_notes(len(pairs), n_patients, n_resamples))
+    notes = tuple(_notes(len(pairs), reference.n_patients, n_resamples))
     return Comparison(standings, pairs, margin, notes)
+
+
+def _lead(
+    first: Sequence[Subject], second: Sequence[Subject], metric: str, ours: Score, theirs: Score
+) -> Lead:
+    """Return by how much the first model is ahead, given the scores of both over their repeats."""
+    sign = first[0].sign(metric)
+    return Lead(
+        sign * (_values(metric, first) - _values(metric, second)),
+        sign * (ours.parts - theirs.parts),
+        first[0].n_patients,
+    )
 
 
 def _ends(spread: Spread) -> tuple[float, float, float]:
@@ -221,25 +223,24 @@ def _values(metric: str, repeats: Sequence[Subject]) -> Floats:
 
 
 def _pairs(
-    couples: Sequence[tuple[str, str]],
-    leads: Sequence[Lead],
+    leads: Mapping[tuple[str, str], Lead],
     statistics: Floats,
     margin: float | None,
 ) -> tuple[Pair, ...]:
     """Return all pairs of models, given the better one's lead and what chance makes of it."""
-    drawn = list(zip(leads, statistics.T, strict=True))
+    drawn = list(zip(leads.values(), statistics.T, strict=True))
     tests = [spread_and_p(*pair) for pair in drawn]
     corrected = holm([p for _, p in tests])
     equal: Sequence[float | None] = [None] * len(leads)
     if margin is not None:
         equal = holm([equivalence_p(*pair, margin) for pair in drawn])
     pairs = []
-    for place, lead in enumerate(leads):
+    for place, (names, lead) in enumerate(leads.items()):
         verdict = _verdict(corrected[place], equal[place])
         of_patients, of_repeats = lead.errors()
         pairs.append(
             Pair(
-                *couples[place],
+                *names,
                 *_ends(tests[place][0]),
                 p=tests[place][1],
                 p_corrected=corrected[place],
@@ -322,12 +323,7 @@ def lead(
         No such metric, or one that is not defined on these units.
     """
     ours, theirs = _score(metric, first, "model 1"), _score(metric, second, "model 2")
-    sign = first[0].sign(metric)
-    ahead = Lead(
-        sign * (_values(metric, first) - _values(metric, second)),
-        sign * (ours.parts - theirs.parts),
-        first[0].n_patients,
-    )
+    ahead = _lead(first, second, metric, ours, theirs)
     drawn = draw_signs(ours.parts[:, None], [ahead], n_resamples, seed)[1]
     return spread_and_p(ahead, drawn[:, 0])[0]
 

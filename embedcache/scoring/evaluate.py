@@ -24,6 +24,7 @@ from embedcache.scoring.recalibration import recalibration
 from embedcache.scoring.resampling import ece_interval, resample_weights
 from embedcache.scoring.subject import Score, Subject
 
+SCORES: Final = "scores-2"  # version of the scores and their intervals, in the record of a run
 _THRESHOLD: Final = "threshold_at_spec95"
 
 
@@ -43,10 +44,9 @@ def evaluate(
     answers
         Answers to one task, one of each cohort, those of the training cohort out of fold.
     n_resamples
-        Number of resamples of patients.
+        Number of resamples of patients behind the interval of the ECE; the others draw nothing.
     seed
-        Seed of the bootstrap; the draws depend on the number of patients and the seed alone, so
-        two encoders on the same patients share them.
+        Seed of these resamples.
     """
     inside = next((cohort for cohort in answers if cohort.role == "in-domain"), None)
     levels = [] if inside is None else [lev for lev, masked in scored_views(inside) if not masked]
@@ -55,30 +55,35 @@ def evaluate(
         for level in levels
         if inside is not None
     }
-    estimates = []
-    for cohort in answers:
-        for level, masked in scored_views(cohort):
-            subject = subject_of(cohort, level=level, masked=masked)
-            thresholds = {} if masked else points.get(level, {})
-            rows = [
-                (score.metric, score.label, score.spread)
-                for score in (
-                    *subject.scores(),
-                    *_rates(subject, thresholds, out_of_fold=cohort is inside),
-                )
-            ]
-            if cohort is inside:
-                rows += [
-                    (_THRESHOLD, name, Spread(threshold, math.nan, math.nan))
-                    for name, threshold in thresholds.items()
-                ]
-            rows += _calibration(subject, n_resamples, seed)
-            estimates += [
-                _estimate(cohort, level, row, masked=masked)
-                for row in rows
-                if not math.isnan(row[-1].value)  # as the specificity where there is one class only
-            ]
-    return estimates
+    return [
+        _estimate(cohort, level, row, masked=masked)
+        for cohort in answers
+        for level, masked in scored_views(cohort)
+        for row in _rows(
+            subject_of(cohort, level=level, masked=masked),
+            {} if masked else points.get(level, {}),
+            n_resamples,
+            seed,
+            out_of_fold=cohort is inside,
+        )
+        if not math.isnan(row[-1].value)  # as the specificity where there is one class only
+    ]
+
+
+def _rows(
+    subject: Subject,
+    thresholds: Mapping[str, float],
+    n_resamples: int,
+    seed: int,
+    *,
+    out_of_fold: bool,
+) -> Iterator[tuple[str, str, Spread]]:
+    """Yield metric, label and score with interval."""
+    for score in (*subject.scores(), *_rates(subject, thresholds, out_of_fold=out_of_fold)):
+        yield score.metric, score.label, score.spread
+    for name, threshold in thresholds.items() if out_of_fold else ():
+        yield _THRESHOLD, name, Spread(threshold, math.nan, math.nan)
+    yield from _calibration(subject, n_resamples, seed)
 
 
 def _rates(

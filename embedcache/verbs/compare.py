@@ -114,7 +114,6 @@ class _Comparing:
         self.contest, self.options, self.values = contest, options, values
         leader = next(iter(contest.contenders.values()))
         self.metric = options.metric or HEADLINES[leader.record.task]
-        self.draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
     def report(self) -> CompareReport:
         contest, cohorts = self.contest, self.contest.cohorts
@@ -158,49 +157,58 @@ class _Comparing:
         masked = self.options.masks(answers)
         return subject_of(answers, level=self.options.level, masked=masked)
 
-    def _on(self, cohort: str) -> Iterator[tuple[str, Contender, Answers]]:
+    def _subjects(self, repeats: Sequence[Answers]) -> list[Subject]:
+        return [self._subject(answers) for answers in repeats]
+
+    def _on(self, cohort: str) -> Iterator[tuple[str, Contender, tuple[Answers, ...]]]:
         for name, contender in self.contest.contenders.items():
             if cohort in contender.cohorts:
-                yield name, contender, contender.cohorts[cohort][0]
+                yield name, contender, contender.cohorts[cohort]
 
     def _on_cohort(self, answers: Answers) -> CohortComparison:
         cohort = answers.cohort[0]
-        subjects = {name: self._subject(theirs) for name, _, theirs in self._on(cohort)}
+        subjects = {name: self._subjects(theirs) for name, _, theirs in self._on(cohort)}
         return CohortComparison(
             cohort=cohort,
             role=answers.role,
             classes=answers.own_classes if isinstance(answers, Predictions) else (),
             n_patients=len(set(answers.patient_id)),
             n_images=len(answers.image_id),
-            comparison=compare_subjects(subjects, self.metric, **self.draws),
+            comparison=compare_subjects(
+                subjects,
+                self.metric,
+                margin=self.options.margin,
+                n_resamples=self.options.n_resamples,
+                seed=self.options.seed,
+            ),
         )
 
     def _drops(self, cohort: str) -> Iterator[Drop]:
         """Yield the drop of each run from its training cohort, over the classes of the other."""
         for name, contender, _ in self._on(cohort):
             if contender.trained_on not in {None, cohort}:
-                yield drop_of(name, contender, cohort, self.metric, self.options, self._subject)
+                yield drop_of(name, contender, cohort, self.metric, self.options, self._subjects)
 
     def _parts(self, cohort: str) -> Iterator[Part]:
-        for name, _, answers in self._on(cohort):
+        for name, _, repeats in self._on(cohort):
             if self.options.by == "class":
-                yield from self._class_parts(name, answers)
+                yield from self._class_parts(name, repeats)
                 continue
-            column = self._column(answers)
+            column = self._column(repeats[0])
             for value in np.unique(column):
-                part = answers.take(np.flatnonzero(column == value))
-                if undefined(part, self.metric, self._subject) is None:
-                    yield self._part(name, str(value), part, part, self.metric)
+                part = [answers.take(np.flatnonzero(column == value)) for answers in repeats]
+                if undefined(part, self.metric, self._subjects) is None:
+                    yield self._part(name, str(value), part, part[0], self.metric)
 
     def _column(self, answers: Answers) -> NDArray[np.str_]:
         """Return the value of each image in the column that scores are split by."""
         return np.array([self.values.get(image) or "(none)" for image in answers.image_id])
 
     def _gaps(self, cohort: str) -> Iterator[Gaps]:
-        for name, _, answers in self._on(cohort):
-            column = self._column(answers)
+        for name, _, repeats in self._on(cohort):
+            column = self._column(repeats[0])
             if len(np.unique(column)) > 1:
-                yield gaps_of(name, answers, column, self.metric, self.options, self._subject)
+                yield gaps_of(name, repeats, column, self.metric, self.options, self._subjects)
 
     def _undefined_parts(self, cohort: str) -> Iterator[str]:
         """Say in which values of the column a score is not defined, and why."""
@@ -208,26 +216,29 @@ class _Comparing:
         column = self._column(answers)
         for value in np.unique(column):
             part = answers.take(np.flatnonzero(column == value))
-            reason = undefined(part, self.metric, self._subject)
+            reason = undefined([part], self.metric, self._subjects)
             if reason is not None:
                 yield f"{self.options.by} '{value}' of '{cohort}' left out: {reason}"
 
-    def _class_parts(self, name: str, answers: Answers) -> Iterator[Part]:
+    def _class_parts(self, name: str, repeats: Sequence[Answers]) -> Iterator[Part]:
+        answers = repeats[0]
         if not isinstance(answers, Predictions):
             raise RunError("--by class is for one class an image; name a manifest column")
         metric = _OF_CLASS.get(self.metric, self.metric.partition(":")[0])
         for label in answers.own_classes:
             of_class = answers.take(np.flatnonzero(np.array(answers.label) == label))
-            yield self._part(name, label, answers, of_class, f"{metric}:{label}")
+            yield self._part(name, label, repeats, of_class, f"{metric}:{label}")
 
-    def _part(self, name: str, part: str, scored: Answers, counted: Answers, metric: str) -> Part:
+    def _part(
+        self, name: str, part: str, scored: Sequence[Answers], counted: Answers, metric: str
+    ) -> Part:
         return Part(
             name=name,
-            cohort=scored.cohort[0],
+            cohort=counted.cohort[0],
             part=part,
             n_patients=len(set(counted.patient_id)),
             n_images=len(counted.image_id),
-            score=spread(self._subject(scored), metric, **self.draws),
+            score=spread(self._subjects(scored), metric),
         )
 
     def _calibrations(self) -> Iterator[Calibration]:

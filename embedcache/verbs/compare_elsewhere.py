@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from embedcache.scoring.subgroups import Group, Side, gaps
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.compare_report import CompareOptions, Drop, Gaps
 
-ToSubject = Callable[[Answers], Subject]
+ToSubjects = Callable[[Sequence[Answers]], Sequence[Subject]]  # of answers by repeat
 # Class shares have no hold on them, or little: they stand beside a drop of F1.
 _BY_METRIC: Final[tuple[str, ...]] = ("balanced_accuracy", "auroc")
 
@@ -29,7 +29,7 @@ def drop_of(
     cohort: str,
     metric: str,
     options: CompareOptions,
-    to_subject: ToSubject,
+    to_subjects: ToSubjects,
 ) -> Drop:
     """Return what a run loses on an external cohort; of classes, over those that occur there.
 
@@ -43,39 +43,49 @@ def drop_of(
         Name of the score.
     options
         What is asked of the comparison.
-    to_subject
-        Function that makes of a cohort's answers what is scored.
+    to_subjects
+        Function that makes of answers what is scored.
     """
-    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
     trained, outside = contender.cohorts[str(contender.trained_on)], contender.cohorts[cohort]
-    if not isinstance(trained, Predictions) or not isinstance(outside, Predictions):
-        return Drop(name, cohort, drop(to_subject(trained), to_subject(outside), metric, **draws))
-    inside = trained.take(np.flatnonzero(np.isin(trained.label, outside.own_classes)))
-    at_home, there = to_subject(inside), to_subject(outside)
-    names = {metric, *_BY_METRIC}.intersection(there.metrics)
-    by_metric = {name: drop(at_home, there, name, **draws) for name in sorted(names)}
-    lost = by_metric[metric]
-    if there.patient_sums(metric) is None:
-        return Drop(name, cohort, lost, by_metric=by_metric)
-    home = class_shares(trained)
+    at_home, there = _of_classes(trained), _of_classes(outside)
+    if not at_home or not there:
+        return Drop(name, cohort, drop(to_subjects(trained), to_subjects(outside), metric))
+    rows = np.flatnonzero(np.isin(at_home[0].label, there[0].own_classes))
+    inside = to_subjects([answers.take(rows) for answers in at_home])
+    away = to_subjects(there)
+    names = {metric, *_BY_METRIC}.intersection(away[0].metrics)
+    by_metric = {name: drop(inside, away, name) for name in sorted(names)}
+    if metric.partition(":")[0] == "auroc":  # which is of no confusion table
+        return Drop(name, cohort, by_metric[metric], by_metric=by_metric)
+    home = class_shares(at_home[0])
     # A training that weighs classes alike has seen them as if they were equally frequent.
     is_even = contender.record.method.weighs_classes_alike
-    prior = np.full(len(home), 1 / len(home)) if is_even else home
-    adjusted, estimated = prior_adjusted(outside, prior, masked=options.masks(outside))
-    corrected = _units(to_subject(adjusted))
-    shift = take_apart(_units(at_home), _units(there), corrected, metric, **draws)
-    columns = home.tolist(), class_shares(outside).tolist(), estimated.tolist()
-    shares = tuple(map(ClassShare, trained.classes, *columns))
-    return Drop(name, cohort, lost, shift, by_metric, shares)
+    prior, masked = np.full(len(home), 1 / len(home)) if is_even else home, options.masks(there[0])
+    adjusted, estimated = zip(
+        *(prior_adjusted(answers, prior, masked=masked) for answers in there), strict=True
+    )
+    shift = take_apart(_units(inside), _units(away), _units(to_subjects(adjusted)), metric)
+    columns = home, class_shares(there[0]), np.mean(estimated, axis=0)
+    shares = map(ClassShare, at_home[0].classes, *(column.tolist() for column in columns))
+    return Drop(name, cohort, by_metric[metric], shift, by_metric, tuple(shares))
+
+
+def _of_classes(repeats: Sequence[Answers]) -> list[Predictions]:
+    """Return answers of classes; none of another task."""
+    return [answers for answers in repeats if isinstance(answers, Predictions)]
+
+
+def _units(subjects: Sequence[Subject]) -> list[ClassUnits]:
+    return [subject for subject in subjects if isinstance(subject, ClassUnits)]
 
 
 def gaps_of(
     name: str,
-    answers: Answers,
+    repeats: Sequence[Answers],
     value: NDArray[np.str_],
     metric: str,
     options: CompareOptions,
-    to_subject: ToSubject,
+    to_subjects: ToSubjects,
 ) -> Gaps:
     """Return how far each value of a column is behind all other images of a cohort.
 
@@ -83,63 +93,62 @@ def gaps_of(
     ----------
     name
         Name of the run.
-    answers
-        What it answered for the cohort.
+    repeats
+        What it answered for the cohort, by repeat.
     value
         Value of each image in the column, two or more in all, shape (n,).
     metric
         Name of the score; of classes, it is over those that occur on both sides.
     options
         What is asked of the comparison.
-    to_subject
-        Function that makes of a cohort's answers what is scored.
+    to_subjects
+        Function that makes of answers what is scored.
     """
-    patients = np.unique(answers.patient_id)
+    patients = np.unique(repeats[0].patient_id)
     groups: list[Group] = []
     reasons: dict[str, str] = {}
     for group in np.unique(value):
-        parts = [answers.take(np.flatnonzero(is_in)) for is_in in (value == group, value != group)]
-        sides, classes = _of_shared_classes(*parts)
-        refusals = [undefined(side, metric, to_subject) for side in sides]
+        is_member, classes = _sides(repeats[0], value == group)
+        sides = [[answers.take(rows) for answers in repeats] for rows in is_member]
+        refusals = [undefined(side, metric, to_subjects) for side in sides]
         if any(refusals):
             reasons[str(group)] = next(filter(None, refusals))
             continue
         members, rest = (
-            Side(to_subject(side), np.searchsorted(patients, np.unique(side.patient_id)))
+            Side(to_subjects(side), np.searchsorted(patients, np.unique(side[0].patient_id)))
             for side in sides
         )
         groups.append(Group(str(group), classes, members, rest))
-    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
-    rows, largest = gaps(groups, metric, len(patients), **draws)
+    rows, largest = gaps(
+        groups, metric, len(patients), n_draws=options.n_resamples, seed=options.seed
+    )
     worst = None if largest is None else rows[0].group
-    return Gaps(name, answers.cohort[0], rows, worst, largest, reasons)
+    return Gaps(name, repeats[0].cohort[0], rows, worst, largest, reasons)
 
 
-def _of_shared_classes(
-    members: Answers, rest: Answers
-) -> tuple[tuple[Answers, Answers], tuple[str, ...]]:
-    """Return both sides without images of classes that only one of them has, and the classes."""
-    if not isinstance(members, Predictions) or not isinstance(rest, Predictions):
-        return (members, rest), ()
-    shared = [name for name in members.own_classes if name in rest.own_classes]
-    sides = [side.take(np.flatnonzero(np.isin(side.label, shared))) for side in (members, rest)]
-    return (sides[0], sides[1]), tuple(shared)
+def _sides(
+    answers: Answers, is_member: NDArray[np.bool_]
+) -> tuple[list[NDArray[np.intp]], tuple[str, ...]]:
+    """Return the rows of a group, those of the rest, and the classes; of classes, of shared ones.
+
+    Images of a class that only one side has would be scored against nothing.
+    """
+    parts = [np.flatnonzero(is_member), np.flatnonzero(~is_member)]
+    if not isinstance(answers, Predictions):
+        return parts, ()
+    label = np.array(answers.label)
+    shared = np.intersect1d(label[parts[0]], label[parts[1]])
+    return [rows[np.isin(label[rows], shared)] for rows in parts], tuple(shared.tolist())
 
 
-def undefined(answers: Answers, metric: str, to_subject: ToSubject) -> str | None:
+def undefined(repeats: Sequence[Answers], metric: str, to_subjects: ToSubjects) -> str | None:
     """Return why a score is not defined on some images; None where it is."""
-    if not answers.image_id:
+    if not repeats[0].image_id:
         return "it shares no class with the rest"
-    subject = to_subject(answers)
+    subjects = to_subjects(repeats)
     try:
-        check_metric(metric, subject)
+        check_metric(metric, subjects[0])
     except RunError as error:
         return str(error)
-    is_nan = np.isnan(subject.score(metric, subject.everyone)[0])
+    is_nan = any(np.isnan(subject.score(metric).value) for subject in subjects)
     return f"{metric} is not defined on these images" if is_nan else None
-
-
-def _units(subject: Subject) -> list[ClassUnits]:
-    """Return the units of each repeat of a model."""
-    assert isinstance(subject, ClassUnits)  # of predictions of classes
-    return [subject]

@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 
 from embedcache.audit.finding import AuditFinding, verdict
-from embedcache.data.checks import check_at_least, check_choice
+from embedcache.data.checks import check_above_0, check_at_least, check_choice
 from embedcache.data.predictions import Answers, Predictions, Role
 from embedcache.data.tabular import Tabular
 from embedcache.scoring.calibration import Bin
@@ -40,10 +40,12 @@ class CompareOptions:
         Whether 'all' classes may be predicted, or those of the cohort only ('masked').
     by
         'class' or a manifest column: the metric within each of its values too; None for neither.
+    margin
+        Difference within which two runs count as equal, above 0; None to look for none.
     n_resamples
-        Number of resamples of bootstrap and permutation.
+        Number of draws of signs behind p, ranks and P(best).
     seed
-        Seed of bootstrap and permutation.
+        Seed of the signs.
     """
 
     models: tuple[str, ...] | None = None
@@ -52,12 +54,14 @@ class CompareOptions:
     level: Level = "image"
     scoring: Scoring = "all"
     by: str | None = None
+    margin: float | None = None
     n_resamples: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_choice("level", self.level, Level)
         check_choice("scoring", self.scoring, Scoring)
+        check_above_0("margin", self.margin)
         check_at_least("n_resamples", self.n_resamples, 1)
         check_at_least("seed", self.seed, 0)
 
@@ -186,6 +190,8 @@ _STANDINGS: Final = pa.schema(
         ("high", pa.float64()),
         ("behind_best", pa.float64()),
         ("p_corrected", pa.float64()),
+        ("verdict", pa.string()),
+        ("patients_needed", pa.int64()),
         ("rank", pa.float64()),
         ("p_best", pa.float64()),
         ("n_patients", pa.int64()),
@@ -279,8 +285,13 @@ def _dropped(drop: Drop | None) -> dict[str, float]:
     return {name: part.value for name, part in {"drop": drop.drop, **parts, **won}.items()}
 
 
-def _behind(pair: Pair | None) -> dict[str, float]:
-    """Return how far a run is behind the best one, and p; nothing for the best itself."""
+def _behind(pair: Pair | None) -> dict[str, float | str | None]:
+    """Return how far a run is behind the best one, and whether; nothing for the best itself."""
     if pair is None:
         return {}
-    return {"behind_best": pair.difference, "p_corrected": pair.p_corrected}
+    return {
+        "behind_best": pair.difference,
+        "p_corrected": pair.p_corrected,
+        "verdict": pair.verdict,
+        "patients_needed": pair.patients_needed,
+    }

@@ -37,6 +37,7 @@ from embedcache.runs.methods import FinetuneMethod, ProbeMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunRequest
+from embedcache.scoring.evaluate import SCORES
 from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.finetune_options import Callbacks, FinetuneOptions
@@ -202,7 +203,7 @@ class _Finetuning:
             question=self.study.question,
             method=FinetuneMethod(self.options.regime, asdict(self.options.recipe)),
             data=replace(run_data(self.study, self.material.cohorts), pictures=pictures),
-            constants={"protocol": PROTOCOL},
+            constants={"protocol": PROTOCOL, "scores": SCORES},
             n_resamples=self.options.n_resamples,
             versions=versions_of(names),
         )

@@ -18,6 +18,7 @@ from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunData, RunRequest, rows_digest
+from embedcache.scoring.evaluate import SCORES
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.session import Session, Study
 
@@ -101,6 +102,7 @@ def probe_rows(
         data=run_data(study, rows),
         constants={
             "protocol": scheme.name,
+            "scores": SCORES,
             "values": list(grid_of(method)),
             "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
         },

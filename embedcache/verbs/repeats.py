@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from embedcache.data.predictions import Role
 from embedcache.data.question import Question
 from embedcache.errors import RunError
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.repeats import group_repeats
+from embedcache.scoring.answers import subject_of
 from embedcache.scoring.choices import Scoring
+from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.resampling import Spread
+from embedcache.scoring.jackknife import Spread
 from embedcache.verbs.session import Session, Study
 
 
@@ -89,7 +90,7 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
         record = repeats[0].record
         for headline in repeats[0].headlines:
             estimates = [_same_score(run, headline) for run in repeats]
-            spread = mean_over_repeats(estimates)
+            mean = _spread(repeats, headline)
             yield RepeatedScore(
                 encoder=record.encoder,
                 fingerprint=record.fingerprint,
@@ -98,9 +99,9 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
                 role=headline.role,
                 scoring=headline.scoring,
                 metric=headline.metric,
-                value=spread.value,
-                low=spread.low,
-                high=spread.high,
+                value=mean.value,
+                low=mean.low,
+                high=mean.high,
                 least=min(estimate.value for estimate in estimates),
                 most=max(estimate.value for estimate in estimates),
                 n_patients=headline.n_patients,
@@ -109,11 +110,14 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
             )
 
 
-def mean_over_repeats(estimates: Sequence[Estimate]) -> Spread:
-    """Return the mean of the repeats of a score, with the interval of the first around it."""
-    mean, first = fmean(estimate.value for estimate in estimates), estimates[0]
-    moved = mean - first.value
-    return Spread(mean, first.low + moved, first.high + moved)
+def _spread(repeats: Sequence[RunOutcome], score: Estimate) -> Spread:
+    """Return the mean of a score over repeats, with its interval."""
+    is_masked = score.scoring == "masked"
+    answers = [
+        cohort for run in repeats for cohort in run.answers if cohort.cohort[0] == score.cohort
+    ]
+    subjects = [subject_of(cohort, masked=is_masked) for cohort in answers]
+    return spread(subjects, score.metric)
 
 
 def _same_score(run: RunOutcome, score: Estimate) -> Estimate:

