@@ -107,12 +107,15 @@ class _Error(NamedTuple):
         Variance beside that of the parts: of a side that no patient moves.
     freedom
         Degrees of freedom; 0 where a side has fewer than two patients.
+    most
+        Largest gap that there can be; infinite where the score has no bounds.
     """
 
     value: float
     parts: Floats
     more: float
     freedom: float
+    most: float
 
     @property
     def error(self) -> float:
@@ -124,7 +127,8 @@ class _Error(NamedTuple):
         if not self.freedom:
             return Spread(self.value, math.nan, math.nan)
         half = -float(stdtrit(self.freedom, alpha / 2)) * self.error
-        return Spread(self.value, self.value - half, self.value + half)
+        low, high = max(-self.most, self.value - half), min(self.most, self.value + half)
+        return Spread(self.value, low, high)
 
     @property
     def p(self) -> float:
@@ -204,8 +208,10 @@ def _gap(group: Group, metric: str, n_patients: int) -> _Error:
         ),
         strict=True,
     )
-    more = sum(variances) - (moves.mean(axis=1) ** 2).sum()
-    return _Error(float(values.mean()), parts, more, _both_freedoms(variances, freedoms))
+    more = max(0.0, sum(variances) - (moves.mean(axis=1) ** 2).sum())
+    least, most = scores[0][0].bounds
+    freedom = _both_freedoms(variances, freedoms)
+    return _Error(float(values.mean()), parts, more, freedom, most - least)
 
 
 def _variance(parts: Floats, score: Score) -> tuple[float, float]:
