@@ -11,7 +11,8 @@ import click
 from embedcache.scoring.choices import Level, Scoring
 from embedcache_cli import options
 from embedcache_cli.outcomes import exit_code
-from embedcache_cli.output import print_json, print_line, print_table, say
+from embedcache_cli.output import print_json, print_line, say
+from embedcache_cli.output import print_section as _show
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from embedcache.scoring.jackknife import Spread
     from embedcache.scoring.subgroups import Gap
     from embedcache.verbs.compare_report import CohortComparison, CompareReport
+
+_OF_PROBABILITIES = {
+    "log_loss": "log-loss",
+    "brier": "Brier",
+    "ece": "ECE",
+    "calibration_slope": "slope",
+}
+_OF_CLASS = ("calibration_intercept", "calibration_slope")
 
 
 @click.command(short_help="Runs against each other, paired by patient: tests, ranks, groups.")
@@ -59,7 +68,7 @@ if TYPE_CHECKING:
 )
 @options.option("--drops", is_flag=True, help="Each drop on an external cohort, taken apart.")
 @options.option("--pairs", is_flag=True, help="Every pair, not only each run against the best.")
-@options.option("--calibration", is_flag=True, help="Log-loss, Brier score, ECE, reliability.")
+@options.option("--calibration", is_flag=True, help="Log-loss, Brier, ECE, slopes, reliability.")
 @options.option("--operating-points", is_flag=True, help="Sensitivity at 95 % specificity.")
 @options.resamples
 @options.option("--seed", type=int, default=0, show_default=True, help="Of the random signs.")
@@ -103,12 +112,6 @@ def compare(
         print_line(f"{name}: {run_id}{more}")
     print_line(verdict_line(report.findings))
     return exit_code(report)
-
-
-def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    if rows:
-        print_table(header, rows, title)
-        print_line("")
 
 
 def _print_cohort(cohort: CohortComparison, metric: str, *, all_pairs: bool) -> None:
@@ -243,15 +246,30 @@ def _print_gaps(report: CompareReport, cohort: str) -> None:
 def _print_calibration(report: CompareReport) -> None:
     if not report.calibration:
         say("note: no calibration: these runs have no probabilities of classes")
-    temperature = {(c.name, c.cohort): c.temperature for c in report.calibration}
-    names = ("log_loss", "brier", "ece")
-    rows = []
-    for (name, cohort, _), scores in _by_label(report):
-        cells = [_or_none(scores.get(f"{n}{s}")) for n in names for s in ("", "_calibrated")]
-        if any(cells):
-            rows.append((name, cohort, temperature[name, cohort], *cells))
-    columns = [f"{name}{suffix}" for name in names for suffix in ("", " at T")]
-    _show("calibration, T the temperature of inner folds", ("run", "cohort", "T", *columns), rows)
+    temperatures = {(c.name, c.cohort): c.temperature for c in report.calibration}
+    of_all: list[tuple[Any, ...]] = []
+    of_classes: list[tuple[Any, ...]] = []
+    for (name, cohort, label), scores in _by_label(report):
+        temperature = temperatures.get((name, cohort))
+        if label:
+            for suffix, t in (("", 1.0), ("_calibrated", temperature)):
+                cells = [_or_none(scores.get(f"{metric}{suffix}")) for metric in _OF_CLASS]
+                of_classes += [(name, cohort, label, t, *cells)] if any(cells) else []
+            continue
+        of_all += [(name, cohort, "T", 1.0, temperature)] if temperature is not None else []
+        for metric, title in _OF_PROBABILITIES.items():
+            cells = [_or_none(scores.get(f"{metric}{suffix}")) for suffix in ("", "_calibrated")]
+            of_all += [(name, cohort, title, *cells)] if any(cells) else []
+    _show(
+        "calibration, T the temperature of inner folds",
+        ("run", "cohort", "score", "as it is", "at T"),
+        of_all,
+    )
+    _show(
+        "calibration of each class against the rest: 0 and 1 are ideal",
+        ("run", "cohort", "class", "T", "intercept", "slope"),
+        of_classes,
+    )
     rows = [
         (calibration.name, calibration.cohort, part.n, part.confidence, part.accuracy)
         for calibration in report.calibration

@@ -180,18 +180,29 @@ def compare(
     drawn = sign * ([scores[name].value for name in names] + moved).T
     groups = alike(names, [(p.better, p.worse) for p in pairs if p.verdict == "better"])
     standings = tuple(
-        Standing(
-            name,
-            *_ends(scores[name].spread),
-            rank=float(rank),
-            p_best=float(chance),
-            groups=tuple(i for i, group in enumerate(groups, 1) if name in group),
-            values=tuple(_values(metric, models[name]).tolist()),
-        )
-        for name, rank, chance in zip(names, *mean_ranks(drawn), strict=True)
+        _standing(name, scores[name], _values(metric, models[name]), groups, rank, p_best)
+        for name, rank, p_best in zip(names, *mean_ranks(drawn), strict=True)
     )
     notes = tuple(_notes(len(pairs), reference.n_patients, n_resamples))
     return Comparison(standings, pairs, margin, notes)
+
+
+def _standing(
+    name: str,
+    score: Score,
+    values: Floats,
+    groups: Sequence[frozenset[str]],
+    rank: float,
+    p_best: float,
+) -> Standing:
+    return Standing(
+        name,
+        *_ends(score.spread),
+        rank=float(rank),
+        p_best=float(p_best),
+        groups=tuple(number for number, group in enumerate(groups, 1) if name in group),
+        values=tuple(values.tolist()),
+    )
 
 
 def _lead(

@@ -38,7 +38,7 @@ def threshold_at(ranking: Ranking, specificity: float) -> float | None:
     ranking
         Units to choose the threshold on.
     specificity
-        Least share of the rest that must be refused; above 1 counts as 1, below 0 as 0.
+        Least share of the rest that must be refused; below 0 counts as 0, above 1 as 1.
     """
     rest = np.sort(ranking.probability[~ranking.positive])
     if not len(rest):
@@ -131,23 +131,27 @@ def _take(ranking: Ranking, rows: NDArray[np.bool_]) -> Ranking:
 
 
 def _slope(ranking: Ranking, error: float) -> float:
-    """Return the slope of sensitivity over specificity about the operating point, at most 0.
+    """Return the slope of sensitivity over specificity at the operating point, at most 0.
+
+    It is that of the chord to the point one standard error of the specificity below: above, few of
+    the rest are left, and the curve falls off steeply.
 
     Parameters
     ----------
     ranking
         Units of the class, and the rest.
     error
-        Standard error of the specificity; the slope is that of the chord over one to either side,
-        and over one unit of the rest at least.
+        Standard error of the specificity; a chord is as long as one unit of the rest at least.
     """
     positive, probability = ranking.positive, ranking.probability
     reach = max(error, 1 / np.count_nonzero(~positive))
-    ends = [threshold_at(ranking, SPECIFICITY + side * reach) for side in (-1, 1)]
-    (refused, refused_more), (missed, missed_more) = (
+    ends = [
+        threshold_at(ranking, specificity) for specificity in (SPECIFICITY - reach, SPECIFICITY)
+    ]
+    (refused_less, refused), (missed_less, missed) = (
         [np.mean(probability[side] <= end) for end in ends if end is not None]
         for side in (~positive, positive)
     )
-    if refused_more == refused:  # ties: no threshold lies between
+    if refused_less == refused:  # ties: no threshold lies between
         return 0.0
-    return float((missed - missed_more) / (refused_more - refused))
+    return float((missed_less - missed) / (refused - refused_less))

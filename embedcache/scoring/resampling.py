@@ -9,6 +9,7 @@ once, so that ten thousand of them cost a matrix product.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Final
 
@@ -38,6 +39,28 @@ def resample_weights(n_patients: int, n_resamples: int, seed: int) -> NDArray[np
         cells = drawn + n_patients * np.arange(len(block))[:, None]
         block[:] = np.bincount(cells.ravel(), minlength=block.size).reshape(block.shape)
     return weights
+
+
+def classes_often_missing(
+    labels: Sequence[str], patients: Sequence[str], share: float = 0.01
+) -> dict[str, float]:
+    """Return the classes that many resamples of patients lack, each with the share that does.
+
+    Of n patients, m with images of the class, that share is (1 - m / n)^n: 5 % for three patients.
+
+    Parameters
+    ----------
+    labels, patients
+        Class and patient of each of the n images.
+    share
+        Largest share of resamples without a class that goes without saying, from 0 to 1.
+    """
+    holders: dict[str, set[str]] = {}
+    for label, patient in zip(labels, patients, strict=True):
+        holders.setdefault(label, set()).add(patient)
+    n_patients = len(set(patients))
+    missing = {c: (1 - len(holders[c]) / n_patients) ** n_patients for c in sorted(holders)}
+    return {name: missed for name, missed in missing.items() if missed > share}
 
 
 def weighted_sums(weights: Weights, sums: Floats) -> Floats:

@@ -36,7 +36,9 @@ from embedcache.verbs.compare_report import (
 from embedcache.verbs.session import Session
 
 CALIBRATION: Final = tuple(
-    f"{name}{suffix}" for name in ("log_loss", "brier", "ece") for suffix in ("", "_calibrated")
+    f"{name}{suffix}"
+    for name in ("log_loss", "brier", "ece", "calibration_slope", "calibration_intercept")
+    for suffix in ("", "_calibrated")
 )
 OPERATING: Final = tuple(
     f"{name}_at_spec95" for name in ("threshold", "sensitivity", "specificity")

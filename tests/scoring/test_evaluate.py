@@ -20,8 +20,7 @@ from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import N_BINS
 from embedcache.scoring.evaluate import evaluate
 from embedcache.scoring.jackknife import SHARE, degrees_of_freedom, spread_of
-from embedcache.scoring.operating import operating_points, rates_above
-from embedcache.scoring.resampling import ece_interval, resample_weights
+from embedcache.scoring.resampling import classes_often_missing, ece_interval, resample_weights
 
 
 def predictions(n_patients=25, classes="abcd", labels="abcd", seed=0, sharp=2.0, per_patient=None):
@@ -239,6 +238,16 @@ def test_degrees_of_freedom_count_the_patients_that_matter():
     assert degrees_of_freedom(np.r_[1.0, np.full(39, -1 / 39)], 40) == pytest.approx(1.0, abs=0.11)
 
 
+def test_a_class_that_resamples_lack_is_named_with_how_many_of_them_do():
+    patients = [f"P{i}" for i in range(30)] * 2
+    labels = ["a"] * 30 + ["rare" if i < 3 else "b" if i < 9 else "a" for i in range(30)]
+    (name, share), *others = classes_often_missing(labels, patients).items()
+    drawn = resample_weights(30, 20_000, 0)
+    assert (name, others) == ("rare", [])
+    assert share == pytest.approx((drawn[:, :3].sum(axis=1) == 0).mean(), abs=0.006)
+    assert classes_often_missing(labels, patients, share=0.001).keys() == {"b", "rare"}
+
+
 def test_order_of_rows_plays_no_part():
     one = inside(predictions())
     one = replace(one, temperature=np.full(len(one.label), 1.3))
@@ -278,58 +287,6 @@ def test_macro_f1_by_patient_does_not_let_one_patient_decide():
     got = scores(both)
     assert got["all", "macro_f1", ""].value < 0.1
     assert got["all", "macro_f1_by_patient", ""].value > 0.8
-
-
-# Operating points
-
-
-def test_thresholds_let_as_few_of_the_rest_pass_as_they_may():
-    units = subject_of(predictions(n_patients=60, sharp=1.0))
-    for number, (name, threshold) in enumerate(operating_points(units).items()):
-        assert units.classes[number] == name
-        rest = units.probability[units.truth != number, number]
-        assert (rest > threshold).sum() == int(0.05 * len(rest))
-        lower = np.nextafter(threshold, 0)
-        assert (rest <= lower).mean() < 0.95
-
-
-def test_forty_others_at_95_percent_let_two_pass():
-    label = "a" * 10 + "b" * 40
-    p = np.r_[np.full(10, 0.9), np.arange(40) / 100]
-    one = Predictions(
-        "in-domain", ("a", "b"), tuple(map(str, range(50))), tuple(map(str, range(50))),
-        ("c",) * 50, tuple(label), np.zeros(50, int), np.column_stack([p, 1 - p]),
-    )  # fmt: skip
-    units = subject_of(one)
-    threshold = operating_points(units)["a"]
-    assert threshold == 0.37
-    assert [rate.value for rate in rates_above(units.ranking(0), "a", threshold)] == [1, 0.95]
-
-
-def test_operating_points_are_chosen_inside_and_applied_outside_as_they_are():
-    home, away = (
-        inside(predictions(seed=1, sharp=1.5)),
-        predictions(seed=2, sharp=0.5, labels="abc"),
-    )
-    found = {
-        (e.role, e.metric, e.label): e.value
-        for e in evaluate([home, away], n_resamples=100)
-        if (e.level, e.scoring) == ("image", "all")
-    }
-    for number, name in enumerate("abc"):
-        threshold = found["in-domain", "threshold_at_spec95", name]
-        called = away.probability[:, number] > threshold
-        is_in = np.array(away.label) == name
-        outside = [
-            found["external", f"{m}_at_spec95", name] for m in ("sensitivity", "specificity")
-        ]
-        assert outside == pytest.approx([called[is_in].mean(), (~called[~is_in]).mean()])
-    assert ("external", "threshold_at_spec95", "a") not in found
-    assert ("external", "sensitivity_at_spec95", "d") not in found
-
-
-def test_without_predictions_inside_there_are_no_operating_points():
-    assert not [e for e in evaluate([predictions()], n_resamples=100) if "spec95" in e.metric]
 
 
 # Calibration

@@ -208,6 +208,9 @@ def test_calibration_and_operating_points_are_those_stored_with_the_runs(store, 
     calibration = answer.out.split("calibration, T")[1]
     assert "1.500" in calibration
     assert "reliability" in calibration
+    of_class = calibration.split("calibration of each class")[1].split("reliability")[0]
+    assert len([line for line in of_class.splitlines() if line.startswith("x  ")]) == 2 * 3 + 2
+    assert max(map(len, calibration.split("reliability")[0].splitlines())) <= 80
     points = answer.out.split("operating points")[1]
     rows = [line for line in points.splitlines() if line.startswith("x  ")]
     assert len(rows) == 3 + 2
