@@ -22,7 +22,7 @@ TRAINING = {
 
 
 def write_images(folder: Path) -> None:
-    """Write two cohorts whose images have an age, findings, and a part of an official split."""
+    """Write two cohorts whose images have age, findings, part of an official split, centre."""
     write_cohort(folder, n_patients=9, n_images=2, cohorts=("home", "abroad"), size=8)
     add_column(
         folder, "age", lambda lines: [10 + 3 * ("brain" in x) + n % 2 for n, x in enumerate(lines)]
@@ -35,6 +35,11 @@ def write_images(folder: Path) -> None:
         "split",
         lambda lines: ["test" if x.split(",")[patient][-1] in "36" else "train" for x in lines],
     )
+    add_column(
+        folder,
+        "center",
+        lambda lines: [f"site {int(x.split(',')[patient][-1]) % 3}" for x in lines],
+    )
 
 
 # What each kind of run is asked for, by name. Asked again, each is found again.
@@ -42,6 +47,9 @@ ASKED: dict[str, Callable] = {
     "probe": lambda project: project.probe("pixels", controls=True, **FEW),
     "knn": lambda project: project.probe("pixels", probe="knn", **FEW),
     "official split": lambda project: project.probe("pixels", protocol="fetalclip", **FEW),
+    "folds by a column": lambda project: project.probe(
+        "pixels", folds_by="center", n_resamples=100
+    ),
     "external by folds": lambda project: project.probe("pixels", external_by="folds", **FEW),
     "numbers": lambda project: project.probe("pixels", task="regression", label="age", **FEW),
     "labels": lambda project: project.probe("pixels", task="multilabel", label="findings", **FEW),

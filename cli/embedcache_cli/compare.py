@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
     from embedcache.scoring.jackknife import Spread
+    from embedcache.scoring.subgroups import Gap
     from embedcache.verbs.compare_report import CohortComparison, CompareReport
 
 _OF_PROBABILITIES = {
@@ -65,6 +66,7 @@ _OF_CLASS = ("calibration_intercept", "calibration_slope")
 @options.option(
     "--margin", type=float, metavar="X", help="Difference within which runs count as equal."
 )
+@options.option("--drops", is_flag=True, help="Each drop on an external cohort, taken apart.")
 @options.option("--pairs", is_flag=True, help="Every pair, not only each run against the best.")
 @options.option("--calibration", is_flag=True, help="Log-loss, Brier, ECE, slopes, reliability.")
 @options.option("--operating-points", is_flag=True, help="Sensitivity at 95 % specificity.")
@@ -75,6 +77,7 @@ def compare(
     runs: tuple[str, ...],
     models: tuple[str, ...] | None,
     project: Project,
+    drops: bool,
     pairs: bool,
     calibration: bool,
     operating_points: bool,
@@ -98,7 +101,7 @@ def compare(
         say(f"note: {note}")
     for cohort in report.cohorts:
         _print_cohort(cohort, report.metric, all_pairs=pairs)
-    _print_drops(report)
+    (_print_shifts if drops else _print_drops)(report)
     _print_parts(report)
     if calibration:
         _print_calibration(report)
@@ -166,19 +169,78 @@ def _verdict(pair: Pair) -> str:
 
 
 def _print_drops(report: CompareReport) -> None:
-    rows = [(drop.name, drop.cohort, _score(drop.drop)) for drop in report.drops]
+    is_apart = any(drop.shift for drop in report.drops)  # all of them are, or none
+    rows = [
+        (
+            drop.name,
+            drop.cohort,
+            _score(drop.drop),
+            *([_score(drop.shift.mix)] if drop.shift else []),
+        )
+        for drop in report.drops
+    ]
     is_of_classes = any(cohort.classes for cohort in report.cohorts)
     title = "lost outside, over the classes there" if is_of_classes else "lost outside"
-    _show(title, ("run", "cohort", "drop"), rows)
+    more = " (--drops has all parts)" if is_apart else ""
+    _show(
+        f"{title}{more}",
+        ("run", "cohort", "drop", *(["of it class mix"] if is_apart else [])),
+        rows,
+    )
+
+
+def _print_shifts(report: CompareReport) -> None:
+    for drop in report.drops:
+        parts = {report.metric: drop.drop}
+        if drop.shift is not None:
+            parts["  by the mix of classes"] = drop.shift.mix
+            parts["  the rest"] = drop.shift.rest
+            parts["  won back by adjusting to estimated shares"] = drop.shift.prior
+        others = {name: lost for name, lost in drop.by_metric.items() if name != report.metric}
+        rows = [(name, _score(part)) for name, part in {**parts, **others}.items()]
+        _show(f"{drop.name} on {drop.cohort}", ("score", "lost outside"), rows)
+        shares = [
+            (s.label, *(f"{share:.3f}" for share in (s.home, s.outside, s.estimated)))
+            for s in drop.shares
+        ]
+        title = f"class shares of images, {drop.name} on {drop.cohort}"
+        _show(title, ("class", "at home", "outside", "estimated"), shares)
 
 
 def _print_parts(report: CompareReport) -> None:
+    by = str(report.options.by)
+    for cohort in dict.fromkeys(part.cohort for part in report.parts):
+        parts = [part for part in report.parts if part.cohort == cohort]
+        rows = [
+            (part.part, part.name, _score(part.score), part.n_patients, part.n_images)
+            for part in sorted(parts, key=lambda part: part.part)
+        ]
+        title = f"{cohort}: {report.metric} by {by}"
+        _show(title, (by, "run", "score", "patients", "images"), rows)
+        _print_gaps(report, cohort)
+
+
+def _print_gaps(report: CompareReport, cohort: str) -> None:
+    by, of_cohort = str(report.options.by), [g for g in report.gaps if g.cohort == cohort]
     rows = [
-        (part.cohort, part.part, part.name, _score(part.score), part.n_patients, part.n_images)
-        for part in sorted(report.parts, key=lambda part: (part.cohort, part.part))
+        (gap.group, gaps.name, _score(gap), _number(gap.p_corrected, 4), _number(gap.p_worst, 2))
+        for gaps in of_cohort
+        for gap in gaps.groups
     ]
-    title = f"{report.metric} by {report.options.by}"
-    _show(title, ("cohort", report.options.by or "", "run", "score", "patients", "images"), rows)
+    title = f"{cohort}: how far each {by} is behind all others, over the classes of both"
+    _show(title, (by, "run", "gap", "p by Holm", "P(worst)"), rows)
+    worst = [
+        (gaps.name, gaps.worst, _score(gaps.largest), len(gaps.groups[0].classes))
+        for gaps in of_cohort
+        if gaps.largest is not None
+    ]
+    title = f"{cohort}: the worst {by}; the interval allows for the choice"
+    _show(title, ("run", by, "gap", "classes"), worst)
+    scored = {part.part for part in report.parts if part.cohort == cohort}  # others have a note
+    for gaps in of_cohort:
+        for group in scored & gaps.undefined.keys():
+            reason = gaps.undefined[group]
+            say(f"note: no gap of {by} '{group}' of '{cohort}' ({gaps.name}): {reason}")
 
 
 def _print_calibration(report: CompareReport) -> None:
@@ -242,14 +304,19 @@ def _by_label(
     return by_label.items()
 
 
-def _or_none(estimate: Estimate | None) -> str | None:
+def _or_none(estimate: Estimate | Spread | None) -> str | None:
     return None if estimate is None else _score(estimate)
 
 
-def _score(score: Standing | Spread | Estimate) -> str:
+def _score(score: Standing | Spread | Estimate | Gap) -> str:
     return _interval(score.value, score.low, score.high)
 
 
+def _number(value: float, digits: int) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def _interval(value: float, low: float, high: float) -> str:
+    value, low, high = (round(number, 3) + 0.0 for number in (value, low, high))  # no -0.000
     ends = "n/a" if math.isnan(low) else f"{low:.3f}, {high:.3f}"
     return f"{value:.3f} [{ends}]"

@@ -28,11 +28,19 @@ def folds(
         print_json({"table": table, "folds": sizes})
         return
     classes = sorted({name for size in sizes for name in size.classes})
+    column = question["folds_by"]
     rows = [
-        (size.fold, size.n_patients, size.n_images, *(size.classes.get(n, 0) for n in classes))
+        (
+            size.fold,
+            *([size.value] if column else []),
+            size.n_patients,
+            size.n_images,
+            *(size.classes.get(n, 0) for n in classes),
+        )
         for size in sizes
     ]
-    print_table(("fold", "patients", "images", *classes), rows)
-    print_line(f'folds {table.folds_id}, seed {table.seed}; patients: embedcache sql "FROM folds"')
+    print_table(("fold", *([column] if column else []), "patients", "images", *classes), rows)
+    origin = f"by {column}" if column else f"seed {table.seed}"
+    print_line(f'folds {table.folds_id}, {origin}; patients: embedcache sql "FROM folds"')
     for note in table.notes:
         say(f"note: {note}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
+from click.core import ParameterSource
 
 import embedcache
 from embedcache.encoders.choices import Fit, PrecisionChoice
@@ -53,6 +54,16 @@ def none_if_empty(
     """Return the values of a repeatable option, or None where it was not given."""
     del context, parameter
     return values or None
+
+
+def one_way_of_folds(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Return the value of --folds or --folds-by; refuse both."""
+    del parameter
+    preset = {None, ParameterSource.DEFAULT}  # None: not looked at yet, and then it looks here
+    ways = [context.get_parameter_source(name) for name in ("folds", "folds_by")]
+    if not preset.intersection(ways):
+        raise click.UsageError("name --folds or --folds-by, not both")
+    return value
 
 
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
@@ -181,7 +192,14 @@ cohorts = compose(
         metavar="K|FILE",
         default="5",
         show_default=True,
+        callback=one_way_of_folds,
         help="Number of patient folds, or a CSV (patient_id, fold).",
+    ),
+    option(
+        "--folds-by",
+        metavar="COLUMN",
+        callback=one_way_of_folds,
+        help="Instead: a fold of each value of a manifest column, such as center.",
     ),
     seed,
 )

@@ -40,7 +40,7 @@ CREATE TABLE encoders (
     created VARCHAR
 );
 
-CREATE TABLE folds (folds_id VARCHAR, patient_id VARCHAR, fold INTEGER);
+CREATE TABLE folds (folds_id VARCHAR, patient_id VARCHAR, fold INTEGER, "value" VARCHAR);
 
 CREATE TABLE runs (
     run_id VARCHAR,

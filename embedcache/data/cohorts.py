@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from embedcache.data.class_maps import read_class_map
 from embedcache.data.image_table import Images
@@ -12,6 +13,9 @@ from embedcache.data.question import Question
 from embedcache.data.spelling import spelling_twins, twins_text
 from embedcache.data.task_names import TaskName
 from embedcache.errors import ManifestError, RunError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,4 +222,9 @@ def label_column(images: Images, column: str) -> list[str]:
         raise ManifestError(
             f"no column '{column}' in the manifest; it has {', '.join(images.table.column_names)}"
         )
-    return [("" if v is None else str(v)) for v in images.table[column].to_pylist()]
+    return cell_texts(images.table[column])
+
+
+def cell_texts(column: pa.ChunkedArray) -> list[str]:
+    """Return the cells of a column as text, '' where one is empty."""
+    return [("" if value is None else str(value)) for value in column.to_pylist()]

@@ -33,11 +33,13 @@ class FoldTable:
     n_folds
         Number of folds.
     seed
-        Seed of the shuffle; 0 for a table that was given.
+        Seed of the shuffle; 0 for a table that was given, or made by a column.
     patients
         Number of the fold, from 0, by patient.
     notes
         Lines that a reader of a score must know: rare classes, dominating patients.
+    values
+        Value of a manifest column that each fold tests; empty where folds are not by a column.
     """
 
     folds_id: str
@@ -45,6 +47,7 @@ class FoldTable:
     seed: int
     patients: dict[str, int]
     notes: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
     def of(self, patient_id: Sequence[str]) -> NDArray[np.int64]:
         """Return the fold of each image, by its patient, shape (n,).
@@ -88,16 +91,13 @@ def assign_folds(
     RunError
         Fewer patients than folds, fewer than two folds, or fewer than two classes.
     """
-    n_patients, classes = len(set(patient_id)), sorted(set(label))
+    n_patients = len(set(patient_id))
     if n_folds < 2 or n_patients < n_folds:
         raise RunError(
             f"{n_patients} patients cannot be split into {n_folds} folds; pass --folds with a "
             f"number from 2 to {n_patients}"
         )
-    if len(classes) < 2:
-        raise RunError(f"one class only ({classes[0]!r}); a probe needs two or more")
-    if len(classes) == len(label):
-        raise RunError("every image has a class of its own; there is nothing to learn from them")
+    _check_classes(label)
     # Sorted, so that the order of rows in a manifest cannot change the folds.
     rows = sorted(zip(patient_id, label, strict=True))
     groups, y = (np.array(column) for column in zip(*rows, strict=True))
@@ -118,6 +118,77 @@ def assign_folds(
         patients=dict(sorted(patients.items())),
         notes=fold_notes(patient_id, label, n_folds),
     )
+
+
+def _check_classes(label: Sequence[str]) -> None:
+    classes = sorted(set(label))
+    if len(classes) < 2:
+        raise RunError(f"one class only ({classes[0]!r}); a probe needs two or more")
+    if len(classes) == len(label):
+        raise RunError("every image has a class of its own; there is nothing to learn from them")
+
+
+def folds_by_value(
+    patient_id: Sequence[str], value: Sequence[str], label: Sequence[str], *, column: str
+) -> FoldTable:
+    """Make one fold of each value of a manifest column, such as the centre of an image.
+
+    Parameters
+    ----------
+    patient_id, label
+        Patient and class of each image.
+    value
+        Value of each image in the column, '' where it has none; folds are in the order of values.
+    column
+        Name of the column.
+
+    Raises
+    ------
+    RunError
+        An image has no value, all have one, or there are fewer than two classes.
+    LeakageError
+        A patient has images of two values.
+    """
+    _check_classes(label)
+    n_empty = sum(not name for name in value)
+    if n_empty:
+        raise RunError(
+            f"{n_empty} of {len(value)} training images have no '{column}' to make folds of; fill "
+            f"the column, or leave them out with --where \"{column} <> ''\""
+        )
+    names = sorted(set(value))
+    if len(names) < 2:
+        raise RunError(
+            f"every training image has the '{column}' '{names[0]}'; --folds-by needs a column of "
+            "two or more values, and a probe three"
+        )
+    value_of = _values_of_patients(patient_id, value, column)
+    made_of = ["by value", column, value_of]
+    return FoldTable(
+        folds_id=hashlib.sha256(canonical_json(made_of)).hexdigest()[:16],
+        n_folds=len(names),
+        seed=0,
+        patients={patient: names.index(name) for patient, name in value_of.items()},
+        values=tuple(names),
+    )
+
+
+def _values_of_patients(
+    patient_id: Sequence[str], value: Sequence[str], column: str
+) -> dict[str, str]:
+    """Return the one value of each patient, sorted by patient; see `folds_by_value`."""
+    values_of: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for patient, name in zip(patient_id, value, strict=True):
+        values_of[patient][name] += 1
+    torn = [counts for counts in values_of.values() if len(counts) > 1]
+    if torn:
+        first = " and ".join(f"{n} of '{name}'" for name, n in torn[0].most_common(2))
+        raise LeakageError(
+            f"{len(torn)} of {len(values_of)} patients have images of two or more values of "
+            f"'{column}' (of the first, {first}); one patient belongs to one fold: mend the "
+            "column, or leave images out with --where"
+        )
+    return {patient: next(iter(values_of[patient])) for patient in sorted(values_of)}
 
 
 def fold_notes(patient_id: Sequence[str], label: Sequence[str], n_folds: int) -> tuple[str, ...]:
@@ -141,6 +212,18 @@ def fold_notes(patient_id: Sequence[str], label: Sequence[str], n_folds: int) ->
                 "weighs more than the others"
             )
     return tuple(notes)
+
+
+def untrained_notes(table: FoldTable, patient_id: Sequence[str], label: Sequence[str]) -> list[str]:
+    """Return a line on each class of several patients that one fold of a table has alone."""
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for patient, name in zip(patient_id, label, strict=True):
+        patients[name].add(patient)
+    return [
+        f"class '{name}' has its {len(members)} patients in one fold, which is trained without it"
+        for name, members in sorted(patients.items())
+        if len(members) > 1 and len({table.patients[patient] for patient in members}) == 1
+    ]
 
 
 def fold_gaps(n_folds: int, n_used: int) -> Iterator[str]:
@@ -203,12 +286,15 @@ class FoldSize:
         Number of patients and of images that are tested.
     classes
         Number of tested images by class.
+    value
+        Value of a manifest column that the fold is of; None where folds are not by a column.
     """
 
     fold: int
     n_patients: int
     n_images: int
     classes: dict[str, int]
+    value: str | None = None
 
 
 def fold_sizes(table: FoldTable, patient_id: Sequence[str], label: Sequence[str]) -> list[FoldSize]:
@@ -222,6 +308,7 @@ def fold_sizes(table: FoldTable, patient_id: Sequence[str], label: Sequence[str]
                 n_patients=len({patient_id[i] for i in rows}),
                 n_images=len(rows),
                 classes=dict(sorted(Counter(label[i] for i in rows).items())),
+                value=table.values[number] if table.values else None,
             )
         )
     return sizes

@@ -36,7 +36,10 @@ class Question:
         Content of that class map, label to class, where it has been read; then the file is not
         read again.
     folds
-        Number of patient folds, a CSV file (patient_id, fold), or a table of folds.
+        Number of patient folds, a CSV file (patient_id, fold), or a table of folds; None where a
+        column is yet to tell.
+    folds_by
+        Manifest column of which each value makes a fold, such as 'center'; None where none does.
     seed
         Seed of folds and bootstrap.
     official_split
@@ -51,19 +54,20 @@ class Question:
     where: str | None = None
     class_map: str | None = None
     classes: Mapping[str, str] | None = None
-    folds: int | Path | FoldTable = 5
+    folds: int | Path | FoldTable | None = 5
+    folds_by: str | None = None
     seed: int = 0
     official_split: bool = False
 
     @property
     def n_folds(self) -> int | None:
-        """Number of folds; None where a file is yet to tell."""
+        """Number of folds; None where a file or a column is yet to tell."""
         if isinstance(self.folds, FoldTable):
             return self.folds.n_folds
         return self.folds if isinstance(self.folds, int) else None
 
     def document(self) -> dict[str, Any]:
-        """Return the question as JSON can hold it; of folds, only their number."""
+        """Return the question as JSON can hold it; of folds, only number and column."""
         return {
             "label": self.label,
             "task": self.task,
@@ -73,6 +77,8 @@ class Question:
             "class_map": self.class_map,
             "classes": None if self.classes is None else dict(self.classes),
             "n_folds": self.n_folds,
+            # Absent where there is none: a question has the digest that it always had.
+            **({"folds_by": self.folds_by} if self.folds_by else {}),
             "seed": self.seed,
             "official_split": self.official_split,
         }

@@ -156,5 +156,6 @@ def check_folds(n_folds: int, protocol: Protocol, setting: str) -> None:
     least = 3 if is_nested else 2
     if n_folds < least:
         raise RunError(
-            f"{n_folds} folds leave none to choose {setting} on; pass --folds {least} or more"
+            f"{n_folds} folds leave none to choose {setting} on; pass --folds {least} or more, or "
+            "--folds-by a column of as many values"
         )

@@ -46,6 +46,11 @@ class Method:
         return None
 
     @property
+    def weighs_classes_alike(self) -> bool:
+        """Whether each class weighs the same in training, however many images it has."""
+        return False
+
+    @property
     def label(self) -> str:
         """The method in a few words: what departs from the usual, beside the encoder's name."""
         return self.tag
@@ -117,6 +122,11 @@ class FinetuneMethod(Method):
     def external_by(self) -> ExternalBy:
         """The mean of the folds' models predicts external cohorts."""
         return "folds"
+
+    @property
+    def weighs_classes_alike(self) -> bool:
+        """Whether the loss of each class has the same weight."""
+        return self.recipe.get("class_weights") == "balanced"
 
     @property
     def label(self) -> str:

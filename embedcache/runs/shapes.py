@@ -65,6 +65,7 @@ QUESTION: Final[Shape] = {
     "class_map": optional(is_text),
     "classes": optional(is_mapping),
     "n_folds": optional(is_count),
+    "folds_by": optional(is_text),
     "seed": is_whole,
     "official_split": _is_truth,
 }

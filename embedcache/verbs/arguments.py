@@ -10,6 +10,7 @@ from embedcache.data.question import Question
 from embedcache.data.task_names import TaskName
 from embedcache.encoders.choices import PrecisionChoice
 from embedcache.encoders.select import EncoderOptions
+from embedcache.errors import RunError
 
 Names = str | Sequence[str]  # a text is one name
 PathLike = Path | str
@@ -39,8 +40,12 @@ def question_of(
     folds: int | PathLike,
     seed: int,
     task: TaskName = "classification",
+    *,
+    folds_by: str | None = None,
 ) -> Question:
     """Return the question that arguments state; see `Question`."""
+    if folds_by is not None and folds != Question().folds:
+        raise RunError(f"folds {folds} and folds by '{folds_by}' are named; name one of the two")
     check_choice("task", task, TaskName)
     check_at_least("seed", seed, 0)
     if isinstance(folds, int):
@@ -52,7 +57,8 @@ def question_of(
         external=optional_names(external),
         where=where,
         class_map=None if class_map is None else str(class_map),
-        folds=folds if isinstance(folds, int) else Path(folds),
+        folds=None if folds_by is not None else folds if isinstance(folds, int) else Path(folds),
+        folds_by=folds_by,
         seed=seed,
     )
 

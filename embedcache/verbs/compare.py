@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions
@@ -18,16 +19,18 @@ from embedcache.runs.outcome import RunOutcome
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare as compare_subjects
-from embedcache.scoring.compare import drop, spread
+from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
+from embedcache.verbs.compare_elsewhere import drop_of, gaps_of, undefined
 from embedcache.verbs.compare_report import (
     Calibration,
     CohortComparison,
     CompareOptions,
     CompareReport,
     Drop,
+    Gaps,
     Part,
 )
 from embedcache.verbs.session import Session
@@ -125,6 +128,9 @@ class _Comparing:
             for name in cohorts
             if name not in defined
         ]
+        is_by_column = self.options.by not in {None, "class"}
+        by_column = defined if is_by_column else ()
+        notes += chain.from_iterable(map(self._undefined_parts, by_column))
         return CompareReport(
             options=self.options,
             metric=self.metric,
@@ -132,6 +138,7 @@ class _Comparing:
             cohorts=tuple(self._on_cohort(cohorts[name]) for name in defined),
             drops=tuple(chain.from_iterable(map(self._drops, defined))),
             parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
+            gaps=tuple(chain.from_iterable(map(self._gaps, by_column))),
             calibration=tuple(self._calibrations()),
             estimates={
                 name: tuple(_stored_estimates(contender.estimates, self.options))
@@ -149,10 +156,8 @@ class _Comparing:
         return None
 
     def _subject(self, answers: Answers) -> Subject:
-        is_masked = self.options.scoring == "masked"
-        if isinstance(answers, Predictions):  # of one class, a masked score would say nothing
-            is_masked = is_masked and len(answers.own_classes) > 1
-        return subject_of(answers, level=self.options.level, masked=is_masked)
+        masked = self.options.masks(answers)
+        return subject_of(answers, level=self.options.level, masked=masked)
 
     def _subjects(self, repeats: Sequence[Answers]) -> list[Subject]:
         return [self._subject(answers) for answers in repeats]
@@ -182,28 +187,40 @@ class _Comparing:
 
     def _drops(self, cohort: str) -> Iterator[Drop]:
         """Yield the drop of each run from its training cohort, over the classes of the other."""
-        for name, contender, outside in self._on(cohort):
-            if contender.trained_on in {None, cohort}:
-                continue
-            inside = contender.cohorts[str(contender.trained_on)]
-            if isinstance(inside[0], Predictions) and isinstance(outside[0], Predictions):
-                rows = np.flatnonzero(np.isin(inside[0].label, outside[0].own_classes))
-                inside = tuple(answers.take(rows) for answers in inside)
-            loss = drop(self._subjects(inside), self._subjects(outside), self.metric)
-            yield Drop(name, cohort, loss)
+        for name, contender, _ in self._on(cohort):
+            if contender.trained_on not in {None, cohort}:
+                yield drop_of(name, contender, cohort, self.metric, self.options, self._subjects)
 
     def _parts(self, cohort: str) -> Iterator[Part]:
         for name, _, repeats in self._on(cohort):
             if self.options.by == "class":
                 yield from self._class_parts(name, repeats)
                 continue
-            column = np.array([self.values.get(image, "") for image in repeats[0].image_id])
+            column = self._column(repeats[0])
             for value in np.unique(column):
-                rows = np.flatnonzero(column == value)
-                part = [answers.take(rows) for answers in repeats]
-                # A few images may lack the classes that the metric is made of.
-                if self._refusal(part[0]) is None:
-                    yield self._part(name, str(value) or "(none)", part, part[0], self.metric)
+                part = [answers.take(np.flatnonzero(column == value)) for answers in repeats]
+                if undefined(part, self.metric, self._subjects) is None:
+                    yield self._part(name, str(value), part, part[0], self.metric)
+
+    def _column(self, answers: Answers) -> NDArray[np.str_]:
+        """Return the value of each image in the column that scores are split by."""
+        return np.array([self.values.get(image) or "(none)" for image in answers.image_id])
+
+    def _gaps(self, cohort: str) -> Iterator[Gaps]:
+        for name, _, repeats in self._on(cohort):
+            column = self._column(repeats[0])
+            if len(np.unique(column)) > 1:
+                yield gaps_of(name, repeats, column, self.metric, self.options, self._subjects)
+
+    def _undefined_parts(self, cohort: str) -> Iterator[str]:
+        """Say in which values of the column a score is not defined, and why."""
+        answers = self.contest.cohorts[cohort]
+        column = self._column(answers)
+        for value in np.unique(column):
+            part = answers.take(np.flatnonzero(column == value))
+            reason = undefined([part], self.metric, self._subjects)
+            if reason is not None:
+                yield f"{self.options.by} '{value}' of '{cohort}' left out: {reason}"
 
     def _class_parts(self, name: str, repeats: Sequence[Answers]) -> Iterator[Part]:
         answers = repeats[0]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 import pyarrow as pa
 
 from embedcache.audit.finding import AuditFinding, verdict
 from embedcache.data.checks import check_above_0, check_at_least, check_choice
-from embedcache.data.predictions import Role
+from embedcache.data.predictions import Answers, Predictions, Role
 from embedcache.data.tabular import Tabular
 from embedcache.scoring.calibration import Bin
 from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.compare import Comparison, Pair
 from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.jackknife import Spread
+from embedcache.scoring.shift import ClassShare, Shift
+from embedcache.scoring.subgroups import Gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,11 @@ class CompareOptions:
         check_at_least("n_resamples", self.n_resamples, 1)
         check_at_least("seed", self.seed, 0)
 
+    def masks(self, answers: Answers) -> bool:
+        """Return whether only classes of the cohort count; of one class, that would say nothing."""
+        is_of_one = isinstance(answers, Predictions) and len(answers.own_classes) == 1
+        return self.scoring == "masked" and not is_of_one
+
 
 @dataclass(frozen=True, slots=True)
 class CohortComparison:
@@ -89,11 +97,29 @@ class CohortComparison:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What a run loses on an external cohort, both scored over that cohort's classes."""
+    """What a run loses on an external cohort, both scored over that cohort's classes.
+
+    Parameters
+    ----------
+    name, cohort
+        Name of the run and of the external cohort.
+    drop
+        Score in-domain less that outside; of errors, the reverse.
+    shift
+        The drop taken apart; None where the score is not made of confusion tables.
+    by_metric
+        The same of balanced accuracy and of AUROC, on which class shares have no hold, or little,
+        beside that of the metric; empty for other tasks than classification.
+    shares
+        Share of each class of the model, at home and outside; empty likewise.
+    """
 
     name: str
     cohort: str
     drop: Spread
+    shift: Shift | None = None
+    by_metric: Mapping[str, Spread] = field(default_factory=dict)
+    shares: tuple[ClassShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +132,32 @@ class Part:
     n_patients: int
     n_images: int
     score: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """How far each value of a column is behind the rest of a cohort, for one run.
+
+    Parameters
+    ----------
+    name, cohort
+        Name of the run and of the cohort.
+    groups
+        Values of the column, the furthest behind first; those of one patient last.
+    worst
+        Value that is the furthest behind; None where none has two patients.
+    largest
+        The gap of that one, with an interval that allows for the choice; None likewise.
+    undefined
+        Values that have no gap, and why.
+    """
+
+    name: str
+    cohort: str
+    groups: tuple[Gap, ...]
+    worst: str | None
+    largest: Spread | None
+    undefined: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +196,10 @@ _STANDINGS: Final = pa.schema(
         ("p_best", pa.float64()),
         ("n_patients", pa.int64()),
         ("n_images", pa.int64()),
+        ("drop", pa.float64()),
+        ("drop_mix", pa.float64()),
+        ("drop_rest", pa.float64()),
+        ("prior_adjusted", pa.float64()),
         ("n_repeats", pa.int64()),
         ("run_id", pa.string()),
     ]
@@ -169,6 +225,8 @@ class CompareReport(Tabular):
         What each run loses on external cohorts.
     parts
         Scores within each value of a column; empty unless `by` was asked for.
+    gaps
+        Each value of the column against the rest of a cohort; empty unless `by` is a column.
     calibration
         How far probabilities can be believed; empty for other tasks than classification.
     estimates
@@ -185,6 +243,7 @@ class CompareReport(Tabular):
     cohorts: tuple[CohortComparison, ...]
     drops: tuple[Drop, ...]
     parts: tuple[Part, ...]
+    gaps: tuple[Gaps, ...]
     calibration: tuple[Calibration, ...]
     estimates: dict[str, tuple[Estimate, ...]]
     notes: tuple[str, ...]
@@ -197,12 +256,14 @@ class CompareReport(Tabular):
 
     def table(self) -> pa.Table:
         """Return how the runs stand, one row a cohort and run, the best first; see `runs`."""
+        drops = {(drop.cohort, drop.name): drop for drop in self.drops}
         rows = [
             {
                 "cohort": cohort.cohort,
                 "metric": self.metric,
                 **asdict(standing),
                 **_behind(cohort.comparison.behind_best(standing.name)),
+                **_dropped(drops.get((cohort.cohort, standing.name))),
                 "n_patients": cohort.n_patients,
                 "n_images": cohort.n_images,
                 "n_repeats": len(self.runs[standing.name]),
@@ -212,6 +273,16 @@ class CompareReport(Tabular):
             for standing in cohort.comparison.standings
         ]
         return pa.Table.from_pylist(rows, schema=_STANDINGS)
+
+
+def _dropped(drop: Drop | None) -> dict[str, float]:
+    """Return what a run loses on a cohort, and the parts; nothing where it was trained on it."""
+    if drop is None:
+        return {}
+    shift = drop.shift
+    parts = {} if shift is None else {"drop_mix": shift.mix, "drop_rest": shift.rest}
+    won = {} if shift is None else {"prior_adjusted": shift.prior}
+    return {name: part.value for name, part in {"drop": drop.drop, **parts, **won}.items()}
 
 
 def _behind(pair: Pair | None) -> dict[str, float | str | None]:

@@ -64,6 +64,7 @@ class RunVerbs:
         where: str | None = None,
         class_map: PathLike | None = None,
         folds: int | PathLike = 5,
+        folds_by: str | None = None,
         seed: int = 0,
     ) -> tuple[FoldTable, list[FoldSize]]:
         """Return the patient folds of a question, and what each fold tests; see `Question`.
@@ -73,7 +74,9 @@ class RunVerbs:
         from embedcache.verbs.arguments import question_of
         from embedcache.verbs.folds import folds as find_folds
 
-        question = question_of(label, train_cohort, external, where, class_map, folds, seed, task)
+        question = question_of(
+            label, train_cohort, external, where, class_map, folds, seed, task, folds_by=folds_by
+        )
         return find_folds(self._session(), question)
 
     def probe(
@@ -87,6 +90,7 @@ class RunVerbs:
         where: str | None = None,
         class_map: PathLike | None = None,
         folds: int | PathLike = 5,
+        folds_by: str | None = None,
         seed: int = 0,
         probe: str = "logistic",
         protocol: str = "default",
@@ -106,7 +110,7 @@ class RunVerbs:
         ----------
         models
             Names of encoders that the store holds; 'all' for every one.
-        label, task, train_cohort, external, where, class_map, folds, seed
+        label, task, train_cohort, external, where, class_map, folds, folds_by, seed
             What is asked; see `Question`.
         probe, protocol, rule, external_by, grid
             How it is answered; see `ProbeMethod`.
@@ -119,12 +123,14 @@ class RunVerbs:
         from embedcache.verbs.arguments import name_list, question_of
         from embedcache.verbs.probe_run import ProbeOptions
 
-        question = question_of(label, train_cohort, external, where, class_map, folds, seed, task)
+        question = question_of(
+            label, train_cohort, external, where, class_map, folds, seed, task, folds_by=folds_by
+        )
         values = None if grid is None else tuple(grid)
         method = ProbeMethod(probe, protocol, rule, external_by, values, seed)
         options = ProbeOptions(n_resamples, n_threads, controls, repeats)
-        session, names = self._session(), name_list(models)
-        return verb.probe(session, names, question, method, options, on_message, on_run)
+        names = name_list(models)
+        return verb.probe(self._session(), names, question, method, options, on_message, on_run)
 
     def audit(
         self,
@@ -136,6 +142,7 @@ class RunVerbs:
         where: str | None = None,
         class_map: PathLike | None = None,
         folds: int | PathLike = 5,
+        folds_by: str | None = None,
         seed: int = 0,
         threshold: float | None = None,
         show_patients: bool = False,
@@ -148,7 +155,7 @@ class RunVerbs:
         ----------
         models
             Encoders that must agree on near-duplicates; 'all' for two that hold every image.
-        label, train_cohort, external, where, class_map, folds, seed
+        label, train_cohort, external, where, class_map, folds, folds_by, seed
             The images, their label and folds; see `Question`.
         threshold, show_patients
             How to look; see `AuditOptions`.
@@ -159,7 +166,9 @@ class RunVerbs:
         from embedcache.verbs.arguments import name_list, question_of
         from embedcache.verbs.audit_report import AuditOptions
 
-        question = question_of(label, train_cohort, external, where, class_map, folds, seed)
+        question = question_of(
+            label, train_cohort, external, where, class_map, folds, seed, folds_by=folds_by
+        )
         options = AuditOptions(threshold, show_patients)
         session, names = self._session(), name_list(models)
         return verb.audit(session, names, question, options, on_message, on_progress)
@@ -176,6 +185,7 @@ class RunVerbs:
         where: str | None = None,
         class_map: PathLike | None = None,
         folds: int | PathLike = 5,
+        folds_by: str | None = None,
         seed: int = 0,
         n_threads: int | None = None,
         on_message: OnMessage = quiet,
@@ -185,7 +195,7 @@ class RunVerbs:
 
         Parameters
         ----------
-        models, label, task, train_cohort, where, class_map, folds, seed, n_threads
+        models, label, task, train_cohort, where, class_map, folds, folds_by, seed, n_threads
             Encoders, question and threads; see `probe`.
         on_message, on_run
             Called with what a reader must know, and with each run as it is done.
@@ -195,7 +205,9 @@ class RunVerbs:
         from embedcache.verbs.arguments import name_list, question_of
         from embedcache.verbs.learning_curves import CurveOptions, learning_curves
 
-        question = question_of(label, train_cohort, None, where, class_map, folds, seed, task)
+        question = question_of(
+            label, train_cohort, None, where, class_map, folds, seed, task, folds_by=folds_by
+        )
         method = CurveMethod(None if sizes is None else tuple(sizes), n_draws)
         options, names = CurveOptions(n_threads), name_list(models)
         return learning_curves(
@@ -215,6 +227,7 @@ class RunVerbs:
         where: str | None = None,
         class_map: PathLike | None = None,
         folds: int | PathLike = 5,
+        folds_by: str | None = None,
         seed: int = 0,
         repeats: int = 1,
         device: str = "auto",
@@ -232,10 +245,9 @@ class RunVerbs:
 
         Parameters
         ----------
-        models, weights, preprocess, encoder_file, offline
-            Encoders, and where they come from; see `extract`.
-        label, train_cohort, external, where, class_map, folds, seed
-            What is asked; see `Question`.
+        models, weights, preprocess, encoder_file, offline, label, train_cohort, external, where,
+        class_map, folds, folds_by, seed
+            Encoders, as `extract` takes them, and what is asked; see `Question`.
         regime, recipe, changes, device, n_devices, save, workers, n_resamples, repeats, callbacks
             How it is answered; see `FinetuneOptions` and docs/finetune.md.
         """
@@ -245,12 +257,12 @@ class RunVerbs:
         from embedcache.verbs.finetune_options import FinetuneOptions
 
         keys = read_recipe(args.optional_path(recipe), changes)
-        encoders = args.encoder_options(
-            weights, encoder_file, offline=offline, preprocess=preprocess
+        source = args.encoder_options(weights, encoder_file, offline=offline, preprocess=preprocess)
+        question = args.question_of(
+            label, train_cohort, external, where, class_map, folds, seed, folds_by=folds_by
         )
-        question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
         options = FinetuneOptions(
-            keys, regime, encoders, device, n_devices, save, workers, n_resamples, repeats
+            keys, regime, source, device, n_devices, save, workers, n_resamples, repeats
         )
         return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,14 @@ from embedcache.catalog.query import select_images
 from embedcache.data.claims import Claim, claim_files, read_claims
 from embedcache.data.cohorts import Cohorts, choose_cohorts, label_column
 from embedcache.data.embeddings import LabelledEmbeddings
-from embedcache.data.fold_tables import read_fold_table, store_fold_table
-from embedcache.data.folds import FoldTable, assign_folds, fold_notes, folds_identity, read_folds
+from embedcache.data.fold_tables import store_fold_table, stored_folds
+from embedcache.data.folds import (
+    FoldTable,
+    fold_notes,
+    folds_by_value,
+    read_folds,
+    untrained_notes,
+)
 from embedcache.data.image_files import ImageFile
 from embedcache.data.image_table import Images, image_files, load_images, remembered_images
 from embedcache.data.manifest import Manifest, read_manifest
@@ -290,26 +297,22 @@ class Session:
         patient_id = cohorts.column("patient_id", cohorts.train)
         classes = strata(question.task, cohorts.train_labels)
         table = question.folds
-        if isinstance(table, int):
-            folds_id = folds_identity(patient_id, classes, table, question.seed)
-            patients = None
-            try:
-                patients = read_fold_table(self.workspace, folds_id)
-            except (StoreCorruptError, StoreReadError) as error:
-                # Its name is a digest of all that it is made of.
-                _log.warning("folds are assigned again, for their table is damaged: %s", error)
-            if patients is None:
-                table = assign_folds(patient_id, classes, n_folds=table, seed=question.seed)
-            else:
-                table = FoldTable(folds_id, table, question.seed, patients)
-        elif not isinstance(table, FoldTable):
+        if question.folds_by is not None and not isinstance(table, FoldTable):
+            column = label_column(cohorts.images, question.folds_by)
+            values = [column[number] for number in cohorts.train]
+            table = folds_by_value(patient_id, values, classes, column=question.folds_by)
+        elif isinstance(table, int):
+            table = stored_folds(self.workspace, patient_id, classes, table, question.seed)
+        elif isinstance(table, Path):
             table = read_folds(table)
+        assert table is not None  # no question lacks both a column and a number
         # Those of a file too: a record names its folds, and `verify` looks for them.
-        store_fold_table(self.workspace, table.folds_id, table.patients)
+        store_fold_table(self.workspace, table.folds_id, table.patients, table.values)
         # In other tasks the strata are no classes, and notes on them would say nothing.
-        is_classes = question.task == "classification"
-        notes = fold_notes(patient_id, classes, table.n_folds) if is_classes else ()
-        return replace(table, notes=notes)
+        if question.task != "classification":
+            return replace(table, notes=())
+        notes = fold_notes(patient_id, classes, table.n_folds)
+        return replace(table, notes=(*notes, *untrained_notes(table, patient_id, classes)))
 
     def rows(self, study: Study, store: EmbeddingStore) -> list[LabelledEmbeddings]:
         """Return an encoder's rows of the training cohort, then of each external one.

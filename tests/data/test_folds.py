@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from embedcache.data.folds import assign_folds, fold_notes, fold_sizes, folds_identity, read_folds
+from embedcache.data.folds import (
+    assign_folds,
+    fold_notes,
+    fold_sizes,
+    folds_by_value,
+    folds_identity,
+    read_folds,
+    untrained_notes,
+)
 from embedcache.errors import LeakageError, RunError
 
 
@@ -111,3 +119,64 @@ def test_a_wrong_table_is_refused(tmp_path, text, error, message):
         read_folds(tmp_path)
     with pytest.raises(RunError, match="no fold table: No such file"):
         read_folds(tmp_path / "nowhere.csv")
+
+
+CENTRES = (
+    ["P1", "P1", "P2", "P3", "P4", "P5"],
+    ["north", "north", "north", "south", "east", "east"],
+    ["a", "b", "a", "b", "a", "c"],
+)
+
+
+def test_each_value_of_a_column_is_a_fold_whatever_the_order_of_rows():
+    patient, value, label = CENTRES
+    table = folds_by_value(patient, value, label, column="center")
+    assert table.values == ("east", "north", "south")
+    assert table.patients == {"P1": 1, "P2": 1, "P3": 2, "P4": 0, "P5": 0}
+    assert [size.value for size in fold_sizes(table, patient, label)] == list(table.values)
+    mixed = [column[::-1] for column in CENTRES]
+    assert folds_by_value(*mixed, column="center") == table
+    others = [
+        folds_by_value(patient, value, label, column="site"),
+        folds_by_value(patient, [name[0] for name in value], label, column="center"),
+    ]
+    assert len({table.folds_id, *(other.folds_id for other in others)}) == 3
+
+
+def test_a_class_that_one_fold_has_alone_is_said():
+    patient, value, _ = CENTRES
+    label = ["a", "a", "a", "b", "c", "c"]
+    table = folds_by_value(patient, value, label, column="center")
+    assert untrained_notes(table, patient, label) == [
+        "class 'a' has its 2 patients in one fold, which is trained without it",
+        "class 'c' has its 2 patients in one fold, which is trained without it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "error", "message"),
+    [
+        (3, "", RunError, "1 of 6 training images have no 'center' .* or leave them out with --w"),
+        (
+            1,
+            "south",
+            LeakageError,
+            r"1 of 5 patients have images of two or more values of 'center' \(of the first, 1 of "
+            r"'north' and 1 of 'south'\); one patient belongs to one fold: mend the column",
+        ),
+    ],
+)
+def test_a_column_that_tears_a_patient_or_has_a_gap_is_refused(place, name, error, message):
+    patient, value, label = CENTRES
+    value = [*value[:place], name, *value[place + 1 :]]
+    with pytest.raises(error, match=message) as raised:
+        folds_by_value(patient, value, label, column="center")
+    assert "P1" not in str(raised.value)  # a message may be shown to anyone
+
+
+def test_a_column_of_one_value_or_a_cohort_of_one_class_is_refused():
+    patient, value, label = CENTRES
+    with pytest.raises(RunError, match="every training image has the 'center' 'x'; --folds-by n"):
+        folds_by_value(patient, ["x"] * 6, label, column="center")
+    with pytest.raises(RunError, match="one class only .'a'.; a probe needs two"):
+        folds_by_value(patient, value, ["a"] * 6, column="center")

@@ -65,7 +65,8 @@ def test_the_store_of_this_format_version_can_be_made_again(tmp_path):
     assert [run["name"] for run in made["runs"]] == [run["name"] for run in expected["runs"]]
     for name in expected["queries"]:
         assert len(made[name]) == len(expected[name]), name
-        assert list(made[name][0]) == list(expected[name][0]), name
+        columns = list(expected[name][0])  # others came later
+        assert [column for column in made[name][0] if column in columns] == columns, name
 
 
 def test_every_embedding_is_read_bit_for_bit(golden):

@@ -216,5 +216,8 @@ def test_a_table_of_folds_that_was_lost_is_mended_from_the_question(project):
     assert project.verify().findings != ()
     project.verify(repair=True)
     assert project.verify().findings == ()
-    query = f"FROM folds WHERE folds_id = '{folds_id}' ORDER BY patient_id"
+    query = (
+        "SELECT folds_id, patient_id, fold FROM folds "
+        f"WHERE folds_id = '{folds_id}' ORDER BY patient_id"
+    )
     assert project.sql(query).to_pylist() == written

@@ -75,7 +75,7 @@ def run_ids(project) -> dict[str, list[str]]:
 def test_a_run_of_every_kind_is_there(project):
     runs = run_ids(project)
     assert {kind: len(names) for kind, names in runs.items()} == {
-        "probe": 6, "control": 3, "curve": 1, "zeroshot": 1, "finetune": 1,
+        "probe": 7, "control": 3, "curve": 1, "zeroshot": 1, "finetune": 1,
     }  # fmt: skip
     labels = {record.label for record in RunFiles(project.workspace).readable_records()}
     assert labels == {

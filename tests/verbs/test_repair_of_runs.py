@@ -14,7 +14,10 @@ from embedcache.data.fold_tables import fold_table_files
 from embedcache.files.backend import Location
 from embedcache.runs.files import RunFiles
 
-FITTED = ("probe", "knn", "official split", "external by folds", "numbers", "labels", "curve")
+FITTED = (
+    *("probe", "knn", "official split", "folds by a column", "external by folds", "numbers"),
+    *("labels", "curve"),
+)
 
 
 def fold_tables(project) -> dict[str, Path]:

@@ -1,0 +1,248 @@
+"""Groups of one cohort against the rest of it: which are behind, and whether by more than chance.
+
+A group is the images of one value of a column; all others of the cohort are the rest. A patient may
+have images in both. Which group is the furthest behind is chosen by its gap, so the gap of that one
+is too large; p, and an interval that allows for the choice, are given beside it. See
+docs/protocol.md, 'Groups within a cohort'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from embedcache.files.arrays import Floats
+from embedcache.scoring.grouping import holm
+from embedcache.scoring.jackknife import COVERAGE, Spread, degrees_of_freedom
+from embedcache.scoring.repeats import model_parts, training_parts
+from embedcache.scoring.subject import Score, Subject
+
+_ALPHA: Final = 1 - COVERAGE
+
+
+class Side(NamedTuple):
+    """A part of a cohort that is scored.
+
+    Parameters
+    ----------
+    repeats
+        Its units, by repeat.
+    patients
+        Place of each of its patients among those of the cohort, shape (its patients,).
+    """
+
+    repeats: Sequence[Subject]
+    patients: NDArray[np.intp]
+
+
+class Group(NamedTuple):
+    """A group and the rest of its cohort.
+
+    Parameters
+    ----------
+    name
+        Value of the column.
+    classes
+        Classes that both sides are scored over; empty for other tasks than classification.
+    members, rest
+        Images of the group, and all others.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    members: Side
+    rest: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far a group is behind the rest of its cohort.
+
+    Parameters
+    ----------
+    group
+        Name of the group.
+    classes
+        Classes that both sides are scored over; empty for other tasks than classification.
+    n_patients
+        Number of patients of the group.
+    value, low, high
+        Score of the rest less that of the group, or of errors the reverse, with the ends of its
+        95 % interval; NaN for fewer than two patients on a side.
+    p
+        Two-sided p value of no gap; at most 0.05 where 0 lies outside the interval, NaN without.
+    p_corrected
+        The same by Holm, over the groups of the cohort.
+    p_worst
+        Chance that the group is the furthest behind, as share of draws; NaN without an interval.
+    """
+
+    group: str
+    classes: tuple[str, ...]
+    n_patients: int
+    value: float
+    low: float
+    high: float
+    p: float
+    p_corrected: float
+    p_worst: float
+
+
+class _Error(NamedTuple):
+    """A gap with its standard error.
+
+    Parameters
+    ----------
+    value
+        The gap.
+    parts
+        Part of each patient of the cohort in the standard error, then those of repeats.
+    more
+        Variance beside that of the parts: of a side that no patient moves.
+    freedom
+        Degrees of freedom; 0 where a side has fewer than two patients.
+    most
+        Largest gap that there can be; infinite where the score has no bounds.
+    """
+
+    value: float
+    parts: Floats
+    more: float
+    freedom: float
+    most: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gap."""
+        return math.sqrt((self.parts**2).sum() + self.more)
+
+    def spread(self, alpha: float) -> Spread:
+        """Return the gap with the interval that leaves out `alpha`."""
+        if not self.freedom:
+            return Spread(self.value, math.nan, math.nan)
+        half = -float(stdtrit(self.freedom, alpha / 2)) * self.error
+        low, high = max(-self.most, self.value - half), min(self.most, self.value + half)
+        return Spread(self.value, low, high)
+
+    @property
+    def p(self) -> float:
+        """P value of no gap."""
+        if not self.error:
+            return 1.0 if not self.value else 0.0
+        return float(2 * stdtr(self.freedom, -abs(self.value) / self.error))
+
+
+def gaps(
+    groups: Sequence[Group],
+    metric: str,
+    n_patients: int,
+    *,
+    n_draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[tuple[Gap, ...], Spread | None]:
+    """Return the gap of each group, the furthest behind first, and the largest gap.
+
+    The largest of several gaps is too large, for noise has a part in which one it is. Its interval
+    allows for that (Bonferroni): it holds whichever group is picked.
+
+    Parameters
+    ----------
+    groups
+        Groups of the cohort on which the metric is defined.
+    metric
+        One of `Subject.metrics`.
+    n_patients
+        Number of patients of the cohort.
+    n_draws
+        Number of draws of which group is the furthest behind.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    Gaps, and the largest of those with an interval, with its wider one; None where none has one.
+    """
+    errors = {group.name: _gap(group, metric, n_patients) for group in groups}
+    sized = {name: error for name, error in errors.items() if error.freedom}
+    # Each of two groups is the rest of the other: one hypothesis, not two.
+    n_hypotheses = 1 if len(groups) == 2 else len(sized)
+    p = {name: error.p for name, error in sized.items()}
+    corrected = [*p.values()] if n_hypotheses == 1 else holm([*p.values()])
+    p_worst = _worst(sized, n_draws, seed)
+    tests = dict(zip(p, zip(p.values(), corrected, p_worst, strict=True), strict=True))
+    rows = []
+    for group in groups:
+        spread, test = errors[group.name].spread(_ALPHA), tests.get(group.name, [math.nan] * 3)
+        n_members = len(group.members.patients)
+        ends = spread.value, spread.low, spread.high
+        rows.append(Gap(group.name, group.classes, n_members, *ends, *test))
+    # Those without an interval come last: nothing says that they are behind.
+    rows.sort(key=lambda gap: (gap.group not in sized, -gap.value))
+    largest = errors[rows[0].group].spread(_ALPHA / n_hypotheses) if sized else None
+    return tuple(rows), largest
+
+
+def _gap(group: Group, metric: str, n_patients: int) -> _Error:
+    """Return the gap of a group, by what each patient of the cohort does to it."""
+    sides = group.members, group.rest
+    scores = [[subject.score(metric) for subject in side.repeats] for side in sides]
+    moves = np.zeros((2, len(scores[0]), n_patients))
+    for of_side, side, of_repeats in zip(moves, sides, scores, strict=True):
+        of_side[:, side.patients] = [score.parts for score in of_repeats]
+    sign = group.rest.repeats[0].sign(metric)
+    levels = np.array([[score.value for score in of_repeats] for of_repeats in scores])
+    values, behind = sign * (levels[1] - levels[0]), sign * (moves[1] - moves[0])
+    n_folds = max(side.repeats[0].n_folds for side in sides)
+    others = training_parts(behind, n_folds) if n_folds > 1 else model_parts(values)
+    parts = np.concatenate([behind.mean(axis=0), others])
+    variances, freedoms = zip(
+        *(
+            _variance(of_side.mean(axis=0), of_repeats[0])
+            for of_side, of_repeats in zip(moves, scores, strict=True)
+        ),
+        strict=True,
+    )
+    more = max(0.0, sum(variances) - (moves.mean(axis=1) ** 2).sum())
+    least, most = scores[0][0].bounds
+    freedom = _both_freedoms(variances, freedoms)
+    return _Error(float(values.mean()), parts, more, freedom, most - least)
+
+
+def _variance(parts: Floats, score: Score) -> tuple[float, float]:
+    """Return the variance of one side, and its degrees of freedom; 0 for fewer than two patients.
+
+    No patient moves a score that is all right or all wrong; its interval says what it may be.
+    """
+    spread = score.spread
+    if math.isnan(spread.low):
+        return 0.0, 0.0
+    freedom = degrees_of_freedom(parts, score.n_holders)
+    half = (spread.high - spread.low) / 2 / float(stdtrit(freedom, 1 - _ALPHA / 2))
+    return max(float((parts**2).sum()), half**2), freedom
+
+
+def _both_freedoms(variances: Sequence[float], freedoms: Sequence[float]) -> float:
+    """Return the degrees of freedom of a difference (Welch 1947); 0 where a side has none."""
+    if not all(freedoms) or not sum(variances):
+        return min(freedoms)
+    shares = (v**2 / freedom for v, freedom in zip(variances, freedoms, strict=True))
+    return sum(variances) ** 2 / sum(shares)
+
+
+def _worst(errors: Mapping[str, _Error], n_draws: int, seed: int) -> Sequence[float]:
+    """Return the share of draws in which each group is the furthest behind, in their order."""
+    if not errors:
+        return []
+    values = np.array([error.value for error in errors.values()])
+    parts = np.stack([error.parts for error in errors.values()])
+    covariance = parts @ parts.T + np.diag([error.more for error in errors.values()])
+    generator = np.random.default_rng(seed)
+    drawn = generator.multivariate_normal(values, covariance, n_draws, check_valid="ignore")
+    counts = np.bincount(drawn.argmax(axis=1), minlength=len(values))
+    return [float(count) for count in counts / n_draws]
