@@ -16,14 +16,14 @@ METHODS = {
 }
 
 
-def made_request(encoder="e", *, kind="probe", method=None, task="classification", **data):
+def made_request(encoder="e", *, kind="probe", method=None, task="classification", seed=0, **data):
     """A request of a kind of run, on the training cohort 'home' where the kind has one."""
     train_cohort = None if kind == "zeroshot" else "home"
     return RunRequest(
         kind=kind,
         encoder=encoder,
         fingerprint=f"f00d-{encoder}",
-        question=Question(task=task, train_cohort=train_cohort, external=("abroad",)),
+        question=Question(task=task, train_cohort=train_cohort, external=("abroad",), seed=seed),
         method=METHODS[kind] if method is None else method,
         data=RunData(**{"train": None, "external": (), "folds_id": None, "manifest": "", **data}),
         n_resamples=100,

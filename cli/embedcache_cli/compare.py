@@ -11,7 +11,8 @@ import click
 from embedcache.scoring.choices import Level, Scoring
 from embedcache_cli import options
 from embedcache_cli.outcomes import exit_code
-from embedcache_cli.output import print_json, print_line, print_table, say
+from embedcache_cli.output import print_json, print_line, say
+from embedcache_cli.output import print_section as _show
 
 if TYPE_CHECKING:
     from embedcache.project import Project
@@ -108,12 +109,6 @@ def compare(
         print_line(f"{name}: {run_id}{more}")
     print_line(verdict_line(report.findings))
     return exit_code(report)
-
-
-def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    if rows:
-        print_table(header, rows, title)
-        print_line("")
 
 
 def _print_cohort(cohort: CohortComparison, metric: str, *, all_pairs: bool) -> None:

@@ -148,8 +148,9 @@ def _cost_line(outcome: RunOutcome) -> str:
     return (
         f"{outcome.encoder} ({record.regime}, seed {record.seed}): {len(costs)} folds, "
         f"{seconds_text(seconds)} on {costs[0].devices} x {costs[0].device}, "
-        f"{record.compute_share:.0%} of it forward and backward; {costs[0].parameters_trained:,} of {costs[0].parameters:,} parameters trained, "
-        f"at most {bytes_text(peak)}"
+        f"{record.compute_share:.0%} of it forward and backward; "
+        f"{costs[0].parameters_trained:,} of {costs[0].parameters:,} parameters trained, at most "
+        f"{bytes_text(peak)}"
     )
 
 

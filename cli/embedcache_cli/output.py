@@ -41,6 +41,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
     click.echo(text_table(header, rows))
 
 
+def print_section(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table and an empty line, if it has a row; see `print_table`."""
+    if rows:
+        print_table(header, rows, title)
+        print_line("")
+
+
 def _plain(value: Any) -> Any:
     # A place in a store is a dataclass too, but is shown as paths are.
     is_record = is_dataclass(value) and not isinstance(value, type | PathLike)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from embedcache_cli.outcomes import TITLES, behind_best, interval_text, number_text
-from embedcache_cli.output import print_line, print_table, short_path
+from embedcache_cli.output import print_line, print_section, short_path
 
 if TYPE_CHECKING:
     from embedcache.audit.finding import AuditFinding
@@ -37,10 +37,10 @@ def print_repeats(
         by_cohort.setdefault((score.cohort, score.scoring), []).append(score)
     for scores in by_cohort.values():
         rows = [_row(names[score.run_ids[0]], score) for score in scores]
-        print_table(("encoder", "mean", "repeats", "least - most"), rows, _cohort_line(scores[0]))
+        print_section(_cohort_line(scores[0]), ("encoder", "mean", "repeats", "least - most"), rows)
     if behind := behind_best(compared):
         pairs = [(names[run_id], *cells) for run_id, cells in behind.items()]
-        print_table(("encoder", "behind the best", "p"), pairs, "paired, over all repeats")
+        print_section("paired, over all repeats", ("encoder", "behind the best", "p"), pairs)
     if verbose:
         _print_runs(groups, names)
     print_line(f"runs: {short_path(outcomes[0].folder.parent)}")
@@ -80,7 +80,7 @@ def _print_runs(groups: Sequence[Sequence[RunOutcome]], names: dict[str, str]) -
                     (names[repeats[0].run_id], run.record.seed, cohort, interval_text(score),
                      chosen, cost)
                 )  # fmt: skip
-    print_table(("encoder", "seed", "cohort", "score", "chosen", "seconds"), rows, "each repeat")
+    print_section("each repeat", ("encoder", "seed", "cohort", "score", "chosen", "seconds"), rows)
     for repeats in groups:
         for run in repeats:
             for note in run.record.notes:

@@ -230,16 +230,14 @@ def _contest(
             ours, theirs = (_first(runs).record.run_id for runs in (leader, entrant))
             left_out.setdefault(key, f"{theirs} left out: {reason} than {ours}")
     notes = [note for key, note in left_out.items() if key not in entrants]
-    contenders = [_contender(entrant, seeds) for entrant in entrants.values()]
-    n_more = [len(e) - len(c.records) for e, c in zip(entrants.values(), contenders, strict=True)]
-    parts = [
-        f"{n} of {contender.record.encoder} ({contender.record.label})"
-        for n, contender in zip(n_more, contenders, strict=True)
-        if n
-    ]
-    if parts:
-        notes.append(f"repeats left out, for not every run has their folds: {', '.join(parts)}")
-    return Contest(_named(contenders), _first(leader).cohorts, tuple(notes))
+    contenders = {key: _contender(entrant, seeds) for key, entrant in entrants.items()}
+    named = _named(list(contenders.values()))
+    n_repeats = {c.record.run_id: len(entrants[key]) for key, c in contenders.items()}
+    more = {name: n_repeats[c.record.run_id] - len(c.records) for name, c in named.items()}
+    if any(more.values()):
+        parts = ", ".join(f"{n} of {name}" for name, n in more.items() if n)
+        notes.append(f"repeats left out, for not every run has their folds: {parts}")
+    return Contest(named, _first(leader).cohorts, tuple(notes))
 
 
 def _grouped(

@@ -153,16 +153,13 @@ def compare(
     Parameters
     ----------
     models
-        Subject of each repeat of each model, by its name; all have the same units and truth, and
-        those of one place share their folds.
+        Subject of each repeat of each model, by its name: the same units, in one place the folds.
     metric
         One of `Subject.metrics`. 'Better' means a larger score, or a smaller error.
     margin
         Difference within which two models count as equal, above 0; None to look for none.
-    n_resamples
-        Number of draws of signs.
-    seed
-        Seed of the signs.
+    n_resamples, seed
+        Number of draws of signs, and their seed.
 
     Raises
     ------
@@ -173,27 +170,39 @@ def compare(
     reference = next(iter(models.values()))[0]
     sign = reference.sign(metric)
     names = sorted(models, key=lambda name: (-sign * scores[name].value, name))
-    couples = list(itertools.combinations(names, 2))
-    leads = [_lead(models[a], models[b], metric, scores[a], scores[b]) for a, b in couples]
+    leads = {
+        (a, b): _lead(models[a], models[b], metric, scores[a], scores[b])
+        for a, b in itertools.combinations(names, 2)
+    }
     parts = np.column_stack([scores[name].parts for name in names])
-    moved, statistics = draw_signs(parts, leads, n_resamples, seed)
-    pairs = _pairs(couples, leads, statistics, margin)
-    drawn = sign * (np.array([scores[name].value for name in names]) + moved).T
-    ranks, p_best = mean_ranks(drawn)
+    moved, statistics = draw_signs(parts, [*leads.values()], n_resamples, seed)
+    pairs = _pairs(leads, statistics, margin)
+    drawn = sign * ([scores[name].value for name in names] + moved).T
     groups = alike(names, [(p.better, p.worse) for p in pairs if p.verdict == "better"])
     standings = tuple(
-        Standing(
-            name,
-            *_ends(scores[name].spread),
-            rank=float(ranks[place]),
-            p_best=float(p_best[place]),
-            groups=tuple(i for i, group in enumerate(groups, 1) if name in group),
-            values=tuple(_values(metric, models[name]).tolist()),
-        )
-        for place, name in enumerate(names)
+        _standing(name, scores[name], _values(metric, models[name]), groups, rank, p_best)
+        for name, rank, p_best in zip(names, *mean_ranks(drawn), strict=True)
     )
     notes = tuple(_notes(len(pairs), reference.n_patients, n_resamples))
     return Comparison(standings, pairs, margin, notes)
+
+
+def _standing(
+    name: str,
+    score: Score,
+    values: Floats,
+    groups: Sequence[frozenset[str]],
+    rank: float,
+    p_best: float,
+) -> Standing:
+    return Standing(
+        name,
+        *_ends(score.spread),
+        rank=float(rank),
+        p_best=float(p_best),
+        groups=tuple(number for number, group in enumerate(groups, 1) if name in group),
+        values=tuple(values.tolist()),
+    )
 
 
 def _lead(
@@ -225,25 +234,24 @@ def _values(metric: str, repeats: Sequence[Subject]) -> Floats:
 
 
 def _pairs(
-    couples: Sequence[tuple[str, str]],
-    leads: Sequence[Lead],
+    leads: Mapping[tuple[str, str], Lead],
     statistics: Floats,
     margin: float | None,
 ) -> tuple[Pair, ...]:
     """Return all pairs of models, given the better one's lead and what chance makes of it."""
-    drawn = list(zip(leads, statistics.T, strict=True))
+    drawn = list(zip(leads.values(), statistics.T, strict=True))
     tests = [spread_and_p(*pair) for pair in drawn]
     corrected = holm([p for _, p in tests])
     equal: Sequence[float | None] = [None] * len(leads)
     if margin is not None:
         equal = holm([equivalence_p(*pair, margin) for pair in drawn])
     pairs = []
-    for place, lead in enumerate(leads):
+    for place, (names, lead) in enumerate(leads.items()):
         verdict = _verdict(corrected[place], equal[place])
         of_patients, of_repeats = lead.errors()
         pairs.append(
             Pair(
-                *couples[place],
+                *names,
                 *_ends(tests[place][0]),
                 p=tests[place][1],
                 p_corrected=corrected[place],

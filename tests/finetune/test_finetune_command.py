@@ -40,7 +40,7 @@ def test_the_command_prints_a_table_a_line_an_epoch_and_what_it_cost(command, tm
     assert len(lines) == 4
     assert "fold 1 epoch 2: loss " in lines[-1]
     assert "images/s" in lines[-1]
-    assert "tiny-cnn (finetune): 2 folds, " in said.err
+    assert "tiny-cnn (finetune, seed 0): 2 folds, " in said.err
     assert list((tmp_path / ".embedcache" / "logs").glob("*/fold-1/events.out.tfevents*"))
     again = command(*asked, "--json", "-q")
     assert again.err == ""

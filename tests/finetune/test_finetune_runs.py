@@ -128,6 +128,25 @@ def test_another_recipe_or_regime_is_another_run(tuned, tmp_path):
     assert "tiny-vit (head-only)" in report.runs
 
 
+def test_repeats_are_trainings_with_other_seeds_on_given_folds_too(tuned, tmp_path):
+    project = copied(tuned, tmp_path)
+    patients = sorted(set(project.images()["patient_id"].to_pylist()))
+    lines = [f"{name},{number % 2}" for number, name in enumerate(patients)]
+    (tmp_path / "folds.csv").write_text("\n".join(["patient_id,fold", *lines]))
+    asked = {"changes": {**QUICK, "epochs": 1}, "regime": "head-only", **SETTINGS}
+    report = project.finetune("tiny-vit", repeats=2, folds=tmp_path / "folds.csv", **asked)
+    assert [run.record.seed for run in report] == [0, 1]
+    assert len({run.record.request.data.folds_id for run in report}) == 1
+    first, second = (run.answers[0].probability for run in report)
+    assert (first != second).any()
+    [again] = project.finetune("tiny-vit", seed=1, folds=tmp_path / "folds.csv", **asked)
+    assert again.was_cached
+    compared = project.compare(n_resamples=100)
+    assert compared.runs["tiny-vit"] == tuple(run.run_id for run in report)
+    with pytest.raises(RunError, match="repeats"):
+        project.finetune("tiny-vit", repeats=0, **asked)
+
+
 def test_a_head_that_starts_at_the_probe_needs_cached_embeddings(tuned, tmp_path):
     project = copied(tuned, tmp_path)
     with pytest.raises(MissingEmbeddingsError, match="run `embedcache extract --model tiny-cnn"):
