@@ -245,12 +245,10 @@ class RunVerbs:
         from embedcache.verbs.finetune_options import FinetuneOptions
 
         keys = read_recipe(args.optional_path(recipe), changes)
-        encoders = args.encoder_options(
-            weights, encoder_file, offline=offline, preprocess=preprocess
-        )
+        source = args.encoder_options(weights, encoder_file, offline=offline, preprocess=preprocess)
         question = args.question_of(label, train_cohort, external, where, class_map, folds, seed)
         options = FinetuneOptions(
-            keys, regime, encoders, device, n_devices, save, workers, n_resamples, repeats
+            keys, regime, source, device, n_devices, save, workers, n_resamples, repeats
         )
         return verb.finetune(self._session(), args.name_list(models), question, options, callbacks)
 
