@@ -25,7 +25,7 @@ class RepeatedScore:
     ----------
     encoder, fingerprint, method
         Name and fingerprint of the encoder, and the method in a few words.
-    cohort, role, scoring, metric
+    cohort, role, scoring, metric, label
         What was scored, and how; see `Estimate`.
     value
         Mean of the repeats.
@@ -46,6 +46,7 @@ class RepeatedScore:
     role: Role
     scoring: Scoring
     metric: str
+    label: str
     value: float
     low: float
     high: float
@@ -88,7 +89,8 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
     for repeats in group_repeats(runs):
         record = repeats[0].record
         for headline in repeats[0].headlines:
-            estimates = [_same_score(run, headline) for run in repeats]
+            key = _key(headline)
+            estimates = [e for run in repeats for e in run.headlines if _key(e) == key]
             spread = mean_over_repeats(estimates)
             yield RepeatedScore(
                 encoder=record.encoder,
@@ -98,6 +100,7 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
                 role=headline.role,
                 scoring=headline.scoring,
                 metric=headline.metric,
+                label=headline.label,
                 value=spread.value,
                 low=spread.low,
                 high=spread.high,
@@ -116,5 +119,5 @@ def mean_over_repeats(estimates: Sequence[Estimate]) -> Spread:
     return Spread(mean, first.low + moved, first.high + moved)
 
 
-def _same_score(run: RunOutcome, score: Estimate) -> Estimate:
-    return next(e for e in run.headlines if (e.cohort, e.scoring) == (score.cohort, score.scoring))
+def _key(score: Estimate) -> tuple[str, str, str]:
+    return score.cohort, score.scoring, score.label
