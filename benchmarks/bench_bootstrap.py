@@ -1,9 +1,11 @@
-"""Ten thousand resamples of patients: what they cost, against a loop over scikit-learn.
+"""Scores with their intervals: what they cost, against loops over scikit-learn.
 
     python benchmarks/bench_bootstrap.py
 
 Simulated predictions of the size of FETAL_PLANES_DB: 12,400 images of 1,792 patients, six classes.
-CPU seconds on one thread. The loop is measured on a few resamples and scaled.
+CPU seconds on one thread. An interval is made of the score without each patient: one loop leaves
+out each patient, and is the same answer; the other draws 10,000 resamples. Loops are measured on a
+few patients or resamples and scaled.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import math
 import resource
 import time
 from dataclasses import replace
@@ -24,7 +27,6 @@ from embedcache.data.predictions import Predictions
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.compare import compare
 from embedcache.scoring.evaluate import evaluate
-from embedcache.scoring.resampling import resample_weights
 
 N_IMAGES, N_PATIENTS, N_MODELS, N_RESAMPLES = 12_400, 1_792, 7, 10_000
 CLASSES = tuple("abcdef")
@@ -53,62 +55,69 @@ def models():
 
 def timed(call):
     start = time.process_time()
-    call()
-    return time.process_time() - start
+    answer = call()
+    return time.process_time() - start, answer
 
 
-def loop(one, measure, n_resamples):
-    """Return the seconds of ten thousand resamples as one would write them, from a few."""
+def scores_of_samples(one, measure, samples):
+    """Return a score of the images of each sample of patients, as one would write it."""
     patient = np.unique(one.patient_id, return_inverse=True)[1]
     rows = [np.flatnonzero(patient == number) for number in range(N_PATIENTS)]
-    chance, truth, predicted = np.random.default_rng(0), one.codes(), one.predicted()
-
-    def run():
-        for _ in range(n_resamples):
-            drawn = np.concatenate([rows[i] for i in chance.integers(N_PATIENTS, size=N_PATIENTS)])
-            measure(truth[drawn], predicted[drawn], one.probability[drawn])
-
-    return timed(run) * N_RESAMPLES / n_resamples
+    truth, predicted = one.codes(), one.predicted()
+    drawn = (np.concatenate([rows[i] for i in sample]) for sample in samples)
+    return [measure(truth[r], predicted[r], one.probability[r]) for r in drawn]
 
 
 def macro_f1(truth, predicted, _):
-    f1_score(truth, predicted, average="macro")
+    return f1_score(truth, predicted, average="macro")
 
 
 def auroc(truth, _, probability):
-    roc_auc_score(truth, probability, multi_class="ovr", average="macro")
+    return roc_auc_score(truth, probability, multi_class="ovr", average="macro")
+
+
+def against_loops(name, answers, metric, measure, n_samples):
+    """Print our seconds for a score with its interval, those of both loops, and the ratios."""
+    units = [subject_of(one) for one in answers]
+    ours, _ = timed(lambda: [one.score(metric).spread for one in units])
+    everyone, chance = np.arange(N_PATIENTS), np.random.default_rng(0)
+    left_out = [np.delete(everyone, patient) for patient in range(n_samples)]
+    resamples = chance.integers(N_PATIENTS, size=(n_samples, N_PATIENTS))
+    seconds, theirs = timed(lambda: scores_of_samples(answers[0], measure, left_out))
+    of_resamples, _ = timed(lambda: scores_of_samples(answers[0], measure, resamples))
+    cells = [
+        each * len(units) * n / n_samples
+        for each, n in ((seconds, N_PATIENTS), (of_resamples, N_RESAMPLES))
+    ]
+    print(f"  {name:30}{ours:8.3f}{''.join(f'{c:10.0f}{c / ours:8.0f} x' for c in cells)}")
+    # Parts are the scores without each patient, up to a constant and a factor.
+    parts = units[0].score(metric).parts[:n_samples] * -math.sqrt(N_PATIENTS / (N_PATIENTS - 1))
+    return np.abs((parts - parts[0]) - (np.array(theirs) - theirs[0])).max()
 
 
 def main() -> None:
     print_machine("numpy", "scikit-learn")
-    said = list(models())
-    units = [subject_of(one) for one in said]
+    answers = list(models())
     print(
-        f"{N_IMAGES} images of {N_PATIENTS} patients, {len(CLASSES)} classes, {N_MODELS} models, "
-        f"{N_RESAMPLES} resamples; CPU s on one thread"
+        f"{N_IMAGES} images of {N_PATIENTS} patients, {len(CLASSES)} classes, {N_MODELS} models; "
+        f"CPU s on one thread"
     )
-
-    def draw():
-        return resample_weights(N_PATIENTS, N_RESAMPLES, 0)
-
-    weights = draw()
-    ours = {
-        "resampling, once": timed(draw),
-        "macro F1, 7 models": timed(lambda: [one.score("macro_f1", weights) for one in units]),
-        "macro AUROC, 1 model": timed(lambda: units[0].score("auroc", weights)),
-    }
-    theirs = {
-        "macro F1, 7 models": N_MODELS * loop(said[0], macro_f1, 40),
-        "macro AUROC, 1 model": loop(said[0], auroc, 20),
-    }
-    named = {f"model {number}": one for number, one in enumerate(units)}
-    ours["compare: 7 models, 21 pairs"] = timed(lambda: compare(named, "macro_f1"))
-    warm = replace(said[0], temperature=np.full(N_IMAGES, 1.3))
-    ours["every score of a model"] = timed(lambda: evaluate([warm]))
-    for name, seconds in ours.items():
-        ratio = f"{theirs[name]:10.0f}{theirs[name] / seconds:8.0f} x" if name in theirs else ""
-        print(f"  {name:30}{seconds:8.2f}{ratio}")
-    print("  columns: ours; a scikit-learn loop, scaled from 40 and 20 resamples; their ratio")
+    print(f"  {'':30}{'ours':>8}{'without each':>20}{f'{N_RESAMPLES} resamples':>20}")
+    outside = [replace(one, role="external", fold=np.full(N_IMAGES, -1)) for one in answers]
+    apart = (
+        against_loops("macro F1, 7 models", answers, "macro_f1", macro_f1, 40),
+        against_loops("macro AUROC, 1 model", outside[:1], "auroc", auroc, 20),
+    )
+    subjects = {f"model {number}": [subject_of(one)] for number, one in enumerate(answers)}
+    warm = replace(answers[0], temperature=np.full(N_IMAGES, 1.3))
+    for name, call in {
+        "compare by macro F1, 21 pairs": lambda: compare(subjects, "macro_f1"),
+        "compare by AUROC, 21 pairs": lambda: compare(subjects, "auroc"),
+        "every score of a model": lambda: evaluate([warm]),
+    }.items():
+        print(f"  {name:30}{timed(call)[0]:8.3f}")
+    print("  columns: ours; scikit-learn without each patient, and on resamples, both scaled")
+    print(f"  scores without a patient differ by {max(apart):.0e} at most")
     print(f"  every score: {len(evaluate([warm], n_resamples=100))}, by image and by patient")
     print(f"  memory at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
 

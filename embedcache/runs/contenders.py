@@ -110,16 +110,15 @@ def choose_runs(
     """Return the contest of stored runs.
 
     The first run that was trained leads: cohorts and task are its own, and a run on other images,
-    labels or folds is left out. Runs that differ in the seed alone are repeats of one contender; of
-    these count those with a seed that all contenders have, so that pairs share their folds.
+    labels or folds is left out. Of repeats those count whose seed, and so folds, all contenders have.
 
     Parameters
     ----------
     runs
         Stored runs.
     models
-        Names of encoders; None for all. The latest run of each encoder and each method that fits
-        counts, with its repeats; controls do not.
+        Names of encoders; None for all. The latest run of each encoder and method that fits counts,
+        with its repeats; controls do not.
     run_ids
         Names of runs, instead; of controls too.
     metric
@@ -134,9 +133,8 @@ def choose_runs(
     read = partial(_read_run, runs, is_named=bool(run_ids))
     leading = _read_leader(runs, records, metric, read)
     leader = leading.record
-    ordered = [leader, *(record for record in records if record is not leader)]
-    same_task = [record for record in ordered if record.task == leader.task]
-    others = [record for record in ordered if record.task != leader.task]
+    same_task = [leader, *(r for r in records if r is not leader and r.task == leader.task)]
+    others = [record for record in records if record.task != leader.task]
     if others and run_ids:
         raise RunError(
             f"run '{others[0].run_id}' is of {others[0].task}, '{leader.run_id}' of {leader.task}; "
@@ -230,14 +228,24 @@ def _contest(
             ours, theirs = (_first(runs).record.run_id for runs in (leader, entrant))
             left_out.setdefault(key, f"{theirs} left out: {reason} than {ours}")
     notes = [note for key, note in left_out.items() if key not in entrants]
-    contenders = {key: _contender(entrant, seeds) for key, entrant in entrants.items()}
-    named = _named(list(contenders.values()))
-    n_repeats = {c.record.run_id: len(entrants[key]) for key, c in contenders.items()}
-    more = {name: n_repeats[c.record.run_id] - len(c.records) for name, c in named.items()}
-    if any(more.values()):
-        parts = ", ".join(f"{n} of {name}" for name, n in more.items() if n)
-        notes.append(f"repeats left out, for not every run has their folds: {parts}")
-    return Contest(named, _first(leader).cohorts, tuple(notes))
+    named, more = _contenders(list(entrants.values()), seeds)
+    return Contest(named, _first(leader).cohorts, (*notes, *more))
+
+
+def _contenders(
+    entrants: Sequence[_Entrant], seeds: Collection[int | None]
+) -> tuple[dict[str, Contender], list[str]]:
+    """Return entrants by name, with their repeats of some seeds, and a note on other repeats."""
+    contenders = [_contender(entrant, seeds) for entrant in entrants]
+    n_left = {
+        contender.record.run_id: len(entrant) - len(contender.records)
+        for entrant, contender in zip(entrants, contenders, strict=True)
+    }
+    named = _named(contenders)
+    parts = [f"{n} of {name}" for name, c in named.items() if (n := n_left[c.record.run_id])]
+    if not parts:
+        return named, []
+    return named, [f"repeats left out, for not every run has their folds: {', '.join(parts)}"]
 
 
 def _grouped(

@@ -108,4 +108,6 @@ def spread_of(
     scale = 1 + t**2 / n_images
     centre = (value + t**2 / (2 * n_images)) / scale
     half = t / scale * math.sqrt(value * (1 - value) / n_images + (t / (2 * n_images)) ** 2)
-    return Spread(value, max(0.0, centre - half), min(1.0, centre + half))
+    # An end at the value is the value: rounding puts it on the wrong side.
+    low, high = min(value, centre - half), max(value, centre + half)
+    return Spread(value, max(0.0, low), min(1.0, high))

@@ -95,16 +95,10 @@ def probe(
     check_folds_move(studies)
     for note in dict.fromkeys(note for study in studies for note in study.notes):
         on_message(note)
-    names, runs = session.model_names(models), []
+    names, runs = session.model_names(models), list[RunOutcome]()
     for name in names:
         with leaving_out(name, models if len(names) > 1 else names):
-            rows = session.rows(studies[0], session.find_store(name))
-            repeats = []
-            for study in studies:
-                seeded = replace(method, seed=study.question.seed)
-                repeats.append(probe_rows(session, study, "probe", rows, seeded, options))
-                on_run(repeats[-1])
-            runs += repeats
+            runs += _repeats(session, studies, name, method, options, on_run)
     check_any_run(runs, names, session.workspace.store)
     findings = dict.fromkeys(finding for study in studies for finding in study.findings)
     report = ProbeReport(tuple(runs), tuple(findings))
@@ -114,6 +108,23 @@ def probe(
             on_message(note)
     renew_catalog(session)
     return report
+
+
+def _repeats(
+    session: Session,
+    studies: Sequence[Study],
+    name: str,
+    method: ProbeMethod,
+    options: ProbeOptions,
+    on_run: OnRun,
+) -> list[RunOutcome]:
+    """Return the runs of one encoder, one a study."""
+    rows, runs = session.rows(studies[0], session.find_store(name)), []
+    for study in studies:
+        seeded = replace(method, seed=study.question.seed)
+        runs.append(probe_rows(session, study, "probe", rows, seeded, options))
+        on_run(runs[-1])
+    return runs
 
 
 def _with_controls(

@@ -69,7 +69,7 @@ def test_a_method_that_lacks_a_setting_has_the_default_and_one_with_more_is_kept
 def test_labels_say_what_departs_from_the_usual():
     assert [method.label for method in METHODS] == [
         "logistic",
-        "knn, clip, one-se, external by folds, grid (0.1, 1e-300, 10.0), seed 7",
+        "knn, clip, one-se, external by folds, grid (0.1, 1e-300, 10.0)",
         "lora",
         "zeroshot",
         "curve",
