@@ -205,7 +205,7 @@ def test_drops_are_columns_of_the_table(three, project):
     assert rows[1]["prior_adjusted"] is not None
 
 
-def test_groups_of_a_column_are_held_against_the_rest_and_the_worst_is_named(
+def test_subgroups_of_a_column_are_held_against_the_rest_and_the_worst_is_named(
     project, tmp_path, command
 ):
     images = [row["image_id"] for row in project.images().to_pylist()]
@@ -221,16 +221,16 @@ def test_groups_of_a_column_are_held_against_the_rest_and_the_worst_is_named(
     answer = command("compare", "--by", "site", "--json")
     assert answer.code == 0
     report = json.loads(answer.out)
-    for cohort in report["gaps"]:
-        groups = {gap["group"]: gap for gap in cohort["groups"]}
-        assert cohort["worst"] == cohort["groups"][0]["group"]
-        assert cohort["largest"]["value"] == cohort["groups"][0]["value"]
+    for cohort in report["subgroups"]:
+        groups = {one["subgroup"]: one for one in cohort["shortfalls"]}
+        assert cohort["worst"] == cohort["shortfalls"][0]["subgroup"]
+        assert cohort["largest"]["value"] == cohort["shortfalls"][0]["value"]
         assert set("abc") <= set(groups)
         if cohort["cohort"] == "home":
             assert groups["x"]["classes"] == ["abdomen"]
             assert groups["x"]["n_patients"] == 1
             assert groups["x"]["low"] is None
-            assert cohort["groups"][-1]["group"] == "x"
+            assert cohort["shortfalls"][-1]["subgroup"] == "x"
     answer = command("compare", "--by", "site")
     assert "home: how far each site is behind all others" in answer.out
     assert "home: the worst site; the interval allows for the choice" in answer.out
@@ -238,7 +238,7 @@ def test_groups_of_a_column_are_held_against_the_rest_and_the_worst_is_named(
     assert max(map(len, of_groups.splitlines()[:-4])) <= 80
     answer = command("compare", "--by", "site", "--metric", "auroc")
     assert "site 'x' of 'home' left out: auroc needs two classes; there is only abd" in answer.err
-    assert command("compare", "--by", "cohort", "--json").out.count('"gaps": []') == 1
+    assert command("compare", "--by", "cohort", "--json").out.count('"subgroups": []') == 1
 
 
 def test_levels_and_masks_are_options(three, command):
