@@ -33,6 +33,7 @@ from embedcache.files.cores import usable_cores
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.scaling import Scaler
+from embedcache.probes.seam import Problems
 from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
 
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
@@ -40,6 +41,7 @@ C_GRID: Final = tuple(float(10.0**e) for e in np.arange(-5.0, 0.75, 0.5))
 TOL: Final = 1e-5
 _STATE_BYTES: Final = 1 << 25  # one vector over all problems that are solved together
 _TOGETHER: Final = 16  # values of C; more go in turns, each started where the last ones lead
+STEP: Final = 3
 _SMALL_TOL: Final = 1e-3
 _MOST_PASSES: Final = {np.dtype(np.float32): 1000, np.dtype(np.float64): 20_000}
 
@@ -87,7 +89,7 @@ def fit_sweep(
     X: AnyFloats,
     y: NDArray[np.int64],
     n_classes: int,
-    problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]],
+    problems: Problems,
     *,
     tol: float = TOL,
     sample_weight: Floats | None = None,
@@ -123,21 +125,107 @@ def fit_sweep(
     For each problem its probes, in the order of its C.
     """
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    training = _training_rows(problems, weight)
-    paths: dict[int, LogisticPath] = {}
-    with ThreadPoolExecutor(n_threads or usable_cores()) as pool, threadpool_limits(1, "blas"):
-        for classes, numbers in _groups(training, X.shape[1], y):
+    settings = _Settings(tol, weight, class_weight, standardize, n_threads)
+    turns = _turns(problems, n_classes, X.shape[1])
+    parts = zip(*_fit(X, y, n_classes, problems, turns, settings), strict=True)
+    return [_joined(list(path_parts)) for path_parts in parts]
+
+
+def climb(
+    X: AnyFloats,
+    y: NDArray[np.int64],
+    n_classes: int,
+    problems: Problems,
+    *,
+    tol: float = TOL,
+    standardize: bool = True,
+) -> Iterator[list[LogisticPath]]:
+    """Fit as `fit_sweep` does, a few C at a time: who has seen enough asks for no more.
+
+    Parameters
+    ----------
+    X, y, n_classes, problems, tol, standardize
+        See `fit_sweep`.
+
+    Yields
+    ------
+    For each problem the probes of its next `STEP` values of C.
+    """
+    settings = _Settings(tol, np.ones(len(y)), None, standardize, None)
+    turns = _turns(problems, n_classes, X.shape[1], most=STEP)
+    yield from _fit(X, y, n_classes, problems, turns, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Parameters of `fit_sweep` that say what is fitted, and how far; `weight` for each row."""
+
+    tol: float
+    weight: Floats
+    class_weight: ClassWeight
+    standardize: bool
+    n_threads: int | None
+
+
+def _turns(
+    problems: Problems, n_classes: int, n_features: int, most: int | None = None
+) -> list[NDArray[np.intp]]:
+    """Return the places in a grid that are solved together, turn by turn.
+
+    A turn holds as many strengths as memory allows for one vector over its problems. Where `most`
+    does not say otherwise, a grid of up to `_TOGETHER` strengths may be one turn; a longer one goes
+    in turns of half of that at most, for each later turn starts near its answers and needs few
+    passes.
+    """
+    n_values = max((len(C) for _, C in problems), default=0)
+    vector_bytes = max(1, n_classes - 1) * (n_features + 1) * np.dtype(np.float32).itemsize
+    fit_in_memory = max(1, _STATE_BYTES // (vector_bytes * max(1, len(problems))))
+    preferred = most or (n_values if n_values <= _TOGETHER else _TOGETHER // 2)
+    return np.array_split(np.arange(n_values), math.ceil(n_values / min(fit_in_memory, preferred)))
+
+
+def _fit(
+    X: AnyFloats,
+    y: NDArray[np.int64],
+    n_classes: int,
+    problems: Problems,
+    turns: Sequence[NDArray[np.intp]],
+    settings: _Settings,
+) -> Iterator[list[LogisticPath]]:
+    """Yield for each problem the probes of the strengths of each turn."""
+    training = _training_rows(problems, settings.weight)
+    with ThreadPoolExecutor(settings.n_threads or usable_cores()) as pool:
+        groups = list(_groups(training, X.shape[1], y))
+        solvers = []
+        for _, numbers in groups:
             rows = [training[number] for number in numbers]
             values = [np.asarray(problems[number][1], np.float64) for number in numbers]
-            sets = training_sets(X, y, weight, rows, class_weight, standardize=standardize)
-            for number, path in zip(numbers, _fit(sets, values, tol, pool), strict=True):
-                paths[number] = _among_all(path, classes, n_classes)
-    return [paths[number] for number in range(len(problems))]
+            with threadpool_limits(1, "blas"):
+                sets = training_sets(
+                    X,
+                    y,
+                    settings.weight,
+                    rows,
+                    settings.class_weight,
+                    standardize=settings.standardize,
+                )
+            is_constant = sets.prior.shape[1] == 1
+            solvers.append(
+                _constant(sets, values, turns)
+                if is_constant
+                else _solve(sets, values, turns, settings.tol, pool)
+            )
+        for _ in turns:
+            paths: dict[int, LogisticPath] = {}
+            for (classes, numbers), solver in zip(groups, solvers, strict=True):
+                with threadpool_limits(1, "blas"):
+                    solved = next(solver)
+                for number, path in zip(numbers, solved, strict=True):
+                    paths[number] = _among_all(path, classes, n_classes)
+            yield [paths[number] for number in range(len(problems))]
 
 
-def _training_rows(
-    problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]], weight: Floats
-) -> list[NDArray[np.intp]]:
+def _training_rows(problems: Problems, weight: Floats) -> list[NDArray[np.intp]]:
     """Return the rows of each problem whose weight is not 0."""
     training = [rows[weight[rows] > 0] for rows, _ in problems]
     if not all(len(C) and np.all(np.diff(C) > 0) for _, C in problems):
@@ -160,14 +248,6 @@ def _groups(
         yield classes, numbers
 
 
-def _fit(
-    sets: TrainingSets, values: Sequence[Floats], tol: float, pool: ThreadPoolExecutor
-) -> Iterator[LogisticPath]:
-    """Yield the probes of each set; sets of a single class have nothing to be solved."""
-    is_constant = sets.prior.shape[1] == 1
-    return _constant(sets, values) if is_constant else _solve(sets, values, tol, pool)
-
-
 def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> LogisticPath:
     """Give the classes that the training set lacks their place."""
     m, _, d = path.coef.shape
@@ -176,55 +256,67 @@ def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> Lo
     return replace(path, coef=coef, intercept=intercept)
 
 
-def _constant(sets: TrainingSets, values: Sequence[Floats]) -> Iterator[LogisticPath]:
-    for scaler, C in zip(sets.scalers, values, strict=True):
-        m = len(C)
-        coef, intercept = np.zeros((m, 1, len(scaler.mean))), np.zeros((m, 1))
-        yield LogisticPath(C, scaler, coef, intercept, np.zeros(m), np.zeros(m, np.int64))
+def _joined(parts: Sequence[LogisticPath]) -> LogisticPath:
+    """Return the probes of all turns as one path."""
+    values, coef, intercept, gap, n_passes = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("values", "coef", "intercept", "gap", "n_passes")
+    )
+    return LogisticPath(values, parts[0].scaler, coef, intercept, gap, n_passes)
+
+
+def _constant(
+    sets: TrainingSets, values: Sequence[Floats], turns: Sequence[NDArray[np.intp]]
+) -> Iterator[list[LogisticPath]]:
+    """Yield the probes of sets of a single class, where nothing has to be solved."""
+    for places in turns:
+        paths = []
+        for scaler, strengths in zip(sets.scalers, values, strict=True):
+            C = strengths[places[places < len(strengths)]]
+            coef, intercept = np.zeros((len(C), 1, len(scaler.mean))), np.zeros((len(C), 1))
+            gap, n_passes = np.zeros(len(C)), np.zeros(len(C), np.int64)
+            paths.append(LogisticPath(C, scaler, coef, intercept, gap, n_passes))
+        yield paths
 
 
 def _solve(
-    sets: TrainingSets, values: Sequence[Floats], tol: float, pool: ThreadPoolExecutor
-) -> Iterator[LogisticPath]:
+    sets: TrainingSets,
+    values: Sequence[Floats],
+    turns: Sequence[NDArray[np.intp]],
+    tol: float,
+    pool: ThreadPoolExecutor,
+) -> Iterator[list[LogisticPath]]:
+    """Yield the probes of each set, turn by turn."""
     objective = Objective(sets, pool)
     set_of = np.repeat(np.arange(len(values)), [len(C) for C in values])
     place = np.concatenate([np.arange(len(C)) for C in values])
     C = np.concatenate(values)
     V = np.empty((len(C), *objective.shape))
     gap, n_passes = np.empty(len(C)), np.empty(len(C), np.int64)
-    for chunk in _chunks(place, objective):
-        start = _start(objective, set_of, C, V, place, chunk)
-        V[chunk], gap[chunk], n_passes[chunk] = _descend(
-            objective, set_of[chunk], C[chunk], start, tol
-        )
-    for number, strengths in enumerate(values):
-        members = set_of == number
-        weights = objective.bases[number] @ V[members]
-        yield LogisticPath(
-            values=strengths,
-            scaler=sets.scalers[number],
-            # The search turns features into one another, and leaves traces where nothing varies.
-            coef=(weights[..., :-1] @ objective.axes.T) * (sets.scalers[number].scale > 0),
-            intercept=weights[..., -1],
-            gap=gap[members],
-            n_passes=n_passes[members],
-        )
-
-
-def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[np.intp]]:
-    """Yield the problems that are solved together: a few strengths, of all training sets.
-
-    A chunk holds as many strengths as memory allows for one vector over its problems. A grid of up
-    to `_TOGETHER` strengths may be one chunk; a longer one goes in chunks of half of that at most,
-    for each later chunk starts near its answers and needs few passes.
-    """
-    n_values, n_sets = place.max() + 1, np.count_nonzero(place == 0)
-    vector_bytes = int(np.prod(objective.shape)) * objective.dtype.itemsize
-    fit_in_memory = max(1, _STATE_BYTES // (vector_bytes * n_sets))
-    preferred = n_values if n_values <= _TOGETHER else _TOGETHER // 2
-    n_chunks = math.ceil(n_values / min(fit_in_memory, preferred))
-    for places in np.array_split(np.arange(n_values), n_chunks):
-        yield np.flatnonzero(np.isin(place, places))
+    for places in turns:
+        chunk = np.flatnonzero(np.isin(place, places))
+        if chunk.size:
+            start = _start(objective, set_of, C, V, place, chunk)
+            V[chunk], gap[chunk], n_passes[chunk] = _descend(
+                objective, set_of[chunk], C[chunk], start, tol
+            )
+        paths = []
+        for number, scaler in enumerate(sets.scalers):
+            members = chunk[set_of[chunk] == number]
+            weights = objective.bases[number] @ V[members]
+            paths.append(
+                LogisticPath(
+                    values=C[members],
+                    scaler=scaler,
+                    # The search turns features into one another, and leaves traces where nothing
+                    # varies.
+                    coef=(weights[..., :-1] @ objective.axes.T) * (scaler.scale > 0),
+                    intercept=weights[..., -1],
+                    gap=gap[members],
+                    n_passes=n_passes[members],
+                )
+            )
+        yield paths
 
 
 def _start(

@@ -14,6 +14,8 @@ Rule = Literal["tie", "one-se"]
 
 # Scores this close are a tie, and a tie goes to the smoother probe.
 TIE: Final = 0.001
+# Values past the best one after which no better one is looked for.
+PAST: Final = 3
 
 
 def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
@@ -65,6 +67,26 @@ def pick(scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie
     best = int(np.argmax(scores))
     slack = TIE if rule == "tie" else _standard_error(fold_scores, best)
     return int(np.argmax(scores >= scores[best] - slack))
+
+
+def past_best(scores: Floats, losses: Floats) -> bool:
+    """Return whether larger values than those of an ascending grid can be left out.
+
+    That is where the last `PAST` values are worse than those before them by both measures: by the
+    score, which is what counts but rises and falls by chance, and by the loss, which is smooth.
+
+    Parameters
+    ----------
+    scores
+        Score of each value fitted so far, larger is better, shape (m,).
+    losses
+        Loss of each on the same rows, shape (m,).
+    """
+    if len(scores) <= PAST:
+        return False
+    falls = scores[-PAST:] < scores[:-PAST].max() - TIE
+    rises = losses[-PAST:] > losses[:-PAST].min()
+    return bool(falls.all() and rises.all())
 
 
 def _standard_error(fold_scores: Floats | None, best: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.probes.seam import Problems
-from embedcache.probes.selection import Rule, pick
+from embedcache.probes.selection import Rule, past_best, pick
 from embedcache.protocol.protocols import Protocol
 from embedcache.protocol.task import Task
 
@@ -32,20 +31,22 @@ class Chosen:
         Its score on what was held out for the choice.
     temperature
         Temperature fitted on the same predictions; None where the task or the protocol has none.
+    skipped
+        Values of the grid that were not fitted, since they could not win any more.
     """
 
     value: float
     score: float
     temperature: float | None = None
+    skipped: tuple[float, ...] = ()
 
 
-def held_out(
-    fit: Callable[[Problems], Sequence[Any]],
-    predict: Callable[[Any, NDArray[np.intp]], Floats],
-    fold: NDArray[np.int64],
-    grid: Sequence[float],
-) -> Iterator[tuple[NDArray[np.intp], Floats]]:
-    """Yield for each outer fold the rows outside it, and the inner probes' predictions of them.
+# Number of a training set, and the images that its probes are asked about.
+Asked = list[tuple[int, NDArray[np.intp]]]
+
+
+def inner_folds(fold: NDArray[np.int64]) -> tuple[list[NDArray[np.intp]], list[Asked]]:
+    """Return the training sets of a nested choice, and who predicts whom for each outer fold.
 
     What is fitted without folds i and j serves outer fold i and outer fold j, so K (K - 1) / 2
     training sets do the whole selection. Every row outside an outer fold is predicted once, by the
@@ -53,27 +54,17 @@ def held_out(
 
     Parameters
     ----------
-    fit
-        Function that returns a path for each problem.
-    predict
-        Function that returns a path's predictions of rows, shape (len(grid), n, width).
     fold
         Fold of each row, shape (n,).
-    grid
-        Values to fit.
     """
     numbers = np.unique(fold).tolist()
     pairs = list(combinations(numbers, 2))
-    sets = [(np.flatnonzero((fold != i) & (fold != j)), grid) for i, j in pairs]
-    paths = dict(zip(map(frozenset, pairs), fit(sets), strict=True))
-    for outer in numbers:
-        inner = [number for number in numbers if number != outer]
-        rows = [np.flatnonzero(fold == number) for number in inner]
-        predicted = [
-            predict(paths[frozenset({outer, number})], part)
-            for number, part in zip(inner, rows, strict=True)
-        ]
-        yield np.concatenate(rows), np.concatenate(predicted, axis=1)
+    sets = [np.flatnonzero((fold != i) & (fold != j)) for i, j in pairs]
+    asked: dict[int, Asked] = {number: [] for number in numbers}
+    for place, (i, j) in enumerate(pairs):
+        asked[i].append((place, np.flatnonzero(fold == j)))
+        asked[j].append((place, np.flatnonzero(fold == i)))
+    return sets, list(asked.values())
 
 
 def choose_nested(
@@ -92,9 +83,8 @@ def choose_nested(
     rule
         Rule of a near tie; see `pick`.
     """
-    X = task.train.X
-    parts = held_out(task.fit_to_choose, lambda path, rows: task.predict(path, X[rows]), fold, grid)
-    return [_best(task, rows, predicted, fold, grid, rule) for rows, predicted in parts]
+    sets, asked = inner_folds(fold)
+    return _search(task, sets, [_Held(task, part, rule) for part in asked], grid)
 
 
 def choose_by_folds(
@@ -120,45 +110,81 @@ def choose_by_folds(
         Rule of a near tie; see `pick`.
     """
     numbers = np.unique(fold[rows]).tolist()
-    paths = task.fit_to_choose([(rows[fold[rows] != number], grid) for number in numbers])
-    parts = []
-    for number, path in zip(numbers, paths, strict=True):
-        parts.append(task.predict(path, task.train.X[rows[fold[rows] == number]]))
-    order = np.argsort(fold[rows], kind="stable")  # of the rows, as the parts stand in a line
-    predicted = np.empty((len(grid), len(rows), parts[0].shape[2]))
-    predicted[:, order] = np.concatenate(parts, axis=1)
-    return _best(task, rows, predicted, fold, grid, rule)
+    sets = [rows[fold[rows] != number] for number in numbers]
+    asked = [(place, rows[fold[rows] == number]) for place, number in enumerate(numbers)]
+    return _search(task, sets, [_Held(task, asked, rule)], grid)[0]
 
 
-def _best(
-    task: Task,
-    rows: NDArray[np.intp],
-    predicted: Floats,
-    fold: NDArray[np.int64],
-    grid: Sequence[float],
-    rule: Rule,
-) -> Chosen:
-    scores = task.score(rows, predicted)
-    fold_scores = _fold_scores(task, rows, predicted, fold[rows]) if rule == "one-se" else None
-    best = pick(scores, fold_scores, rule=rule)
-    temperature = task.temperature(rows, predicted[best])
-    return Chosen(float(grid[best]), float(scores[best]), temperature)
+def _search(
+    task: Task, sets: Sequence[NDArray[np.intp]], parts: Sequence[_Held], grid: Sequence[float]
+) -> list[Chosen]:
+    """Fit the grid, a few values at a time, until none of the rest can win for any of the parts."""
+    for paths in task.climb([(rows, grid) for rows in sets]):
+        for part in parts:
+            part.take(paths)
+        if all(past_best(part.scores, part.losses) for part in parts):
+            break
+    return [part.chosen(grid) for part in parts]
 
 
-def _fold_scores(
-    task: Task, rows: NDArray[np.intp], predicted: Floats, fold: NDArray[np.int64]
-) -> Floats:
-    """Return the score by value and inner fold; a fold on which it is not defined is left out."""
-    by_fold = np.stack(
-        [task.score(rows[fold == j], predicted[:, fold == j]) for j in np.unique(fold)], axis=1
-    )
-    defined = by_fold[:, ~np.isnan(by_fold).any(axis=0)]
-    if defined.shape[1] < 2:
-        raise RunError(
-            f"{defined.shape[1]} inner folds have a {task.headline} to take the standard error "
-            "of; pass --rule tie"
+class _Held:
+    """Held-out images that one choice is made by, and how each value did on them so far.
+
+    Parameters
+    ----------
+    task
+        Task with its training cohort.
+    asked
+        Number of a training set, and the images that its probes are asked about, for each part.
+    rule
+        Rule of a near tie; see `pick`.
+    """
+
+    def __init__(self, task: Task, asked: Asked, rule: Rule) -> None:
+        self._task, self._asked, self._rule = task, asked, rule
+        self._rows = np.concatenate([rows for _, rows in asked])
+        self._predicted: list[Floats] = []
+        self.scores, self.losses = np.empty(0), np.empty(0)
+
+    def take(self, paths: Sequence[Any]) -> None:
+        """Score the next values, given a path of each training set."""
+        X = self._task.train.X
+        parts = [self._task.predict(paths[number], X[rows]) for number, rows in self._asked]
+        predicted = np.concatenate(parts, axis=1)
+        self._predicted.append(predicted)
+        self.scores = np.append(self.scores, self._task.score(self._rows, predicted))
+        self.losses = np.append(self.losses, self._task.loss(self._rows, predicted))
+
+    def chosen(self, grid: Sequence[float]) -> Chosen:
+        """Choose among the values that were fitted, the first of the grid."""
+        predicted = np.concatenate(self._predicted)
+        fold_scores = self._fold_scores(predicted) if self._rule == "one-se" else None
+        best = pick(self.scores, fold_scores, rule=self._rule)
+        return Chosen(
+            float(grid[best]),
+            float(self.scores[best]),
+            self._task.temperature(self._rows, predicted[best]),
+            tuple(grid[len(self.scores) :]),
         )
-    return defined
+
+    def _fold_scores(self, predicted: Floats) -> Floats:
+        """Return the score by value and inner fold; one on which it is not defined is left out."""
+        ends = np.cumsum([len(rows) for _, rows in self._asked])
+        parts = np.split(predicted, ends[:-1], axis=1)
+        by_fold = np.stack(
+            [
+                self._task.score(rows, part)
+                for (_, rows), part in zip(self._asked, parts, strict=True)
+            ],
+            axis=1,
+        )
+        defined = by_fold[:, ~np.isnan(by_fold).any(axis=0)]
+        if defined.shape[1] < 2:
+            raise RunError(
+                f"{defined.shape[1]} inner folds have a {self._task.headline} to take the standard "
+                "error of; pass --rule tie"
+            )
+        return defined
 
 
 def choose_as_others(

@@ -251,6 +251,7 @@ def _choices(
         f"final_{setting}": probes.final,
         "inner_score": [c.score for c in probes.chosen],
         **(temperatures if task.is_calibrated else {}),
+        f"skipped_{setting}": list(probes.chosen[0].skipped),
         "gap": gaps,
         "notes": [*_notes(values, method), *_gap_notes(gaps)],
     }

@@ -7,7 +7,7 @@ are stratified by, the fits, the score that a setting is chosen by, and the form
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,6 +62,13 @@ class Task(ABC):
     def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
         """Return for each problem a path of probes that help to choose a setting."""
 
+    def climb(self, problems: Problems) -> Iterator[Sequence[Any]]:
+        """Yield for each problem a path of the next few values, as long as more are asked for.
+
+        All at once, where a probe fits its values in one go.
+        """
+        yield self.fit_to_choose(problems)
+
     @abstractmethod
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return for each problem a path of probes that predict."""
@@ -81,6 +88,10 @@ class Task(ABC):
         predicted
             Their predictions by each of m values, shape (m, n, width).
         """
+
+    @abstractmethod
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return a smooth loss of the same predictions, less is better, shape (m,)."""
 
     @abstractmethod
     def answers(

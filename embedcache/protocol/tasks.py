@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,9 +24,9 @@ from embedcache.files.arrays import Floats
 from embedcache.probes import logistic
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
-from embedcache.probes.multilabel import fit_multilabel
+from embedcache.probes.multilabel import climb_multilabel, fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
-from embedcache.probes.seam import Embeddings, FitSweep, Problems
+from embedcache.probes.seam import Climb, Embeddings, FitSweep, Problems
 from embedcache.probes.selection import macro_f1
 from embedcache.protocol.protocols import PROTOCOLS, Protocol
 from embedcache.protocol.task import Task
@@ -36,6 +36,7 @@ from embedcache.runs.methods import ProbeMethod
 # chose the same from 1e-3 to 1e-5.
 CHOICE_TOL: Final = 1e-4
 FIT_TOL: Final = 1e-6
+_LEAST: Final = 1e-12  # a class may be given nothing at all
 _N_STRATA: Final = 5  # of a number, so that each fold has low and high ones
 
 
@@ -52,6 +53,7 @@ class Classification(Task):
         self.y = np.searchsorted(self.classes, train.label).astype(np.int64)
         self._protocol = PROTOCOLS[method.protocol]
         self._choose, self._fit = _fitters(method.probe, self._protocol)
+        self._climb = _climber(method.probe, self._protocol)
 
     @staticmethod
     def strata(label: Sequence[str]) -> list[str]:
@@ -68,6 +70,12 @@ class Classification(Task):
         """Return paths of classifiers, to the looser tolerance."""
         return self._choose(self.train.X, self.y, len(self.classes), problems)
 
+    def climb(self, problems: Problems) -> Iterator[Sequence[Any]]:
+        """Yield paths of the next few values, where the probe is one that is searched for."""
+        if self._climb is None:
+            return super().climb(problems)
+        return self._climb(self.train.X, self.y, len(self.classes), problems)
+
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return paths of classifiers."""
         return self._fit(self.train.X, self.y, len(self.classes), problems)
@@ -82,6 +90,10 @@ class Classification(Task):
         if self._protocol.choice != "nested":
             return np.asarray((calls == truth).mean(axis=1))
         return macro_f1(truth, calls, len(self.classes))
+
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the mean log-loss."""
+        return _log_loss(predicted[:, np.arange(len(rows)), self.y[rows]])
 
     def answers(
         self,
@@ -153,6 +165,10 @@ class Regression(Task):
         errors = predicted[..., 0] - self.truth[rows]
         return np.asarray(1 - (errors**2).mean(axis=1) / self.truth.var())
 
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the mean squared error; it falls where R2 rises."""
+        return -self.score(rows, predicted)
+
     def answers(
         self,
         cohort: LabelledEmbeddings,
@@ -191,6 +207,7 @@ class Multilabel(Task):
             raise RunError("no training image has a label; every cell is '-'")
         self.truth = label_matrix(sets, self.names)
         self._choose, self._fit = _fitters(method.probe, PROTOCOLS[method.protocol])
+        self._climb = _climber(method.probe, PROTOCOLS[method.protocol])
 
     @staticmethod
     def strata(label: Sequence[str]) -> list[str]:
@@ -209,6 +226,12 @@ class Multilabel(Task):
         """Return paths of yes-or-no probes, to the looser tolerance."""
         return fit_multilabel(self._choose, self.train.X, self.truth, problems)
 
+    def climb(self, problems: Problems) -> Iterator[Sequence[Any]]:
+        """Yield paths of the next few values, where the probe is one that is searched for."""
+        if self._climb is None:
+            return super().climb(problems)
+        return climb_multilabel(self._climb, self.train.X, self.truth, problems)
+
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return paths of yes-or-no probes."""
         return fit_multilabel(self._fit, self.train.X, self.truth, problems)
@@ -226,6 +249,10 @@ class Multilabel(Task):
             if truth[:, number].any()
         ]
         return np.mean(of_labels, axis=0) if of_labels else np.full(len(predicted), np.nan)
+
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the mean log-loss over images and labels."""
+        return _log_loss(np.where(self.truth[rows], predicted, 1 - predicted))
 
     def answers(
         self,
@@ -301,6 +328,19 @@ def _fitters(probe: str, protocol: Protocol) -> tuple[FitSweep, FitSweep]:
         return PROBES[probe].fit_sweep, PROBES[probe].fit_sweep
     fit = partial(logistic.fit_sweep, standardize=protocol.standardize)
     return partial(fit, tol=CHOICE_TOL), partial(fit, tol=FIT_TOL)
+
+
+def _climber(probe: str, protocol: Protocol) -> Climb | None:
+    """Return the fit of the probes that help to choose, a few values at a time, if there is one."""
+    if probe != "logistic":
+        return None
+    return partial(logistic.climb, tol=CHOICE_TOL, standardize=protocol.standardize)
+
+
+def _log_loss(of_truth: Floats) -> Floats:
+    """Return the mean log-loss of each value, given the probability of what is true."""
+    losses = -np.log(np.maximum(of_truth, _LEAST))
+    return np.asarray(losses.reshape(len(losses), -1).mean(axis=1))
 
 
 def _fewest_patients(

@@ -19,17 +19,24 @@ from embedcache.runs.methods import ProbeMethod
 def watch(monkeypatch, train):
     """Record the patients of every training set that is fitted, and of every row predicted."""
     seen = []
-    real = tasks.logistic.fit_sweep
+    real, real_climb = tasks.logistic.fit_sweep, tasks.logistic.climb
     owner = {row.tobytes(): who for row, who in zip(train.X, train.patient_id, strict=True)}
 
-    def fit(X, y, n_classes, problems, **options):
-        paths = real(X, y, n_classes, problems, **options)
+    def watched(paths, X, problems):
         return [
             Watched(path, {owner[X[row].tobytes()] for row in rows}, owner, seen)
             for path, (rows, _) in zip(paths, problems, strict=True)
         ]
 
+    def fit(X, y, n_classes, problems, **options):
+        return watched(real(X, y, n_classes, problems, **options), X, problems)
+
+    def climb(X, y, n_classes, problems, **options):
+        for paths in real_climb(X, y, n_classes, problems, **options):
+            yield watched(paths, X, problems)
+
     monkeypatch.setattr(tasks.logistic, "fit_sweep", fit)
+    monkeypatch.setattr(tasks.logistic, "climb", climb)
     return seen
 
 
@@ -76,22 +83,15 @@ def test_no_split_of_any_manifest_has_a_patient_on_both_sides(images, n_folds, s
         return  # too few patients or classes
     fold, who = table.of(patient), np.array(patient)
 
-    def predict(trained, rows):
-        assert not set(who[trained]) & set(who[rows])
-        return np.zeros((1, len(rows), 1))
-
-    trained_on = []
-
-    def fit(problems):
-        trained_on.extend(rows for rows, _ in problems)
-        return [rows for rows, _ in problems]
-
-    for outer, (rows, _) in zip(
-        np.unique(fold), choice.held_out(fit, predict, fold, [1.0]), strict=True
-    ):
-        assert sorted(rows) == np.flatnonzero(fold != outer).tolist()
-        assert not set(who[rows]) & set(who[fold == outer])
-    for rows in trained_on:
+    sets, asked = choice.inner_folds(fold)
+    for outer, parts in zip(np.unique(fold), asked, strict=True):
+        for number, rows in parts:
+            assert not set(who[sets[number]]) & set(who[rows])
+        predicted = np.concatenate([rows for _, rows in parts])
+        assert sorted(predicted) == np.flatnonzero(fold != outer).tolist()
+        for number, _ in parts:
+            assert not set(who[sets[number]]) & set(who[fold == outer])
+    for rows in sets:
         assert len(set(fold[rows])) == len(set(fold)) - 2
 
 

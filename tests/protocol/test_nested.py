@@ -248,7 +248,7 @@ def test_what_is_recorded_of_the_choices_has_the_same_names_for_every_task(task)
     train, folds, away = of_task(task)
     choices = fit_probe(train, folds, [away], task=task).choices
     setting = "alpha" if task == "regression" else "C"
-    names = [setting, f"final_{setting}", "inner_score", "gap", "notes"]
+    names = [setting, f"final_{setting}", "inner_score", f"skipped_{setting}", "gap", "notes"]
     if task == "classification":
         names[3:3] = ["temperature", "external_temperature"]
     assert list(choices) == names
