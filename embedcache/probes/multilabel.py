@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedcache.files.arrays import Floats
-from embedcache.probes.seam import Climb, Embeddings, FitSweep, ProbePath, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, ProbePath, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +55,5 @@ def fit_multilabel(
     RunError
         A training set without rows.
     """
-    return _of_labels([fit_sweep(X, label.astype(np.int64), 2, problems) for label in Y.T])
-
-
-def climb_multilabel(
-    climb: Climb, X: Embeddings, Y: NDArray[np.bool_], problems: Problems
-) -> Iterator[list[MultiLabelPath]]:
-    """Fit as `fit_multilabel` does, and yield for each problem the next few values of every label.
-
-    Parameters
-    ----------
-    climb
-        Function that fits probes of the family a few values at a time.
-    X, Y, problems
-        See `fit_multilabel`.
-    """
-    turns = zip(*(climb(X, label.astype(np.int64), 2, problems) for label in Y.T), strict=True)
-    for by_label in turns:
-        yield _of_labels(by_label)
-
-
-def _of_labels(by_label: Sequence[Sequence[ProbePath]]) -> list[MultiLabelPath]:
+    by_label = [fit_sweep(X, label.astype(np.int64), 2, problems) for label in Y.T]
     return [MultiLabelPath(paths) for paths in zip(*by_label, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -50,12 +50,3 @@ class FitSweep(Protocol):
         RunError
             A training set without rows.
         """
-
-
-class Climb(Protocol):
-    """A function that fits as `FitSweep` does, a few values of each problem at a time."""
-
-    def __call__(
-        self, X: Embeddings, y: NDArray[np.int64], n_classes: int, problems: Problems, /
-    ) -> Iterator[Sequence[ProbePath]]:
-        """Yield for each problem the path of its next values; see `FitSweep` for the rest."""

@@ -15,7 +15,9 @@ Rule = Literal["tie", "one-se"]
 # Scores this close are a tie, and a tie goes to the smoother probe.
 TIE: Final = 0.001
 # Values past the best one after which no better one is looked for.
-PAST: Final = 3
+PAST: Final = 2
+# The most by which a rough fit moves the difference of two scores; see benchmarks/bench_choice.py.
+REACH: Final = 0.002
 
 
 def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
@@ -62,11 +64,34 @@ def pick(scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie
     ValueError
         No such rule, or 'one-se' without the scores of at least two folds.
     """
+    best = int(np.argmax(scores))
+    return int(np.argmax(scores >= scores[best] - _slack(best, fold_scores, rule)))
+
+
+def close_values(
+    scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie"
+) -> NDArray[np.intp]:
+    """Return the values between which `pick` would choose another, were scores off by a little.
+
+    None where even then it would choose the same. A little is `REACH` of one score from another.
+
+    Parameters
+    ----------
+    scores, fold_scores, rule
+        See `pick`.
+    """
+    best = int(np.argmax(scores))
+    slack = _slack(best, fold_scores, rule)
+    first, *others = np.flatnonzero(scores >= scores[best] - slack - REACH)
+    if not others or scores[first] >= scores[others].max() - slack + REACH:
+        return np.empty(0, np.intp)
+    return np.array([first, *others])
+
+
+def _slack(best: int, fold_scores: Floats | None, rule: Rule) -> float:
     if rule not in get_args(Rule):
         raise ValueError(f"no rule '{rule}'; it may be {', '.join(get_args(Rule))}")
-    best = int(np.argmax(scores))
-    slack = TIE if rule == "tie" else _standard_error(fold_scores, best)
-    return int(np.argmax(scores >= scores[best] - slack))
+    return TIE if rule == "tie" else _standard_error(fold_scores, best)
 
 
 def past_best(scores: Floats, losses: Floats) -> bool:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.probes.selection import Rule, past_best, pick
+from embedcache.probes.selection import Rule, close_values, past_best, pick
 from embedcache.protocol.protocols import Protocol
+from embedcache.protocol.search import Search
 from embedcache.protocol.task import Task
 
 _TENTH: Final = 0.1
@@ -32,7 +33,7 @@ class Chosen:
     temperature
         Temperature fitted on the same predictions; None where the task or the protocol has none.
     skipped
-        Values of the grid that were not fitted, since they could not win any more.
+        Values of the grid that had no part in it, since they could not win any more.
     """
 
     value: float
@@ -118,13 +119,34 @@ def choose_by_folds(
 def _search(
     task: Task, sets: Sequence[NDArray[np.intp]], parts: Sequence[_Held], grid: Sequence[float]
 ) -> list[Chosen]:
-    """Fit the grid, a few values at a time, until none of the rest can win for any of the parts."""
-    for paths in task.climb([(rows, grid) for rows in sets]):
-        for part in parts:
+    """Fit the grid, a few values at a time, until none of the rest can win for any of the parts.
+
+    Values between which a choice is close are then solved further: else it might depend on rounding
+    that the embeddings of tested patients have a part in, since all rows are solved together.
+    """
+    search = task.search(sets, grid)
+    for places in search.turns:
+        paths = search.fit(places)
+        # A part that has seen enough looks at no more, so that no other part can change its choice.
+        for part in (part for part in parts if part.is_open):
             part.take(paths)
-        if all(past_best(part.scores, part.losses) for part in parts):
+        if not any(part.is_open for part in parts):
             break
+    if not search.is_exact:
+        _refine(search, parts, len(sets))
     return [part.chosen(grid) for part in parts]
+
+
+def _refine(search: Search, parts: Sequence[_Held], n_sets: int) -> None:
+    close = [part.close_places() for part in parts]
+    places = [np.empty(0, np.intp)] * n_sets
+    for part, wanted in zip(parts, close, strict=True):
+        for number, _ in part.asked:
+            places[number] = np.union1d(places[number], wanted).astype(np.intp)
+    paths = search.refine(places)
+    for part, wanted in zip(parts, close, strict=True):
+        if wanted.size:
+            part.take_again(paths, places, wanted)
 
 
 class _Held:
@@ -141,43 +163,74 @@ class _Held:
     """
 
     def __init__(self, task: Task, asked: Asked, rule: Rule) -> None:
-        self._task, self._asked, self._rule = task, asked, rule
+        self.asked = asked
+        self._task, self._rule = task, rule
         self._rows = np.concatenate([rows for _, rows in asked])
-        self._predicted: list[Floats] = []
-        self.scores, self.losses = np.empty(0), np.empty(0)
+        self._predicted: list[Floats] = []  # by value, shape (n, width)
+        self._scores, self._losses = np.empty(0), np.empty(0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a larger value may still win."""
+        return not past_best(self._scores, self._losses)
 
     def take(self, paths: Sequence[Any]) -> None:
         """Score the next values, given a path of each training set."""
+        predicted = self._predict(paths)
+        self._predicted += list(predicted)
+        self._scores = np.append(self._scores, self._task.score(self._rows, predicted))
+        self._losses = np.append(self._losses, self._task.loss(self._rows, predicted))
+
+    def close_places(self) -> NDArray[np.intp]:
+        """Return the places of the values between which the choice is close, if it is."""
+        return close_values(self._scores, self._fold_scores(), rule=self._rule)
+
+    def take_again(
+        self,
+        paths: Sequence[Any],
+        places: Sequence[NDArray[np.intp]],
+        wanted: NDArray[np.intp],
+    ) -> None:
+        """Score some values again, given a path of these places of each training set."""
+        predicted = self._predict(
+            paths, [np.searchsorted(places[n], wanted) for n, _ in self.asked]
+        )
+        for place, values in zip(wanted.tolist(), predicted, strict=True):
+            self._predicted[place] = values
+        self._scores[wanted] = self._task.score(self._rows, predicted)
+
+    def _predict(
+        self, paths: Sequence[Any], values: Sequence[NDArray[np.intp]] | None = None
+    ) -> Floats:
+        """Return what each value of the paths, or some of them, predict of the images."""
         X = self._task.train.X
-        parts = [self._task.predict(paths[number], X[rows]) for number, rows in self._asked]
-        predicted = np.concatenate(parts, axis=1)
-        self._predicted.append(predicted)
-        self.scores = np.append(self.scores, self._task.score(self._rows, predicted))
-        self.losses = np.append(self.losses, self._task.loss(self._rows, predicted))
+        parts = [self._task.predict(paths[number], X[rows]) for number, rows in self.asked]
+        if values is not None:
+            parts = [part[at] for part, at in zip(parts, values, strict=True)]
+        return np.concatenate(parts, axis=1)
 
     def chosen(self, grid: Sequence[float]) -> Chosen:
         """Choose among the values that were fitted, the first of the grid."""
-        predicted = np.concatenate(self._predicted)
-        fold_scores = self._fold_scores(predicted) if self._rule == "one-se" else None
-        best = pick(self.scores, fold_scores, rule=self._rule)
+        best = pick(self._scores, self._fold_scores(), rule=self._rule)
+        probe = np.concatenate([np.full(len(rows), number) for number, rows in self.asked])
         return Chosen(
             float(grid[best]),
-            float(self.scores[best]),
-            self._task.temperature(self._rows, predicted[best]),
-            tuple(grid[len(self.scores) :]),
+            float(self._scores[best]),
+            self._task.temperature(self._rows, self._predicted[best], probe),
+            tuple(grid[len(self._scores) :]),
         )
 
-    def _fold_scores(self, predicted: Floats) -> Floats:
-        """Return the score by value and inner fold; one on which it is not defined is left out."""
-        ends = np.cumsum([len(rows) for _, rows in self._asked])
-        parts = np.split(predicted, ends[:-1], axis=1)
-        by_fold = np.stack(
-            [
-                self._task.score(rows, part)
-                for (_, rows), part in zip(self._asked, parts, strict=True)
-            ],
-            axis=1,
-        )
+    def _fold_scores(self) -> Floats | None:
+        """Return the score by value and inner fold, which the rule of one standard error needs.
+
+        A fold on which it is not defined is left out.
+        """
+        if self._rule != "one-se":
+            return None
+        ends = np.cumsum([len(rows) for _, rows in self.asked])
+        parts = np.split(np.stack(self._predicted), ends[:-1], axis=1)
+        scored = zip(self.asked, parts, strict=True)
+        by_fold = np.stack([self._task.score(rows, part) for (_, rows), part in scored], axis=1)
         defined = by_fold[:, ~np.isnan(by_fold).any(axis=0)]
         if defined.shape[1] < 2:
             raise RunError(

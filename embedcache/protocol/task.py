@@ -7,7 +7,7 @@ are stratified by, the fits, the score that a setting is chosen by, and the form
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.predictions import Answers, Role
 from embedcache.files.arrays import Floats
 from embedcache.probes.seam import Embeddings, Problems
+from embedcache.protocol.search import Search, WholeGrid
 from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.estimates import HEADLINES
 
@@ -62,12 +63,9 @@ class Task(ABC):
     def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
         """Return for each problem a path of probes that help to choose a setting."""
 
-    def climb(self, problems: Problems) -> Iterator[Sequence[Any]]:
-        """Yield for each problem a path of the next few values, as long as more are asked for.
-
-        All at once, where a probe fits its values in one go.
-        """
-        yield self.fit_to_choose(problems)
+    def search(self, sets: Sequence[NDArray[np.intp]], grid: Sequence[float]) -> Search:
+        """Return the probes of a grid, given the rows of each training set."""
+        return WholeGrid(self.fit_to_choose([(rows, grid) for rows in sets]), len(grid))
 
     @abstractmethod
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
@@ -124,6 +122,10 @@ class Task(ABC):
         self,
         rows: NDArray[np.intp],  # noqa: ARG002 - for the tasks that have a temperature
         predicted: Floats,  # noqa: ARG002
+        probe: NDArray[np.int64],  # noqa: ARG002
     ) -> float | None:
-        """Return the temperature of held-out predictions, shape (n, width); None without one."""
+        """Return the temperature of held-out predictions, shape (n, width); None without one.
+
+        `probe` is the number of the probe that predicted each of them, shape (n,).
+        """
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,18 +24,16 @@ from embedcache.files.arrays import Floats
 from embedcache.probes import logistic
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
-from embedcache.probes.multilabel import climb_multilabel, fit_multilabel
+from embedcache.probes.multilabel import fit_multilabel
 from embedcache.probes.ridge import fit_ridge_regression
-from embedcache.probes.seam import Climb, Embeddings, FitSweep, Problems
+from embedcache.probes.seam import Embeddings, FitSweep, Problems
 from embedcache.probes.selection import macro_f1
 from embedcache.protocol.protocols import PROTOCOLS, Protocol
+from embedcache.protocol.search import ROUGH_TOL, LogisticSearch, MultilabelSearch, Search
 from embedcache.protocol.task import Task
 from embedcache.runs.methods import ProbeMethod
 
-# Relative gaps to the optimum. A refit is held to more than a fit that helps to choose C, which
-# chose the same from 1e-3 to 1e-5.
-CHOICE_TOL: Final = 1e-4
-FIT_TOL: Final = 1e-6
+FIT_TOL: Final = 1e-6  # relative gap to the optimum of a probe that predicts
 _LEAST: Final = 1e-12  # a class may be given nothing at all
 _N_STRATA: Final = 5  # of a number, so that each fold has low and high ones
 
@@ -53,7 +51,7 @@ class Classification(Task):
         self.y = np.searchsorted(self.classes, train.label).astype(np.int64)
         self._protocol = PROTOCOLS[method.protocol]
         self._choose, self._fit = _fitters(method.probe, self._protocol)
-        self._climb = _climber(method.probe, self._protocol)
+        self._sweep = partial(_sweep, train.X, standardize=self._protocol.standardize)
 
     @staticmethod
     def strata(label: Sequence[str]) -> list[str]:
@@ -70,11 +68,11 @@ class Classification(Task):
         """Return paths of classifiers, to the looser tolerance."""
         return self._choose(self.train.X, self.y, len(self.classes), problems)
 
-    def climb(self, problems: Problems) -> Iterator[Sequence[Any]]:
-        """Yield paths of the next few values, where the probe is one that is searched for."""
-        if self._climb is None:
-            return super().climb(problems)
-        return self._climb(self.train.X, self.y, len(self.classes), problems)
+    def search(self, sets: Sequence[NDArray[np.intp]], grid: Sequence[float]) -> Search:
+        """Return the probes of a grid, fitted a few at a time where it is one of C."""
+        if self.method.probe != "logistic":
+            return super().search(sets, grid)
+        return LogisticSearch(self._sweep(self.y, len(self.classes), sets, grid))
 
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return paths of classifiers."""
@@ -120,9 +118,11 @@ class Classification(Task):
         shows = np.eye(len(self.classes), dtype=np.bool_)[self.y[rows]]
         return _fewest_patients(self.train.patient_id, rows, shows)
 
-    def temperature(self, rows: NDArray[np.intp], predicted: Floats) -> float:
+    def temperature(
+        self, rows: NDArray[np.intp], predicted: Floats, probe: NDArray[np.int64]
+    ) -> float:
         """Return the temperature with the least log-loss; see `fit_temperature`."""
-        return fit_temperature(predicted, self.y[rows])
+        return fit_temperature(predicted, self.y[rows], probe)
 
 
 class Regression(Task):
@@ -207,7 +207,8 @@ class Multilabel(Task):
             raise RunError("no training image has a label; every cell is '-'")
         self.truth = label_matrix(sets, self.names)
         self._choose, self._fit = _fitters(method.probe, PROTOCOLS[method.protocol])
-        self._climb = _climber(method.probe, PROTOCOLS[method.protocol])
+        standardize = PROTOCOLS[method.protocol].standardize
+        self._sweep = partial(_sweep, train.X, standardize=standardize)
 
     @staticmethod
     def strata(label: Sequence[str]) -> list[str]:
@@ -226,11 +227,14 @@ class Multilabel(Task):
         """Return paths of yes-or-no probes, to the looser tolerance."""
         return fit_multilabel(self._choose, self.train.X, self.truth, problems)
 
-    def climb(self, problems: Problems) -> Iterator[Sequence[Any]]:
-        """Yield paths of the next few values, where the probe is one that is searched for."""
-        if self._climb is None:
-            return super().climb(problems)
-        return climb_multilabel(self._climb, self.train.X, self.truth, problems)
+    def search(self, sets: Sequence[NDArray[np.intp]], grid: Sequence[float]) -> Search:
+        """Return the probes of a grid, fitted a few at a time where it is one of C."""
+        if self.method.probe != "logistic":
+            return super().search(sets, grid)
+        labels = self.truth.T.astype(np.int64)
+        return MultilabelSearch(
+            [LogisticSearch(self._sweep(label, 2, sets, grid)) for label in labels]
+        )
 
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return paths of yes-or-no probes."""
@@ -327,14 +331,21 @@ def _fitters(probe: str, protocol: Protocol) -> tuple[FitSweep, FitSweep]:
     if probe != "logistic":
         return PROBES[probe].fit_sweep, PROBES[probe].fit_sweep
     fit = partial(logistic.fit_sweep, standardize=protocol.standardize)
-    return partial(fit, tol=CHOICE_TOL), partial(fit, tol=FIT_TOL)
+    return partial(fit, tol=ROUGH_TOL), partial(fit, tol=FIT_TOL)
 
 
-def _climber(probe: str, protocol: Protocol) -> Climb | None:
-    """Return the fit of the probes that help to choose, a few values at a time, if there is one."""
-    if probe != "logistic":
-        return None
-    return partial(logistic.climb, tol=CHOICE_TOL, standardize=protocol.standardize)
+def _sweep(
+    X: Embeddings,
+    y: NDArray[np.int64],
+    n_classes: int,
+    sets: Sequence[NDArray[np.intp]],
+    grid: Sequence[float],
+    *,
+    standardize: bool,
+) -> logistic.Sweep:
+    """Return the logistic regressions of a grid, ready to be solved."""
+    problems = [(rows, grid) for rows in sets]
+    return logistic.Sweep(X, y, n_classes, problems, standardize=standardize)
 
 
 def _log_loss(of_truth: Floats) -> Floats:

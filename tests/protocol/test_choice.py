@@ -180,7 +180,31 @@ def test_a_temperature_undoes_what_made_probabilities_too_sure():
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     y = np.array([chance.choice(3, p=row) for row in p])
     sure = p**3 / (p**3).sum(axis=1, keepdims=True)
-    assert fit_temperature(p, y) == pytest.approx(1, abs=0.07)
-    assert fit_temperature(sure, y) == pytest.approx(3, abs=0.2)
+    one = np.zeros(4000, np.int64)
+    assert fit_temperature(p, y, one) == pytest.approx(1, abs=0.07)
+    assert fit_temperature(sure, y, one) == pytest.approx(3, abs=0.2)
     nothing = np.array([[1.0, 0.0], [1.0, 0.0]])
-    assert fit_temperature(nothing, np.array([1, 1])) == 1.0
+    assert fit_temperature(nothing, np.array([1, 1]), one[:2]) == 1.0
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_images_that_are_all_right_leave_some_doubt(n):
+    y = np.arange(2 * n) % 2
+    probability = np.where(np.eye(2)[y] == 1, 0.9, 0.1)
+    T = fit_temperature(probability, y, np.zeros(2 * n, np.int64))
+    sureness = 9 ** (1 / T)  # Platt's target of two classes: (n + 1) / (n + 2)
+    assert sureness / (1 + sureness) == pytest.approx((n + 1) / (n + 2), abs=1e-3)
+
+
+def test_a_class_that_a_probe_was_not_trained_on_has_no_part_in_its_temperature():
+    chance = np.random.default_rng(0)
+    p = chance.dirichlet(np.full(3, 0.5), 600)
+    y = np.array([chance.choice(3, p=row) for row in p])
+    probe = np.repeat([0, 1], 300)
+    lacking = p.copy()
+    lacking[probe == 0, 2] = 0
+    lacking /= lacking.sum(axis=1, keepdims=True)
+    is_trained = (probe == 1) | (y < 2)
+    expected = fit_temperature(lacking[is_trained], y[is_trained], probe[is_trained])
+    assert fit_temperature(lacking, y, probe) == expected
+    assert fit_temperature(lacking, y, np.zeros(600, np.int64)) > 2 * expected

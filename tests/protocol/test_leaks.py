@@ -19,7 +19,7 @@ from embedcache.runs.methods import ProbeMethod
 def watch(monkeypatch, train):
     """Record the patients of every training set that is fitted, and of every row predicted."""
     seen = []
-    real, real_climb = tasks.logistic.fit_sweep, tasks.logistic.climb
+    real, real_sweep = tasks.logistic.fit_sweep, tasks._sweep
     owner = {row.tobytes(): who for row, who in zip(train.X, train.patient_id, strict=True)}
 
     def watched(paths, X, problems):
@@ -31,12 +31,15 @@ def watch(monkeypatch, train):
     def fit(X, y, n_classes, problems, **options):
         return watched(real(X, y, n_classes, problems, **options), X, problems)
 
-    def climb(X, y, n_classes, problems, **options):
-        for paths in real_climb(X, y, n_classes, problems, **options):
-            yield watched(paths, X, problems)
+    def sweep(X, y, n_classes, sets, grid, **options):
+        made = real_sweep(X, y, n_classes, sets, grid, **options)
+        solve = made.solve
+        problems = [(rows, grid) for rows in sets]
+        made.solve = lambda places, tol: watched(solve(places, tol), X, problems)
+        return made
 
     monkeypatch.setattr(tasks.logistic, "fit_sweep", fit)
-    monkeypatch.setattr(tasks.logistic, "climb", climb)
+    monkeypatch.setattr(tasks, "_sweep", sweep)
     return seen
 
 
