@@ -288,7 +288,7 @@ class _Solver:
     ) -> None:
         self._objective, self._scalers, self._values = Objective(sets, pool), sets.scalers, values
         shape = self._objective.shape
-        self._V = [np.empty((len(C), *shape)) for C in values]
+        self._V = [np.zeros((len(C), *shape)) for C in values]
         self._gap = [np.full(len(C), np.inf) for C in values]
         self._n_passes = [np.zeros(len(C), np.int64) for C in values]
 

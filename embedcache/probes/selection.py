@@ -16,8 +16,6 @@ Rule = Literal["tie", "one-se"]
 TIE: Final = 0.001
 # Values past the best one after which no better one is looked for.
 PAST: Final = 2
-# The most by which a rough fit moves the difference of two scores; see benchmarks/bench_choice.py.
-REACH: Final = 0.002
 
 
 def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
@@ -69,21 +67,23 @@ def pick(scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie
 
 
 def close_values(
-    scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie"
+    scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie", reach: float
 ) -> NDArray[np.intp]:
-    """Return the values between which `pick` would choose another, were scores off by a little.
+    """Return the values that `pick` might choose between, were scores off by a little.
 
-    None where even then it would choose the same. A little is `REACH` of one score from another.
+    None where even then it would choose the same.
 
     Parameters
     ----------
     scores, fold_scores, rule
         See `pick`.
+    reach
+        The most by which the difference of two scores is off.
     """
     best = int(np.argmax(scores))
     slack = _slack(best, fold_scores, rule)
-    first, *others = np.flatnonzero(scores >= scores[best] - slack - REACH)
-    if not others or scores[first] >= scores[others].max() - slack + REACH:
+    first, *others = np.flatnonzero(scores >= scores[best] - slack - reach)
+    if not others or scores[first] >= scores[others].max() - slack + reach:
         return np.empty(0, np.intp)
     return np.array([first, *others])
 

@@ -14,7 +14,7 @@ from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
 from embedcache.probes.selection import Rule, close_values, past_best, pick
 from embedcache.protocol.protocols import Protocol
-from embedcache.protocol.search import Search
+from embedcache.protocol.search import REFINEMENTS, Search
 from embedcache.protocol.task import Task
 
 _TENTH: Final = 0.1
@@ -132,18 +132,21 @@ def _search(
             part.take(paths)
         if not any(part.is_open for part in parts):
             break
-    if not search.is_exact:
-        _refine(search, parts, len(sets))
+    for tol, reach in () if search.is_exact else REFINEMENTS:
+        _refine(search, parts, len(sets), tol, reach)
     return [part.chosen(grid) for part in parts]
 
 
-def _refine(search: Search, parts: Sequence[_Held], n_sets: int) -> None:
-    close = [part.close_places() for part in parts]
+def _refine(search: Search, parts: Sequence[_Held], n_sets: int, tol: float, reach: float) -> None:
+    """Solve the values between which a choice is close further, and score them again."""
+    close = [part.close_places(reach) for part in parts]
+    if not any(wanted.size for wanted in close):
+        return
     places = [np.empty(0, np.intp)] * n_sets
     for part, wanted in zip(parts, close, strict=True):
         for number, _ in part.asked:
             places[number] = np.union1d(places[number], wanted).astype(np.intp)
-    paths = search.refine(places)
+    paths = search.refine(places, tol)
     for part, wanted in zip(parts, close, strict=True):
         if wanted.size:
             part.take_again(paths, places, wanted)
@@ -181,9 +184,9 @@ class _Held:
         self._scores = np.append(self._scores, self._task.score(self._rows, predicted))
         self._losses = np.append(self._losses, self._task.loss(self._rows, predicted))
 
-    def close_places(self) -> NDArray[np.intp]:
+    def close_places(self, reach: float) -> NDArray[np.intp]:
         """Return the places of the values between which the choice is close, if it is."""
-        return close_values(self._scores, self._fold_scores(), rule=self._rule)
+        return close_values(self._scores, self._fold_scores(), rule=self._rule, reach=reach)
 
     def take_again(
         self,

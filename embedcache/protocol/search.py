@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from embedcache.probes.logistic import Sweep
 from embedcache.probes.multilabel import MultiLabelPath
 
-# Relative gaps to the optimum: where a search looks around, and where it decides.
+# Relative gaps to the optimum: where a search looks around, and where a close choice is decided.
 ROUGH_TOL: Final = 1e-4
-CHOICE_TOL: Final = 1e-7
+CHOICE_TOL: Final = 1e-8
+# Gaps of values between which a choice is close, and how close: the most by which the difference of
+# two scores was seen to move from the last gap on (benchmarks/bench_choice.py).
+REFINEMENTS: Final = ((1e-6, 0.002), (CHOICE_TOL, 0.0005))
 _STEP: Final = 2  # values of C
 
 
@@ -34,10 +37,10 @@ class Search(Protocol):
     def fit(self, places: NDArray[np.intp]) -> Sequence[Any]:
         """Return for each training set the path of these places of the grid."""
 
-    def refine(self, places: Sequence[NDArray[np.intp]]) -> Sequence[Any]:
-        """Return for each training set the path of places of its own, as exact as a choice needs.
+    def refine(self, places: Sequence[NDArray[np.intp]], tol: float) -> Sequence[Any]:
+        """Return for each training set the path of places of its own, solved further.
 
-        All of them have been fitted before.
+        All of them have been fitted before. `tol` is the relative gap to the optimum.
         """
 
 
@@ -63,9 +66,9 @@ class WholeGrid:
         del places
         return self._paths
 
-    def refine(self, places: Sequence[NDArray[np.intp]]) -> Sequence[Any]:
+    def refine(self, places: Sequence[NDArray[np.intp]], tol: float) -> Sequence[Any]:
         """Return the paths, which are exact already; never asked for."""
-        del places
+        del places, tol
         return self._paths
 
 
@@ -87,9 +90,9 @@ class LogisticSearch:
         """Return the paths of the next values."""
         return self._sweep.solve_all(places, ROUGH_TOL)
 
-    def refine(self, places: Sequence[NDArray[np.intp]]) -> Sequence[Any]:
+    def refine(self, places: Sequence[NDArray[np.intp]], tol: float) -> Sequence[Any]:
         """Return the paths of values that were fitted before."""
-        return self._sweep.solve(places, CHOICE_TOL)
+        return self._sweep.solve(places, tol)
 
 
 class MultilabelSearch:
@@ -110,9 +113,9 @@ class MultilabelSearch:
         """Return the paths of the next values."""
         return _of_labels([search.fit(places) for search in self._searches])
 
-    def refine(self, places: Sequence[NDArray[np.intp]]) -> Sequence[Any]:
+    def refine(self, places: Sequence[NDArray[np.intp]], tol: float) -> Sequence[Any]:
         """Return the paths of values that were fitted before."""
-        return _of_labels([search.refine(places) for search in self._searches])
+        return _of_labels([search.refine(places, tol) for search in self._searches])
 
 
 def _of_labels(by_label: Sequence[Sequence[Any]]) -> list[MultiLabelPath]:
