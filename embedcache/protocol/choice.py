@@ -132,14 +132,14 @@ def _search(
             part.take(paths)
         if not any(part.is_open for part in parts):
             break
-    for tol, reach in () if search.is_exact else REFINEMENTS:
-        _refine(search, parts, len(sets), tol, reach)
+    for tol, n_images in () if search.is_exact else REFINEMENTS:
+        _refine(search, parts, len(sets), tol, n_images)
     return [part.chosen(grid) for part in parts]
 
 
-def _refine(search: Search, parts: Sequence[_Held], n_sets: int, tol: float, reach: float) -> None:
+def _refine(search: Search, parts: Sequence[_Held], n_sets: int, tol: float, n_images: int) -> None:
     """Solve the values between which a choice is close further, and score them again."""
-    close = [part.close_places(reach) for part in parts]
+    close = [part.close_places(n_images) for part in parts]
     if not any(wanted.size for wanted in close):
         return
     places = [np.empty(0, np.intp)] * n_sets
@@ -184,8 +184,9 @@ class _Held:
         self._scores = np.append(self._scores, self._task.score(self._rows, predicted))
         self._losses = np.append(self._losses, self._task.loss(self._rows, predicted))
 
-    def close_places(self, reach: float) -> NDArray[np.intp]:
-        """Return the places of the values between which the choice is close, if it is."""
+    def close_places(self, n_images: int) -> NDArray[np.intp]:
+        """Return the places between which the choice is close, to so many images, if it is."""
+        reach = n_images * self._task.grain(self._rows)
         return close_values(self._scores, self._fold_scores(), rule=self._rule, reach=reach)
 
     def take_again(

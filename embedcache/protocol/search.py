@@ -14,9 +14,9 @@ from embedcache.probes.multilabel import MultiLabelPath
 # Relative gaps to the optimum: where a search looks around, and where a close choice is decided.
 ROUGH_TOL: Final = 1e-4
 CHOICE_TOL: Final = 1e-8
-# Gaps of values between which a choice is close, and how close: the most by which the difference of
-# two scores was seen to move from the last gap on (benchmarks/bench_choice.py).
-REFINEMENTS: Final = ((1e-6, 0.002), (CHOICE_TOL, 0.0005))
+# Gaps of values between which a choice is close, and how close that is: the number of images of the
+# rarest class that might be called otherwise when going on from the last gap, with room to spare.
+REFINEMENTS: Final = ((1e-6, 5), (CHOICE_TOL, 2))
 _STEP: Final = 2  # values of C
 
 

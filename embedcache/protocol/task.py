@@ -92,6 +92,10 @@ class Task(ABC):
         """Return a smooth loss of the same predictions, less is better, shape (m,)."""
 
     @abstractmethod
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return about how much of the score one of these training images can make."""
+
+    @abstractmethod
     def answers(
         self,
         cohort: LabelledEmbeddings,

@@ -93,6 +93,10 @@ class Classification(Task):
         """Return the mean log-loss."""
         return _log_loss(predicted[:, np.arange(len(rows)), self.y[rows]])
 
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return what one image is of the F1 of the rarest class that occurs, and that of all."""
+        return _grain(np.bincount(self.y[rows]))
+
     def answers(
         self,
         cohort: LabelledEmbeddings,
@@ -168,6 +172,11 @@ class Regression(Task):
     def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
         """Return the mean squared error; it falls where R2 rises."""
         return -self.score(rows, predicted)
+
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return 0: errors have no steps."""
+        del rows
+        return 0.0
 
     def answers(
         self,
@@ -257,6 +266,10 @@ class Multilabel(Task):
     def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
         """Return the mean log-loss over images and labels."""
         return _log_loss(np.where(self.truth[rows], predicted, 1 - predicted))
+
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return what one image is of the F1 of the rarest label that occurs, and that of all."""
+        return _grain(self.truth[rows].sum(axis=0))
 
     def answers(
         self,
@@ -352,6 +365,12 @@ def _log_loss(of_truth: Floats) -> Floats:
     """Return the mean log-loss of each value, given the probability of what is true."""
     losses = -np.log(np.maximum(of_truth, _LEAST))
     return np.asarray(losses.reshape(len(losses), -1).mean(axis=1))
+
+
+def _grain(counts: NDArray[np.int64]) -> float:
+    """Return how much of a mean of F1 scores one image can make, by images of each class."""
+    occurring = counts[counts > 0]
+    return 1 / (len(occurring) * float(occurring.min())) if occurring.size else 0.0
 
 
 def _fewest_patients(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,11 @@ from made_cohorts import embeddings, folds_of
 
 from embedcache.data.folds import assign_folds
 from embedcache.errors import RunError
+from embedcache.probes import training_sets
 from embedcache.protocol import choice, estimators, tasks
 from embedcache.protocol.learning_curve import learning_curve
 from embedcache.protocol.nested import fit_probe
+from embedcache.protocol.protocols import grid_of
 from embedcache.runs.methods import ProbeMethod
 
 
@@ -124,3 +128,33 @@ def test_the_watch_of_the_test_above_sees_a_leak(monkeypatch):
     method = ProbeMethod(protocol="dinov2", grid=(0.01, 1.0))
     fit_probe(train, folds_of(train), method=method)
     assert any(trained & predicted for trained, predicted in seen)
+
+
+def chosen_when_tested_images_change(monkeypatch, factor):
+    """What each fold chooses before, and after the embeddings of that very fold have changed."""
+    monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)  # as if it were large: in float32
+    train = embeddings(100, dim=24, seed=3, spread=4.0, classes="abcd")
+    fold = folds_of(train).of(train.patient_id)
+    method = ProbeMethod()
+
+    def choose(X):
+        task = tasks.TASKS["classification"](replace(train, X=X), method)
+        return [chosen.value for chosen in choice.choose_nested(task, fold, grid_of(method))]
+
+    changed = []
+    for outer in range(5):
+        X = train.X.copy()
+        X[fold == outer] *= np.float32(factor)
+        changed.append(choose(X)[outer])
+    return choose(train.X), changed
+
+
+def test_the_embeddings_of_tested_patients_do_not_turn_the_choice_of_their_fold(monkeypatch):
+    before, after = chosen_when_tested_images_change(monkeypatch, 100)
+    assert before == after
+
+
+def test_rough_fits_alone_would_let_them(monkeypatch):
+    monkeypatch.setattr(choice, "REFINEMENTS", ())
+    before, after = chosen_when_tested_images_change(monkeypatch, 100)
+    assert before != after
