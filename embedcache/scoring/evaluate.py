@@ -141,8 +141,8 @@ def notes_on_classes(answers: Sequence[Answers]) -> Iterator[str]:
             continue
         for label, share in classes_often_missing(cohort.label, cohort.patient_id).items():
             yield (
-                f"'{cohort.cohort[0]}': {share:.0%} of samples of as many patients would lack class "
-                f"'{label}', and have scores over other classes"
+                f"'{cohort.cohort[0]}': {share:.0%} of samples of as many patients would lack "
+                f"class '{label}', and have scores over other classes"
             )
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from embedcache.files.arrays import Floats
+from embedcache.scoring.jackknife import COVERAGE
 
-COVERAGE: Final = 0.95
 _BLOCK_ROWS: Final = 1000  # resamples that are drawn at a time
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
@@ -109,8 +109,8 @@ def ece_interval(gaps: Floats, drawn: Floats, n_patients: int) -> tuple[float, f
 def _tail(n_patients: int) -> float:
     """Return how much an interval of resamples leaves out at each end (Hesterberg 2015).
 
-    Percentiles are too narrow for few patients: they use normal quantiles where Student's belong, and
-    a variance over n where n - 1 belongs.
+    Percentiles are too narrow for few patients: they use normal quantiles where Student's belong,
+    and a variance over n where n - 1 belongs.
     """
     t = stdtrit(n_patients - 1, (1 - COVERAGE) / 2)
     return NormalDist().cdf(math.sqrt(n_patients / (n_patients - 1)) * t)
