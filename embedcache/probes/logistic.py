@@ -98,7 +98,7 @@ def fit_sweep(
     standardize: bool = True,
     n_threads: int | None = None,
 ) -> list[LogisticPath]:
-    """Fit one probe for each training set and each C.
+    """Return for each training set the path of its probes, one for each C.
 
     Parameters
     ----------
@@ -120,10 +120,6 @@ def fit_sweep(
         the features as they are: they are centred all the same, which moves the intercept only.
     n_threads
         Number of threads, on which no answer depends; None for one a processor that may be used.
-
-    Returns
-    -------
-    For each problem its probes, in the order of its C.
     """
     sweep = Sweep(
         X,

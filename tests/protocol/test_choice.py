@@ -215,7 +215,7 @@ def test_a_class_that_a_probe_was_not_trained_on_has_no_part_in_its_temperature(
 def test_a_grid_stops_where_larger_values_cannot_win_and_chooses_what_the_whole_would(
     monkeypatch, task
 ):
-    train, folds, _ = of_task(task, spread=5.0, n_patients=90, dim=40)
+    train, folds, _ = of_task(task, spread=4.0, n_patients=150, dim=60)
     method = ProbeMethod(grid=tuple(np.logspace(-3, 4, 15)))
     stopped = fit_probe(train, folds, task=task, method=method).choices
     monkeypatch.setattr(selection, "PAST", 99)
