@@ -45,6 +45,8 @@ class ClassUnits(Subject):
         Column of `probability` of each of `classes`, shape (c,).
     fold
         Number of the fold that tested each unit, shape (n,); one number where external.
+    n_folds
+        Number of folds that repeats draw anew, by which the units are tested; 1 for none.
     calibrated
         The same units with calibrated probabilities; None where no temperature was fitted.
     """
@@ -56,6 +58,7 @@ class ClassUnits(Subject):
     probability: Floats = field(repr=False)
     columns: NDArray[np.int64] = field(repr=False)
     fold: NDArray[np.int64] = field(repr=False)
+    n_folds: int = 1
     calibrated: ClassUnits | None = field(default=None, repr=False)
 
     task: ClassVar[str] = "classification"
@@ -65,11 +68,6 @@ class ClassUnits(Subject):
     def n_patients(self) -> int:
         """Number of patients."""
         return int(self.patient.max()) + 1
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds that tested the units; 1 where all were tested by one model."""
-        return len(np.unique(self.fold))
 
     @property
     def metrics(self) -> tuple[str, ...]:

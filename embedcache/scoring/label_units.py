@@ -45,6 +45,8 @@ class LabelUnits(Subject):
         Probability of each label, shape (n, m).
     fold
         Number of the fold that tested each image, shape (n,); one number where external.
+    n_folds
+        Number of folds that repeats draw anew, by which the images are tested; 1 for none.
     """
 
     labels: tuple[str, ...]
@@ -53,6 +55,7 @@ class LabelUnits(Subject):
     called: NDArray[np.bool_] = field(repr=False)
     probability: Floats = field(repr=False)
     fold: NDArray[np.int64] = field(repr=False)
+    n_folds: int = 1
 
     task: ClassVar[str] = "multilabel"
     part: ClassVar[str] = "label"
@@ -61,11 +64,6 @@ class LabelUnits(Subject):
     def n_patients(self) -> int:
         """Number of patients."""
         return int(self.patient.max()) + 1
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds that tested the images; 1 where all were tested by one model."""
-        return len(np.unique(self.fold))
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -16,11 +16,12 @@ from embedcache.data.snapshots import find_snapshot
 from embedcache.errors import RunError
 from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
 from embedcache.runs.outcome import RunOutcome
-from embedcache.scoring.answers import subject_of
+from embedcache.scoring.answers import subject_of, subjects_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare as compare_subjects
 from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
+from embedcache.scoring.repeats import redrawn_folds
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
 from embedcache.verbs.compare_elsewhere import drop_of, subgroups_of, undefined
@@ -116,6 +117,12 @@ class _Comparing:
         self.contest, self.options, self.values = contest, options, values
         leader = next(iter(contest.contenders.values()))
         self.metric = options.metric or HEADLINES[leader.record.task]
+        # Counted in whole cohorts; runs without folds, as zero-shot, stand beside those with them.
+        self.n_folds: dict[str, int] = {}
+        for contender in contest.contenders.values():
+            for cohort, repeats in contender.cohorts.items():
+                drawn = redrawn_folds([answers.fold for answers in repeats])
+                self.n_folds[cohort] = max(drawn, self.n_folds.get(cohort, 1))
 
     def report(self) -> CompareReport:
         contest, cohorts = self.contest, self.contest.cohorts
@@ -160,7 +167,12 @@ class _Comparing:
         return subject_of(answers, level=self.options.level, masked=masked)
 
     def _subjects(self, repeats: Sequence[Answers]) -> list[Subject]:
-        return [self._subject(answers) for answers in repeats]
+        cohort, masked = repeats[0].cohort[0], self.options.masks(repeats[0])
+        return [
+            *subjects_of(
+                repeats, level=self.options.level, masked=masked, n_folds=self.n_folds[cohort]
+            )
+        ]
 
     def _on(self, cohort: str) -> Iterator[tuple[str, Contender, tuple[Answers, ...]]]:
         for name, contender in self.contest.contenders.items():
