@@ -218,6 +218,7 @@ def _lead(ours: RepeatedScore, theirs: RepeatedScore, sign: float) -> Lead:
         sign * (ours.values - theirs.values),
         sign * (ours.mean.parts - theirs.mean.parts),
         sign * (ours.others - theirs.others),
+        ours.mean.n_holders,
     )
 
 
@@ -290,7 +291,8 @@ def _notes(leads: Sequence[Lead], n_draws: int) -> Iterator[str]:
     n_undefined = sum(not lead.is_defined for lead in leads)
     if n_undefined:
         yield (
-            f"{n_undefined} pairs have no p: without one of the patients, the score is not defined"
+            f"{n_undefined} pairs have no p: of fewer than two patients, or not defined without one "
+            "of them"
         )
     if 1 < n_repeats < FEW_REPEATS:
         yield (

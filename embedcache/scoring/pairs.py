@@ -41,11 +41,14 @@ class Lead:
         (patients,).
     others
         Parts of what repeats draw anew, shape (parts,); see `repeats.parts_of_repeats`.
+    n_holders
+        Number of patients that the score is about; None for all.
     """
 
     values: Floats
     parts: Floats
     others: Floats
+    n_holders: int | None = None
 
     @property
     def value(self) -> float:
@@ -54,8 +57,9 @@ class Lead:
 
     @property
     def is_defined(self) -> bool:
-        """Whether the scores are defined without each of the patients."""
-        return bool(np.isfinite(self.parts).all())
+        """Whether the scores are of two patients or more, and defined without each of them."""
+        n_holders = len(self.parts) if self.n_holders is None else self.n_holders
+        return n_holders > 1 and bool(np.isfinite(self.parts).all())
 
     def errors(self) -> tuple[float, float]:
         """Return the standard errors by the patients tested, and by what repeats draw anew."""
@@ -67,7 +71,8 @@ def draw_statistics(leads: Sequence[Lead], n_draws: int, seed: int) -> Floats:
 
     Where it does not matter which model said what of a patient, each patient's share of the lead, a
     pseudo-value of the jackknife (Tukey 1958), has a random sign. What repeats draw anew is normal,
-    with a variance that is known as well as that many repeats know it.
+    with a variance that is known as well as that many repeats know it. Of a score of one class, few
+    patients know the variance, and the others' signs add nothing: that of m patients is chi-squared.
 
     Parameters
     ----------
@@ -94,6 +99,9 @@ def draw_statistics(leads: Sequence[Lead], n_draws: int, seed: int) -> Floats:
             freedom, size = of_repeats[0].freedom, sums.shape
             sums += np.sqrt(variances) * normal.normal(size=size)
             rest += variances * normal.chisquare(freedom, size=size) / freedom
+        n_holders = leads[0].n_holders or n_patients
+        if 1 < n_holders < n_patients:
+            rest *= normal.chisquare(n_holders - 1, size=sums.shape) / (n_holders - 1)
         statistics[block] = _quotient(np.abs(sums), np.sqrt(rest))
     return statistics
 

@@ -124,16 +124,13 @@ def take_apart(
 
     n_home, n_there = (repeats[0].score(metric).n_holders for repeats in (inside, outside))
     # No patient moves a score that is all right outside, but its interval says what it may be.
-    score_there = repeated_score(outside, metric)
-    least = as_term(
-        score_there.mean.value, score_there.mean.error, n_there, score_there.mean.bounds
-    )
+    alone = repeated_score(outside, metric).mean
+    least = as_term(alone.value, alone.error, n_there, alone.bounds)
+    home, away = _Cohort(at_home, n_home, n_folds), _Cohort(there, n_there)
     return Shift(
-        mix=_spread(mix, _Cohort(at_home, n_home, n_folds), _Cohort(there, n_there)),
-        rest=_spread(
-            rest, _Cohort(at_home, n_home, n_folds), _Cohort(there, n_there), least.variance
-        ),
-        prior=_spread(prior, _Cohort(nobody, 2, 1), _Cohort(both, n_there)),
+        mix=_spread(mix, home, away),
+        rest=_spread(rest, home, away, least.variance),
+        prior=_spread(prior, _Cohort(nobody, 2), _Cohort(both, n_there)),
     )
 
 

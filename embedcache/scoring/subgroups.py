@@ -163,10 +163,8 @@ def shortfalls(
         Number of patients of the cohort.
     n_values
         Number of values of the column in the cohort; None where the metric is defined on all.
-    n_draws
-        Number of draws of which subgroup is the furthest behind.
-    seed
-        Seed of the draws.
+    n_draws, seed
+        Number of draws of which subgroup is the furthest behind, and their seed.
 
     Returns
     -------

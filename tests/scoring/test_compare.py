@@ -222,6 +222,19 @@ def test_models_that_move_all_patients_of_a_cohort_are_not_taken_for_patients(n_
     assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.06, abs=0.03)
 
 
+@pytest.mark.parametrize("n_holders", [4, 6, 10])
+def test_patients_without_the_class_are_no_evidence_of_it(n_holders):
+    """The recall of a class that few of 48 patients show, of two models that are alike."""
+    chance, p = np.random.default_rng(0), []
+    for seed in range(400):
+        values = chance.normal(size=n_holders)
+        parts = np.zeros(48)
+        parts[:n_holders] = deviations((values.sum() - values) / (n_holders - 1))
+        lead = Lead(np.array([values.mean()]), parts, np.empty(0), n_holders)
+        p.append(spread_and_p(lead, draw_statistics([lead], 400, seed)[:, 0])[1])
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
+
+
 def test_seeds_on_the_same_folds_are_no_folds_drawn_anew():
     folds = [np.array([0, 0, 1, 2]), np.array([0, 0, 1, 2])]
     assert redrawn_folds(folds) == 1
