@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from embedcache.scoring.pairs import (
 from embedcache.scoring.repeats import repeated_score
 from embedcache.scoring.subject import Score, Subject, check_metric
 
+STATISTICS: Final = "compare-1"  # version of what is said of models, in a stored comparison
 Verdict = Literal["better", "equal", "undecided"]
 
 
