@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from embedcache.verbs.gc import GcReport as GcReport
     from embedcache.verbs.manifest import CheckReport as CheckReport
     from embedcache.verbs.probe import ProbeReport as ProbeReport
+    from embedcache.verbs.repeats import RepeatedScore as RepeatedScore
     from embedcache.verbs.status import Status as Status
     from embedcache.verbs.verify import VerifyReport as VerifyReport
 
@@ -66,6 +67,7 @@ __all__ = [
     "Predictions",
     "ProbeReport",
     "Project",
+    "RepeatedScore",
     "RunOutcome",
     "RunOutcomes",
     "RunRecord",
@@ -100,6 +102,7 @@ _HOMES = {
     "Predictions": "embedcache.data.predictions",
     "ProbeReport": "embedcache.verbs.probe",
     "Project": "embedcache.project",
+    "RepeatedScore": "embedcache.verbs.repeats",
     "RunOutcome": "embedcache.runs.outcome",
     "RunOutcomes": "embedcache.runs.outcome",
     "RunRecord": "embedcache.runs.record",

@@ -63,11 +63,11 @@ def label_lists(cohort):
 TASKS = {"classification": lambda cohort: cohort, "regression": numbers, "multilabel": label_lists}
 
 
-def of_task(task, **settings):
+def of_task(task, n_patients=30, **settings):
     """A training cohort of a task, its folds, and an external cohort."""
     train, away = (
         TASKS[task](embeddings(n, seed=seed, cohort=name, **settings))
-        for n, seed, name in ((30, 0, "home"), (8, 5, "away"))
+        for n, seed, name in ((n_patients, 0, "home"), (8, 5, "away"))
     )
     return train, assign_folds(train.patient_id, strata(task, train.label)), away
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedcache.scoring.compare import Pair, Standing
     from embedcache.scoring.estimates import Estimate
     from embedcache.scoring.jackknife import Spread
-    from embedcache.scoring.subgroups import Gap
+    from embedcache.scoring.subgroups import Shortfall
     from embedcache.verbs.compare_report import CohortComparison, CompareReport
 
 _OF_PROBABILITIES = {
@@ -217,30 +217,31 @@ def _print_parts(report: CompareReport) -> None:
         ]
         title = f"{cohort}: {report.metric} by {by}"
         _show(title, (by, "run", "score", "patients", "images"), rows)
-        _print_gaps(report, cohort)
+        _print_subgroups(report, cohort)
 
 
-def _print_gaps(report: CompareReport, cohort: str) -> None:
-    by, of_cohort = str(report.options.by), [g for g in report.gaps if g.cohort == cohort]
+def _print_subgroups(report: CompareReport, cohort: str) -> None:
+    by = str(report.options.by)
+    of_cohort = [run for run in report.subgroups if run.cohort == cohort]
     rows = [
-        (gap.group, gaps.name, _score(gap), _number(gap.p_corrected, 4), _number(gap.p_worst, 2))
-        for gaps in of_cohort
-        for gap in gaps.groups
+        (row.subgroup, run.name, _score(row), _number(row.p_corrected, 4), _number(row.p_worst, 2))
+        for run in of_cohort
+        for row in run.shortfalls
     ]
     title = f"{cohort}: how far each {by} is behind all others, over the classes of both"
-    _show(title, (by, "run", "gap", "p by Holm", "P(worst)"), rows)
+    _show(title, (by, "run", "shortfall", "p by Holm", "P(worst)"), rows)
     worst = [
-        (gaps.name, gaps.worst, _score(gaps.largest), len(gaps.groups[0].classes))
-        for gaps in of_cohort
-        if gaps.largest is not None
+        (run.name, run.worst, _score(run.largest), len(run.shortfalls[0].classes))
+        for run in of_cohort
+        if run.largest is not None
     ]
     title = f"{cohort}: the worst {by}; the interval allows for the choice"
-    _show(title, ("run", by, "gap", "classes"), worst)
+    _show(title, ("run", by, "shortfall", "classes"), worst)
     scored = {part.part for part in report.parts if part.cohort == cohort}  # others have a note
-    for gaps in of_cohort:
-        for group in scored & gaps.undefined.keys():
-            reason = gaps.undefined[group]
-            say(f"note: no gap of {by} '{group}' of '{cohort}' ({gaps.name}): {reason}")
+    for run in of_cohort:
+        for group in scored & run.undefined.keys():
+            reason = run.undefined[group]
+            say(f"note: no shortfall of {by} '{group}' of '{cohort}' ({run.name}): {reason}")
 
 
 def _print_calibration(report: CompareReport) -> None:
@@ -308,7 +309,7 @@ def _or_none(estimate: Estimate | Spread | None) -> str | None:
     return None if estimate is None else _score(estimate)
 
 
-def _score(score: Standing | Spread | Estimate | Gap) -> str:
+def _score(score: Standing | Spread | Estimate | Shortfall) -> str:
     return _interval(score.value, score.low, score.high)
 
 

@@ -228,11 +228,11 @@ CREATE TABLE parts (
     n_images INTEGER
 );
 
-CREATE TABLE gaps (
+CREATE TABLE subgroups (
     comparison_id VARCHAR,
     cohort VARCHAR,
     name VARCHAR,
-    part VARCHAR,
+    subgroup VARCHAR,
     "value" DOUBLE,
     low DOUBLE,
     high DOUBLE,

@@ -20,7 +20,7 @@ TABLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "run": ("runs", "predictions", "fold_predictions", "metrics"),
     "audit": ("audits", "audit", "audit_scores"),
     "comparison": (
-        *("comparisons", "standings", "pairs", "drops", "class_shares", "parts", "gaps"),
+        *("comparisons", "standings", "pairs", "drops", "class_shares", "parts", "subgroups"),
     ),
 }
 ROW_KEYS: Final[Mapping[Kind, str]] = {

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -33,6 +34,7 @@ from embedcache.files.cores import usable_cores
 from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.scaling import Scaler
+from embedcache.probes.seam import Problems
 from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
 
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
@@ -41,6 +43,7 @@ TOL: Final = 1e-5
 _STATE_BYTES: Final = 1 << 25  # one vector over all problems that are solved together
 _TOGETHER: Final = 16  # values of C; more go in turns, each started where the last ones lead
 _SMALL_TOL: Final = 1e-3
+_SINGLE_TOL: Final = 1e-6  # float32 seldom carries further, and needs many passes to find that out
 _MOST_PASSES: Final = {np.dtype(np.float32): 1000, np.dtype(np.float64): 20_000}
 
 
@@ -87,7 +90,7 @@ def fit_sweep(
     X: AnyFloats,
     y: NDArray[np.int64],
     n_classes: int,
-    problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]],
+    problems: Problems,
     *,
     tol: float = TOL,
     sample_weight: Floats | None = None,
@@ -122,22 +125,103 @@ def fit_sweep(
     -------
     For each problem its probes, in the order of its C.
     """
-    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    training = _training_rows(problems, weight)
-    paths: dict[int, LogisticPath] = {}
-    with ThreadPoolExecutor(n_threads or usable_cores()) as pool, threadpool_limits(1, "blas"):
-        for classes, numbers in _groups(training, X.shape[1], y):
-            rows = [training[number] for number in numbers]
-            values = [np.asarray(problems[number][1], np.float64) for number in numbers]
-            sets = training_sets(X, y, weight, rows, class_weight, standardize=standardize)
-            for number, path in zip(numbers, _fit(sets, values, tol, pool), strict=True):
-                paths[number] = _among_all(path, classes, n_classes)
-    return [paths[number] for number in range(len(problems))]
+    sweep = Sweep(
+        X,
+        y,
+        n_classes,
+        problems,
+        sample_weight=sample_weight,
+        class_weight=class_weight,
+        standardize=standardize,
+        n_threads=n_threads,
+    )
+    parts = zip(*(sweep.solve_all(places, tol) for places in sweep.turns()), strict=True)
+    return [_joined(path_parts) for path_parts in parts]
 
 
-def _training_rows(
-    problems: Sequence[tuple[NDArray[np.intp], Sequence[float]]], weight: Floats
-) -> list[NDArray[np.intp]]:
+class Sweep:
+    """Training sets and values of C, made ready once, then solved in turns.
+
+    Parameters
+    ----------
+    X, y, n_classes, problems, sample_weight, class_weight, standardize, n_threads
+        See `fit_sweep`.
+    """
+
+    def __init__(
+        self,
+        X: AnyFloats,
+        y: NDArray[np.int64],
+        n_classes: int,
+        problems: Problems,
+        *,
+        sample_weight: Floats | None = None,
+        class_weight: ClassWeight = None,
+        standardize: bool = True,
+        n_threads: int | None = None,
+    ) -> None:
+        weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        training = _training_rows(problems, weight)
+        self._n_classes, self._n_threads = n_classes, n_threads or usable_cores()
+        self._values = [np.asarray(C, np.float64) for _, C in problems]
+        self._vector_bytes = max(1, n_classes - 1) * (X.shape[1] + 1) * 4  # of float32
+        self._solvers: list[tuple[list[int], list[int], _Solver | _Constant]] = []
+        with self._threads() as pool:
+            for classes, numbers in _groups(training, X.shape[1], y):
+                rows = [training[number] for number in numbers]
+                values = [self._values[number] for number in numbers]
+                sets = training_sets(X, y, weight, rows, class_weight, standardize=standardize)
+                is_constant = sets.prior.shape[1] == 1
+                solver = _Constant(sets, values) if is_constant else _Solver(sets, values, pool)
+                self._solvers.append((classes, numbers, solver))
+
+    def turns(self, most: int | None = None) -> list[NDArray[np.intp]]:
+        """Return the places of the grid that are solved together, turn by turn.
+
+        A turn holds as many strengths as memory allows for one vector over its problems. Where
+        `most` does not say otherwise, a grid of up to `_TOGETHER` strengths may be one turn; a
+        longer one goes in turns of half of that at most, for each later turn starts near its
+        answers and needs few passes.
+        """
+        n_values, n_sets = max(map(len, self._values)), len(self._values)
+        fit_in_memory = max(1, _STATE_BYTES // (self._vector_bytes * n_sets))
+        preferred = most or (n_values if n_values <= _TOGETHER else _TOGETHER // 2)
+        n_turns = math.ceil(n_values / min(fit_in_memory, preferred))
+        return np.array_split(np.arange(n_values), n_turns)
+
+    def solve(self, places: Sequence[NDArray[np.intp]], tol: float) -> list[LogisticPath]:
+        """Solve values of each problem, each from where it was left or where the last ones lead.
+
+        Parameters
+        ----------
+        places
+            Places of the values in the grid of each problem, ascending.
+        tol
+            Relative gap to the optimum; see `fit_sweep`.
+
+        Returns
+        -------
+        For each problem the probes of these values.
+        """
+        paths: dict[int, LogisticPath] = {}
+        with self._threads() as pool:
+            for classes, numbers, solver in self._solvers:
+                solved = solver.solve([places[number] for number in numbers], tol, pool)
+                for number, path in zip(numbers, solved, strict=True):
+                    paths[number] = _among_all(path, classes, self._n_classes)
+        return [paths[number] for number in range(len(paths))]
+
+    def solve_all(self, places: NDArray[np.intp], tol: float) -> list[LogisticPath]:
+        """Solve the same places of every problem, where its grid has them."""
+        return self.solve([places[places < len(C)] for C in self._values], tol)
+
+    @contextmanager
+    def _threads(self) -> Iterator[ThreadPoolExecutor]:
+        with ThreadPoolExecutor(self._n_threads) as pool, threadpool_limits(1, "blas"):
+            yield pool
+
+
+def _training_rows(problems: Problems, weight: Floats) -> list[NDArray[np.intp]]:
     """Return the rows of each problem whose weight is not 0."""
     training = [rows[weight[rows] > 0] for rows, _ in problems]
     if not all(len(C) and np.all(np.diff(C) > 0) for _, C in problems):
@@ -160,14 +244,6 @@ def _groups(
         yield classes, numbers
 
 
-def _fit(
-    sets: TrainingSets, values: Sequence[Floats], tol: float, pool: ThreadPoolExecutor
-) -> Iterator[LogisticPath]:
-    """Yield the probes of each set; sets of a single class have nothing to be solved."""
-    is_constant = sets.prior.shape[1] == 1
-    return _constant(sets, values) if is_constant else _solve(sets, values, tol, pool)
-
-
 def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> LogisticPath:
     """Give the classes that the training set lacks their place."""
     m, _, d = path.coef.shape
@@ -176,95 +252,114 @@ def _among_all(path: LogisticPath, classes: Sequence[int], n_classes: int) -> Lo
     return replace(path, coef=coef, intercept=intercept)
 
 
-def _constant(sets: TrainingSets, values: Sequence[Floats]) -> Iterator[LogisticPath]:
-    for scaler, C in zip(sets.scalers, values, strict=True):
-        m = len(C)
-        coef, intercept = np.zeros((m, 1, len(scaler.mean))), np.zeros((m, 1))
-        yield LogisticPath(C, scaler, coef, intercept, np.zeros(m), np.zeros(m, np.int64))
+def _joined(parts: Sequence[LogisticPath]) -> LogisticPath:
+    """Return the probes of all turns as one path."""
+    values, coef, intercept, gap, n_passes = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("values", "coef", "intercept", "gap", "n_passes")
+    )
+    return LogisticPath(values, parts[0].scaler, coef, intercept, gap, n_passes)
 
 
-def _solve(
-    sets: TrainingSets, values: Sequence[Floats], tol: float, pool: ThreadPoolExecutor
-) -> Iterator[LogisticPath]:
-    objective = Objective(sets, pool)
-    set_of = np.repeat(np.arange(len(values)), [len(C) for C in values])
-    place = np.concatenate([np.arange(len(C)) for C in values])
-    C = np.concatenate(values)
-    V = np.empty((len(C), *objective.shape))
-    gap, n_passes = np.empty(len(C)), np.empty(len(C), np.int64)
-    for chunk in _chunks(place, objective):
-        start = _start(objective, set_of, C, V, place, chunk)
-        V[chunk], gap[chunk], n_passes[chunk] = _descend(
-            objective, set_of[chunk], C[chunk], start, tol
-        )
-    for number, strengths in enumerate(values):
-        members = set_of == number
-        weights = objective.bases[number] @ V[members]
-        yield LogisticPath(
-            values=strengths,
-            scaler=sets.scalers[number],
-            # The search turns features into one another, and leaves traces where nothing varies.
-            coef=(weights[..., :-1] @ objective.axes.T) * (sets.scalers[number].scale > 0),
-            intercept=weights[..., -1],
-            gap=gap[members],
-            n_passes=n_passes[members],
-        )
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """Sets of a single class, where nothing has to be solved."""
+
+    sets: TrainingSets
+    values: Sequence[Floats]
+
+    def solve(
+        self, places: Sequence[NDArray[np.intp]], tol: float, pool: ThreadPoolExecutor
+    ) -> Iterator[LogisticPath]:
+        """Yield the probes of each set; see `_Solver.solve`."""
+        del tol, pool
+        for scaler, strengths, wanted in zip(self.sets.scalers, self.values, places, strict=True):
+            m = len(wanted)
+            coef, intercept = np.zeros((m, 1, len(scaler.mean))), np.zeros((m, 1))
+            gap, n_passes = np.zeros(m), np.zeros(m, np.int64)
+            yield LogisticPath(strengths[wanted], scaler, coef, intercept, gap, n_passes)
 
 
-def _chunks(place: NDArray[np.intp], objective: Objective) -> Iterator[NDArray[np.intp]]:
-    """Yield the problems that are solved together: a few strengths, of all training sets.
+class _Solver:
+    """Sets of the same classes, which are solved together, and the answers so far."""
 
-    A chunk holds as many strengths as memory allows for one vector over its problems. A grid of up
-    to `_TOGETHER` strengths may be one chunk; a longer one goes in chunks of half of that at most,
-    for each later chunk starts near its answers and needs few passes.
-    """
-    n_values, n_sets = place.max() + 1, np.count_nonzero(place == 0)
-    vector_bytes = int(np.prod(objective.shape)) * objective.dtype.itemsize
-    fit_in_memory = max(1, _STATE_BYTES // (vector_bytes * n_sets))
-    preferred = n_values if n_values <= _TOGETHER else _TOGETHER // 2
-    n_chunks = math.ceil(n_values / min(fit_in_memory, preferred))
-    for places in np.array_split(np.arange(n_values), n_chunks):
-        yield np.flatnonzero(np.isin(place, places))
+    def __init__(
+        self, sets: TrainingSets, values: Sequence[Floats], pool: ThreadPoolExecutor
+    ) -> None:
+        self._objective, self._scalers, self._values = Objective(sets, pool), sets.scalers, values
+        shape = self._objective.shape
+        self._V = [np.zeros((len(C), *shape)) for C in values]
+        self._gap = [np.full(len(C), np.inf) for C in values]
+        self._n_passes = [np.zeros(len(C), np.int64) for C in values]
 
+    def solve(
+        self, places: Sequence[NDArray[np.intp]], tol: float, pool: ThreadPoolExecutor
+    ) -> Iterator[LogisticPath]:
+        """Yield the probes of each set, at these places of its values."""
+        set_of = np.repeat(np.arange(len(places)), list(map(len, places)))
+        if set_of.size:
+            start = [self._start(number, wanted) for number, wanted in enumerate(places)]
+            C = [strengths[wanted] for strengths, wanted in zip(self._values, places, strict=True)]
+            V, gap, n_passes = _descend(
+                self._objective, set_of, np.concatenate(C), np.concatenate(start), tol, pool
+            )
+        for number, (wanted, scaler) in enumerate(zip(places, self._scalers, strict=True)):
+            if wanted.size:
+                members = set_of == number
+                self._V[number][wanted], self._gap[number][wanted] = V[members], gap[members]
+                self._n_passes[number][wanted] += n_passes[members]
+            weights = self._objective.bases[number] @ self._V[number][wanted]
+            yield LogisticPath(
+                values=self._values[number][wanted],
+                scaler=scaler,
+                # The search turns features into one another, and leaves traces where none varies.
+                coef=(weights[..., :-1] @ self._objective.axes.T) * (scaler.scale > 0),
+                intercept=weights[..., -1],
+                gap=self._gap[number][wanted],
+                n_passes=self._n_passes[number][wanted],
+            )
 
-def _start(
-    objective: Objective,
-    set_of: NDArray[np.intp],
-    C: Floats,
-    V: Floats,
-    place: NDArray[np.intp],
-    chunk: NDArray[np.intp],
-) -> AnyFloats:
-    """Return where to start: on the line through the last two strengths' answers, by log C."""
-    first = int(place[chunk].min())
-    if first < 2:
-        return objective.at_prior(set_of[chunk])
-    start = np.empty((len(chunk), *objective.shape), objective.dtype)
-    for number in np.unique(set_of[chunk]):
-        members = np.flatnonzero(set_of == number)
-        before, last = members[first - 2], members[first - 1]
-        rows = set_of[chunk] == number
-        ahead = np.log(C[chunk[rows]] / C[last]) / np.log(C[last] / C[before])
-        start[rows] = V[last] + np.minimum(ahead, 2.0)[:, None, None] * (V[last] - V[before])
-    return start
+    def _start(self, number: int, wanted: NDArray[np.intp]) -> AnyFloats:
+        """Return where to start: where a place was left, or on the line through the last two.
+
+        That line is by log C, through the answers at the two places before those that are new.
+        """
+        V, log_C, dtype = self._V[number], np.log(self._values[number]), self._objective.dtype
+        start = V[wanted].astype(dtype)
+        new = np.isinf(self._gap[number][wanted])
+        if not new.any():
+            return start
+        first = int(wanted[new][0])
+        if first < 2:
+            start[new] = self._objective.at_prior(np.full(np.count_nonzero(new), number))
+            return start
+        before, last = first - 2, first - 1
+        ahead = (log_C[wanted[new]] - log_C[last]) / (log_C[last] - log_C[before])
+        start[new] = V[last] + np.minimum(ahead, 2.0)[:, None, None] * (V[last] - V[before])
+        return start
 
 
 def _descend(
-    objective: Objective, set_of: NDArray[np.intp], C: Floats, V: AnyFloats, tol: float
+    objective: Objective,
+    set_of: NDArray[np.intp],
+    C: Floats,
+    V: AnyFloats,
+    tol: float,
+    pool: ThreadPoolExecutor,
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return V, gap and passes; in float64 where float32 does not carry far enough."""
     flat = V.reshape(len(V), -1)
     # What is small is solved in float64, where a tighter gap takes milliseconds, and then every
     # prediction is the optimum's, not all but those of a few rows near a tie.
-    aim = tol if flat.dtype == np.float32 else tol * _SMALL_TOL
+    aim = max(tol, _SINGLE_TOL) if flat.dtype == np.float32 else tol * _SMALL_TOL
     solution = minimise(
-        objective.evaluator(set_of, C), flat, tol=aim, max_passes=_MOST_PASSES[flat.dtype]
+        objective.evaluator(set_of, C, pool), flat, tol=aim, max_passes=_MOST_PASSES[flat.dtype]
     )
     x, gap, n_passes = solution.x.astype(np.float64), solution.bound, solution.n_passes
     unsolved = np.flatnonzero(gap > tol)
     if unsolved.size and flat.dtype == np.float32:
         again = minimise(
-            objective.evaluator(set_of[unsolved], C[unsolved]),
+            objective.evaluator(set_of[unsolved], C[unsolved], pool),
             x[unsolved],
             tol=tol,
             max_passes=_MOST_PASSES[x.dtype],

@@ -63,9 +63,7 @@ class Objective:
         self._longest = max(float(_squares(X[None, rows]).max()) for rows in _chunks(len(X)))
         # scikit-learn gives two classes one vector of weights: of W's two, half the penalty.
         self._penalty = (2.0 if k == 2 else 1.0) / sets.total
-        self._rows = SharedRows(
-            X, sets.y, sets.weight, sets.cell, sets.member, sets.class_weight, pool
-        )
+        self._rows = SharedRows(X, sets.y, sets.weight, sets.cell, sets.member, sets.class_weight)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,14 +78,14 @@ class Objective:
         return V
 
     def evaluator(
-        self, sets: NDArray[np.intp], C: Floats
+        self, sets: NDArray[np.intp], C: Floats, pool: ThreadPoolExecutor
     ) -> Callable[[AnyFloats, NDArray[np.intp]], Point]:
         """Return the function to minimise, given training set and C of each problem."""
         alpha = self._penalty[sets] / C
 
         def evaluate(flat: AnyFloats, problem: NDArray[np.intp]) -> Point:
             V, set_of, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
-            sums = self._rows(self._outward(V, set_of), set_of)
+            sums = self._rows(self._outward(V, set_of), set_of, pool)
             g = self._inward(sums.gradient, set_of)
             g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
             logits = self._logits[set_of]

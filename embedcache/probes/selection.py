@@ -14,6 +14,8 @@ Rule = Literal["tie", "one-se"]
 
 # Scores this close are a tie, and a tie goes to the smoother probe.
 TIE: Final = 0.001
+# Values past the best one after which no better one is looked for.
+PAST: Final = 2
 
 
 def macro_f1(truth: Integers, predicted: Integers, n_classes: int) -> Floats:
@@ -60,11 +62,56 @@ def pick(scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie
     ValueError
         No such rule, or 'one-se' without the scores of at least two folds.
     """
+    best = int(np.argmax(scores))
+    return int(np.argmax(scores >= scores[best] - _slack(best, fold_scores, rule)))
+
+
+def close_values(
+    scores: Floats, fold_scores: Floats | None = None, *, rule: Rule = "tie", reach: float
+) -> NDArray[np.intp]:
+    """Return the values that `pick` might choose between, were scores off by a little.
+
+    None where even then it would choose the same.
+
+    Parameters
+    ----------
+    scores, fold_scores, rule
+        See `pick`.
+    reach
+        The most by which the difference of two scores is off.
+    """
+    best = int(np.argmax(scores))
+    slack = _slack(best, fold_scores, rule)
+    first, *others = np.flatnonzero(scores >= scores[best] - slack - reach)
+    if not others or scores[first] >= scores[others].max() - slack + reach:
+        return np.empty(0, np.intp)
+    return np.array([first, *others])
+
+
+def _slack(best: int, fold_scores: Floats | None, rule: Rule) -> float:
     if rule not in get_args(Rule):
         raise ValueError(f"no rule '{rule}'; it may be {', '.join(get_args(Rule))}")
-    best = int(np.argmax(scores))
-    slack = TIE if rule == "tie" else _standard_error(fold_scores, best)
-    return int(np.argmax(scores >= scores[best] - slack))
+    return TIE if rule == "tie" else _standard_error(fold_scores, best)
+
+
+def past_best(scores: Floats, losses: Floats) -> bool:
+    """Return whether larger values than those of an ascending grid can be left out.
+
+    That is where the last `PAST` values are worse than those before them by both measures: by the
+    score, which is what counts but rises and falls by chance, and by the loss, which is smooth.
+
+    Parameters
+    ----------
+    scores
+        Score of each value fitted so far, larger is better, shape (m,).
+    losses
+        Loss of each on the same rows, shape (m,).
+    """
+    if len(scores) <= PAST:
+        return False
+    falls = scores[-PAST:] < scores[:-PAST].max() - TIE
+    rises = losses[-PAST:] > losses[:-PAST].min()
+    return bool(falls.all() and rises.all())
 
 
 def _standard_error(fold_scores: Floats | None, best: int) -> float:

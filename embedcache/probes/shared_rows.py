@@ -71,8 +71,6 @@ class SharedRows:
     class_weight
         Factor of a training set for the weight of a class, shape (sets, k); such that the weights
         of a set sum to 1.
-    pool
-        Threads to work with; BLAS should use one each.
     """
 
     def __init__(
@@ -83,13 +81,14 @@ class SharedRows:
         cell: NDArray[np.int64],
         member: NDArray[np.bool_],
         class_weight: Floats,
-        pool: ThreadPoolExecutor,
     ) -> None:
         self.X, self._weight, self._member = X, weight, member
-        self._class_weight, self._pool = class_weight, pool
+        self._class_weight = class_weight
         self._parts = list(_parts(y, cell))
 
-    def __call__(self, weights: AnyFloats, sets: NDArray[np.intp]) -> Sums:
+    def __call__(
+        self, weights: AnyFloats, sets: NDArray[np.intp], pool: ThreadPoolExecutor
+    ) -> Sums:
         """Return loss and gradient of each problem, in the precision of its weights.
 
         Parameters
@@ -99,6 +98,8 @@ class SharedRows:
             (P, k - 1, d + 1).
         sets
             Number of the training set of each problem, shape (P,).
+        pool
+            Threads to work with; BLAS should use one each.
         """
         n_problems, n_logits, _ = weights.shape
         holders = [np.flatnonzero(column[sets]) for column in self._member.T]
@@ -110,7 +111,7 @@ class SharedRows:
 
         loss, gradient = np.zeros(n_problems), np.zeros_like(weights)
         curvature = np.zeros((n_problems, n_logits, n_logits))
-        for part, sums in zip(self._parts, self._pool.map(work, self._parts), strict=True):
+        for part, sums in zip(self._parts, pool.map(work, self._parts), strict=True):
             rows = holders[part.cell]
             loss[rows] += sums.loss
             gradient[rows] += sums.gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.probes.seam import Problems
-from embedcache.probes.selection import Rule, pick
+from embedcache.probes.selection import Rule, close_values, past_best, pick
 from embedcache.protocol.protocols import Protocol
+from embedcache.protocol.search import REFINEMENTS, Search
 from embedcache.protocol.task import Task
 
 _TENTH: Final = 0.1
@@ -32,20 +32,22 @@ class Chosen:
         Its score on what was held out for the choice.
     temperature
         Temperature fitted on the same predictions; None where the task or the protocol has none.
+    skipped
+        Values of the grid that had no part in it, since they could not win any more.
     """
 
     value: float
     score: float
     temperature: float | None = None
+    skipped: tuple[float, ...] = ()
 
 
-def held_out(
-    fit: Callable[[Problems], Sequence[Any]],
-    predict: Callable[[Any, NDArray[np.intp]], Floats],
-    fold: NDArray[np.int64],
-    grid: Sequence[float],
-) -> Iterator[tuple[NDArray[np.intp], Floats]]:
-    """Yield for each outer fold the rows outside it, and the inner probes' predictions of them.
+# Number of a training set, and the images that its probes are asked about.
+Asked = list[tuple[int, NDArray[np.intp]]]
+
+
+def inner_folds(fold: NDArray[np.int64]) -> tuple[list[NDArray[np.intp]], list[Asked]]:
+    """Return the training sets of a nested choice, and who predicts whom for each outer fold.
 
     What is fitted without folds i and j serves outer fold i and outer fold j, so K (K - 1) / 2
     training sets do the whole selection. Every row outside an outer fold is predicted once, by the
@@ -53,27 +55,17 @@ def held_out(
 
     Parameters
     ----------
-    fit
-        Function that returns a path for each problem.
-    predict
-        Function that returns a path's predictions of rows, shape (len(grid), n, width).
     fold
         Fold of each row, shape (n,).
-    grid
-        Values to fit.
     """
     numbers = np.unique(fold).tolist()
     pairs = list(combinations(numbers, 2))
-    sets = [(np.flatnonzero((fold != i) & (fold != j)), grid) for i, j in pairs]
-    paths = dict(zip(map(frozenset, pairs), fit(sets), strict=True))
-    for outer in numbers:
-        inner = [number for number in numbers if number != outer]
-        rows = [np.flatnonzero(fold == number) for number in inner]
-        predicted = [
-            predict(paths[frozenset({outer, number})], part)
-            for number, part in zip(inner, rows, strict=True)
-        ]
-        yield np.concatenate(rows), np.concatenate(predicted, axis=1)
+    sets = [np.flatnonzero((fold != i) & (fold != j)) for i, j in pairs]
+    asked: dict[int, Asked] = {number: [] for number in numbers}
+    for place, (i, j) in enumerate(pairs):
+        asked[i].append((place, np.flatnonzero(fold == j)))
+        asked[j].append((place, np.flatnonzero(fold == i)))
+    return sets, list(asked.values())
 
 
 def choose_nested(
@@ -92,9 +84,8 @@ def choose_nested(
     rule
         Rule of a near tie; see `pick`.
     """
-    X = task.train.X
-    parts = held_out(task.fit_to_choose, lambda path, rows: task.predict(path, X[rows]), fold, grid)
-    return [_best(task, rows, predicted, fold, grid, rule) for rows, predicted in parts]
+    sets, asked = inner_folds(fold)
+    return _search(task, sets, [_Held(task, part, rule) for part in asked], grid)
 
 
 def choose_by_folds(
@@ -120,45 +111,137 @@ def choose_by_folds(
         Rule of a near tie; see `pick`.
     """
     numbers = np.unique(fold[rows]).tolist()
-    paths = task.fit_to_choose([(rows[fold[rows] != number], grid) for number in numbers])
-    parts = []
-    for number, path in zip(numbers, paths, strict=True):
-        parts.append(task.predict(path, task.train.X[rows[fold[rows] == number]]))
-    order = np.argsort(fold[rows], kind="stable")  # of the rows, as the parts stand in a line
-    predicted = np.empty((len(grid), len(rows), parts[0].shape[2]))
-    predicted[:, order] = np.concatenate(parts, axis=1)
-    return _best(task, rows, predicted, fold, grid, rule)
+    sets = [rows[fold[rows] != number] for number in numbers]
+    asked = [(place, rows[fold[rows] == number]) for place, number in enumerate(numbers)]
+    return _search(task, sets, [_Held(task, asked, rule)], grid)[0]
 
 
-def _best(
-    task: Task,
-    rows: NDArray[np.intp],
-    predicted: Floats,
-    fold: NDArray[np.int64],
-    grid: Sequence[float],
-    rule: Rule,
-) -> Chosen:
-    scores = task.score(rows, predicted)
-    fold_scores = _fold_scores(task, rows, predicted, fold[rows]) if rule == "one-se" else None
-    best = pick(scores, fold_scores, rule=rule)
-    temperature = task.temperature(rows, predicted[best])
-    return Chosen(float(grid[best]), float(scores[best]), temperature)
+def _search(
+    task: Task, sets: Sequence[NDArray[np.intp]], parts: Sequence[_Held], grid: Sequence[float]
+) -> list[Chosen]:
+    """Fit the grid, a few values at a time, until none of the rest can win for any of the parts.
+
+    Values between which a choice is close are then solved further: else it might depend on rounding
+    that the embeddings of tested patients have a part in, since all rows are solved together.
+    """
+    search = task.search(sets, grid)
+    for places in search.turns:
+        paths = search.fit(places)
+        # A part that has seen enough looks at no more, so that no other part can change its choice.
+        for part in (part for part in parts if part.is_open):
+            part.take(paths)
+        if not any(part.is_open for part in parts):
+            break
+    for tol, n_images in () if search.is_exact else REFINEMENTS:
+        _refine(search, parts, len(sets), tol, n_images)
+    return [part.chosen(grid) for part in parts]
 
 
-def _fold_scores(
-    task: Task, rows: NDArray[np.intp], predicted: Floats, fold: NDArray[np.int64]
-) -> Floats:
-    """Return the score by value and inner fold; a fold on which it is not defined is left out."""
-    by_fold = np.stack(
-        [task.score(rows[fold == j], predicted[:, fold == j]) for j in np.unique(fold)], axis=1
-    )
-    defined = by_fold[:, ~np.isnan(by_fold).any(axis=0)]
-    if defined.shape[1] < 2:
-        raise RunError(
-            f"{defined.shape[1]} inner folds have a {task.headline} to take the standard error "
-            "of; pass --rule tie"
+def _refine(search: Search, parts: Sequence[_Held], n_sets: int, tol: float, n_images: int) -> None:
+    """Solve the values between which a choice is close further, and score them again."""
+    close = [part.close_places(n_images) for part in parts]
+    if not any(wanted.size for wanted in close):
+        return
+    places = [np.empty(0, np.intp)] * n_sets
+    for part, wanted in zip(parts, close, strict=True):
+        for number, _ in part.asked:
+            places[number] = np.union1d(places[number], wanted).astype(np.intp)
+    paths = search.refine(places, tol)
+    for part, wanted in zip(parts, close, strict=True):
+        if wanted.size:
+            part.take_again(paths, places, wanted)
+
+
+class _Held:
+    """Held-out images that one choice is made by, and how each value did on them so far.
+
+    Parameters
+    ----------
+    task
+        Task with its training cohort.
+    asked
+        Number of a training set, and the images that its probes are asked about, for each part.
+    rule
+        Rule of a near tie; see `pick`.
+    """
+
+    def __init__(self, task: Task, asked: Asked, rule: Rule) -> None:
+        self.asked = asked
+        self._task, self._rule = task, rule
+        self._rows = np.concatenate([rows for _, rows in asked])
+        self._predicted: list[Floats] = []  # by value, shape (n, width)
+        self._scores, self._losses = np.empty(0), np.empty(0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a larger value may still win."""
+        return not past_best(self._scores, self._losses)
+
+    def take(self, paths: Sequence[Any]) -> None:
+        """Score the next values, given a path of each training set."""
+        predicted = self._predict(paths)
+        self._predicted += list(predicted)
+        self._scores = np.append(self._scores, self._task.score(self._rows, predicted))
+        self._losses = np.append(self._losses, self._task.loss(self._rows, predicted))
+
+    def close_places(self, n_images: int) -> NDArray[np.intp]:
+        """Return the places between which the choice is close, to so many images, if it is."""
+        reach = n_images * self._task.grain(self._rows)
+        return close_values(self._scores, self._fold_scores(), rule=self._rule, reach=reach)
+
+    def take_again(
+        self,
+        paths: Sequence[Any],
+        places: Sequence[NDArray[np.intp]],
+        wanted: NDArray[np.intp],
+    ) -> None:
+        """Score some values again, given a path of these places of each training set."""
+        predicted = self._predict(
+            paths, [np.searchsorted(places[n], wanted) for n, _ in self.asked]
         )
-    return defined
+        for place, values in zip(wanted.tolist(), predicted, strict=True):
+            self._predicted[place] = values
+        self._scores[wanted] = self._task.score(self._rows, predicted)
+
+    def _predict(
+        self, paths: Sequence[Any], values: Sequence[NDArray[np.intp]] | None = None
+    ) -> Floats:
+        """Return what each value of the paths, or some of them, predict of the images."""
+        X = self._task.train.X
+        parts = [self._task.predict(paths[number], X[rows]) for number, rows in self.asked]
+        if values is not None:
+            parts = [part[at] for part, at in zip(parts, values, strict=True)]
+        return np.concatenate(parts, axis=1)
+
+    def chosen(self, grid: Sequence[float]) -> Chosen:
+        """Choose among the values that were fitted, the first of the grid."""
+        best = pick(self._scores, self._fold_scores(), rule=self._rule)
+        probe = np.concatenate([np.full(len(rows), number) for number, rows in self.asked])
+        return Chosen(
+            float(grid[best]),
+            float(self._scores[best]),
+            self._task.temperature(self._rows, self._predicted[best], probe),
+            tuple(grid[len(self._scores) :]),
+        )
+
+    def _fold_scores(self) -> Floats | None:
+        """Return the score by value and inner fold, which the rule of one standard error needs.
+
+        A fold on which it is not defined is left out.
+        """
+        if self._rule != "one-se":
+            return None
+        ends = np.cumsum([len(rows) for _, rows in self.asked])
+        parts = np.split(np.stack(self._predicted), ends[:-1], axis=1)
+        scored = zip(self.asked, parts, strict=True)
+        by_fold = np.stack([self._task.score(rows, part) for (_, rows), part in scored], axis=1)
+        defined = by_fold[:, ~np.isnan(by_fold).any(axis=0)]
+        if defined.shape[1] < 2:
+            raise RunError(
+                f"{defined.shape[1]} inner folds have a {self._task.headline} to take the standard "
+                "error of; pass --rule tie"
+            )
+        return defined
 
 
 def choose_as_others(

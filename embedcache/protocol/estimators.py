@@ -19,7 +19,7 @@ from embedcache.files.arrays import AnyFloats, Codes, Floats
 from embedcache.probes.logistic import C_GRID, TOL, LogisticPath, fit_sweep
 from embedcache.probes.seam import Problems
 from embedcache.probes.selection import Rule, macro_f1, pick
-from embedcache.protocol.tasks import CHOICE_TOL
+from embedcache.protocol.search import ROUGH_TOL
 
 _DTYPES: Final = (np.float64, np.float32)  # other types become the first
 
@@ -276,7 +276,7 @@ class LinearProbeCV(_LinearClassifier):
             _check_positive("C", C)
         folds, everything = self._folds(codes, groups), np.arange(len(codes))
         sweep = [(np.setdiff1d(everything, held_out), self.Cs_.tolist()) for held_out in folds]
-        best = self._choose(rows, codes, folds, self._fit(rows, codes, sweep, CHOICE_TOL))
+        best = self._choose(rows, codes, folds, self._fit(rows, codes, sweep, ROUGH_TOL))
         chosen = [(everything, [float(self.Cs_[best])])]
         self._take(*self._fit(rows, codes, chosen, self.tol))
         return self

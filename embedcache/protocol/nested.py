@@ -21,6 +21,7 @@ from embedcache.data.embeddings import LabelledEmbeddings, check_cohorts
 from embedcache.data.folds import FoldTable, fold_gaps
 from embedcache.data.predictions import Answers, Predictions
 from embedcache.files.arrays import Floats
+from embedcache.probes.calibration import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 from embedcache.probes.families import PROBES
 from embedcache.probes.logistic import LogisticPath
 from embedcache.probes.multilabel import MultiLabelPath
@@ -102,13 +103,17 @@ def fit_probe(
     numbers, fold = np.unique(number, return_inverse=True)
     check_folds(len(numbers), PROTOCOLS[method.protocol], PROBES[method.probe].setting)
     probes = _fit(train_task, fold, method)
-    in_domain, temperature = _in_domain(train_task, probes, number, fold)
+    in_domain, temperature, is_perfect = _in_domain(train_task, probes, number, fold)
     outside = [
         _external(train_task, cohort, probes, numbers, temperature, method.external_by)
         for cohort in external
     ]
     choices = _choices(train_task, probes, temperature, method)
-    choices["notes"] = [*fold_gaps(folds.n_folds, len(numbers)), *choices["notes"]]
+    choices["notes"] = [
+        *fold_gaps(folds.n_folds, len(numbers)),
+        *choices["notes"],
+        *_temperature_notes(probes.chosen, temperature, is_perfect=is_perfect),
+    ]
     answers, fold_answers = [pair[0] for pair in outside], [pair[1] for pair in outside]
     return ProbeResult((in_domain, *answers), tuple(fold_answers), choices)
 
@@ -173,16 +178,18 @@ def _out_of_fold(task: Task, paths: Sequence[Any], fold: NDArray[np.int64]) -> F
 
 def _in_domain(
     task: Task, probes: _Probes, number: NDArray[np.int64], fold: NDArray[np.int64]
-) -> tuple[Answers, float | None]:
+) -> tuple[Answers, float | None, bool]:
     """Return out-of-fold answers, and the temperature for external cohorts that is fitted on them.
 
-    `number` is the fold of each image in the table, `fold` its place among the folds that occur.
+    The last is whether these answers are all right. `number` is the fold of each image in the
+    table, `fold` its place among the folds that occur.
     """
-    predicted = _out_of_fold(task, probes.paths, fold)
+    predicted, rows = _out_of_fold(task, probes.paths, fold), np.arange(len(fold))
     temperature = _temperatures(probes.chosen, fold)
     answers = task.answers(task.train, predicted, role="in-domain", fold=number)
-    outside = None if temperature is None else task.temperature(np.arange(len(fold)), predicted)
-    return _with_temperature(answers, temperature), outside
+    outside = None if temperature is None else task.temperature(rows, predicted, fold)
+    is_perfect = bool(task.score(rows, predicted[None])[0] == 1)
+    return _with_temperature(answers, temperature), outside, is_perfect
 
 
 def _temperatures(chosen: Sequence[Chosen], fold: NDArray[np.int64]) -> Floats | None:
@@ -245,12 +252,15 @@ def _choices(
         "temperature": [c.temperature for c in probes.chosen],
         "external_temperature": temperature,
     }
+    # A fold that had seen enough skips what was fitted for the others.
+    n_fitted = max(len(grid_of(method)) - len(c.skipped) for c in probes.chosen)
     gaps = [gap for path in (*probes.paths, probes.last) for gap in _certificates(path)]
     return {
         setting: values,
         f"final_{setting}": probes.final,
         "inner_score": [c.score for c in probes.chosen],
         **(temperatures if task.is_calibrated else {}),
+        f"skipped_{setting}": list(grid_of(method)[n_fitted:]),
         "gap": gaps,
         "notes": [*_notes(values, method), *_gap_notes(gaps)],
     }
@@ -268,6 +278,27 @@ def _gap_notes(gaps: Sequence[float]) -> Iterator[str]:
         yield (
             f"a probe is certified to {max(gaps):.1e} of its optimum only, not to {FIT_TOL:g}; "
             "smaller C are easier"
+        )
+
+
+def _temperature_notes(
+    chosen: Sequence[Chosen], external: float | None, *, is_perfect: bool
+) -> Iterator[str]:
+    """Yield what the data did not decide about a temperature."""
+    pairs = [(c.temperature, c.score == 1) for c in chosen] + [(external, is_perfect)]
+    fitted = [(value, is_right) for value, is_right in pairs if value is not None]
+    n_right = sum(is_right for _, is_right in fitted)
+    if n_right:
+        yield (
+            f"{n_right} of {len(fitted)} temperatures rest on the smoothing of targets: every "
+            "held-out image was right"
+        )
+    ends = 1.01 * LEAST_TEMPERATURE, LARGEST_TEMPERATURE / 1.01
+    n_bound = sum(not ends[0] < value < ends[1] for value, _ in fitted)
+    if n_bound:
+        yield (
+            f"{n_bound} of {len(fitted)} temperatures are at a bound, {LEAST_TEMPERATURE:g} or "
+            f"{LARGEST_TEMPERATURE:g}"
         )
 
 

@@ -54,7 +54,7 @@ CLIP_GRID: Final = tuple(float(10.0**e) for e in np.linspace(-6, 6, 97))
 
 PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
     {
-        "default": Protocol("nested-patient-cv-2", source="docs/protocol.md"),
+        "default": Protocol("nested-patient-cv-3", source="docs/protocol.md"),
         "dinov2": Protocol(
             "dinov2-like-1",
             choice="random-tenth",

@@ -17,6 +17,7 @@ from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.predictions import Answers, Role
 from embedcache.files.arrays import Floats
 from embedcache.probes.seam import Embeddings, Problems
+from embedcache.protocol.search import Search, WholeGrid
 from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.estimates import HEADLINES
 
@@ -62,6 +63,10 @@ class Task(ABC):
     def fit_to_choose(self, problems: Problems) -> Sequence[Any]:
         """Return for each problem a path of probes that help to choose a setting."""
 
+    def search(self, sets: Sequence[NDArray[np.intp]], grid: Sequence[float]) -> Search:
+        """Return the probes of a grid, given the rows of each training set."""
+        return WholeGrid(self.fit_to_choose([(rows, grid) for rows in sets]), len(grid))
+
     @abstractmethod
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return for each problem a path of probes that predict."""
@@ -81,6 +86,14 @@ class Task(ABC):
         predicted
             Their predictions by each of m values, shape (m, n, width).
         """
+
+    @abstractmethod
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return a smooth loss of the same predictions, less is better, shape (m,)."""
+
+    @abstractmethod
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return about how much of the score one of these training images can make."""
 
     @abstractmethod
     def answers(
@@ -113,6 +126,10 @@ class Task(ABC):
         self,
         rows: NDArray[np.intp],  # noqa: ARG002 - for the tasks that have a temperature
         predicted: Floats,  # noqa: ARG002
+        probe: NDArray[np.int64],  # noqa: ARG002
     ) -> float | None:
-        """Return the temperature of held-out predictions, shape (n, width); None without one."""
+        """Return the temperature of held-out predictions, shape (n, width); None without one.
+
+        `probe` is the number of the probe that predicted each of them, shape (n,).
+        """
         return None

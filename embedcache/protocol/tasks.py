@@ -29,13 +29,12 @@ from embedcache.probes.ridge import fit_ridge_regression
 from embedcache.probes.seam import Embeddings, FitSweep, Problems
 from embedcache.probes.selection import macro_f1
 from embedcache.protocol.protocols import PROTOCOLS, Protocol
+from embedcache.protocol.search import ROUGH_TOL, LogisticSearch, MultilabelSearch, Search
 from embedcache.protocol.task import Task
 from embedcache.runs.methods import ProbeMethod
 
-# Relative gaps to the optimum. A refit is held to more than a fit that helps to choose C, which
-# chose the same from 1e-3 to 1e-5.
-CHOICE_TOL: Final = 1e-4
-FIT_TOL: Final = 1e-6
+FIT_TOL: Final = 1e-6  # relative gap to the optimum of a probe that predicts
+_LEAST: Final = 1e-12  # a class may be given nothing at all
 _N_STRATA: Final = 5  # of a number, so that each fold has low and high ones
 
 
@@ -52,6 +51,7 @@ class Classification(Task):
         self.y = np.searchsorted(self.classes, train.label).astype(np.int64)
         self._protocol = PROTOCOLS[method.protocol]
         self._choose, self._fit = _fitters(method.probe, self._protocol)
+        self._sweep = partial(_sweep, train.X, standardize=self._protocol.standardize)
 
     @staticmethod
     def strata(label: Sequence[str]) -> list[str]:
@@ -68,6 +68,12 @@ class Classification(Task):
         """Return paths of classifiers, to the looser tolerance."""
         return self._choose(self.train.X, self.y, len(self.classes), problems)
 
+    def search(self, sets: Sequence[NDArray[np.intp]], grid: Sequence[float]) -> Search:
+        """Return the probes of a grid, fitted a few at a time where it is one of C."""
+        if self.method.probe != "logistic":
+            return super().search(sets, grid)
+        return LogisticSearch(self._sweep(self.y, len(self.classes), sets, grid))
+
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return paths of classifiers."""
         return self._fit(self.train.X, self.y, len(self.classes), problems)
@@ -82,6 +88,14 @@ class Classification(Task):
         if self._protocol.choice != "nested":
             return np.asarray((calls == truth).mean(axis=1))
         return macro_f1(truth, calls, len(self.classes))
+
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the mean log-loss."""
+        return _log_loss(predicted[:, np.arange(len(rows)), self.y[rows]])
+
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return what one image is of the F1 of the rarest class that occurs, and that of all."""
+        return _grain(np.bincount(self.y[rows]))
 
     def answers(
         self,
@@ -108,9 +122,11 @@ class Classification(Task):
         shows = np.eye(len(self.classes), dtype=np.bool_)[self.y[rows]]
         return _fewest_patients(self.train.patient_id, rows, shows)
 
-    def temperature(self, rows: NDArray[np.intp], predicted: Floats) -> float:
+    def temperature(
+        self, rows: NDArray[np.intp], predicted: Floats, probe: NDArray[np.int64]
+    ) -> float:
         """Return the temperature with the least log-loss; see `fit_temperature`."""
-        return fit_temperature(predicted, self.y[rows])
+        return fit_temperature(predicted, self.y[rows], probe)
 
 
 class Regression(Task):
@@ -153,6 +169,15 @@ class Regression(Task):
         errors = predicted[..., 0] - self.truth[rows]
         return np.asarray(1 - (errors**2).mean(axis=1) / self.truth.var())
 
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the mean squared error; it falls where R2 rises."""
+        return -self.score(rows, predicted)
+
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return 0: errors have no steps."""
+        del rows
+        return 0.0
+
     def answers(
         self,
         cohort: LabelledEmbeddings,
@@ -191,6 +216,8 @@ class Multilabel(Task):
             raise RunError("no training image has a label; every cell is '-'")
         self.truth = label_matrix(sets, self.names)
         self._choose, self._fit = _fitters(method.probe, PROTOCOLS[method.protocol])
+        standardize = PROTOCOLS[method.protocol].standardize
+        self._sweep = partial(_sweep, train.X, standardize=standardize)
 
     @staticmethod
     def strata(label: Sequence[str]) -> list[str]:
@@ -209,6 +236,15 @@ class Multilabel(Task):
         """Return paths of yes-or-no probes, to the looser tolerance."""
         return fit_multilabel(self._choose, self.train.X, self.truth, problems)
 
+    def search(self, sets: Sequence[NDArray[np.intp]], grid: Sequence[float]) -> Search:
+        """Return the probes of a grid, fitted a few at a time where it is one of C."""
+        if self.method.probe != "logistic":
+            return super().search(sets, grid)
+        labels = self.truth.T.astype(np.int64)
+        return MultilabelSearch(
+            [LogisticSearch(self._sweep(label, 2, sets, grid)) for label in labels]
+        )
+
     def fit_to_predict(self, problems: Problems) -> Sequence[Any]:
         """Return paths of yes-or-no probes."""
         return fit_multilabel(self._fit, self.train.X, self.truth, problems)
@@ -226,6 +262,14 @@ class Multilabel(Task):
             if truth[:, number].any()
         ]
         return np.mean(of_labels, axis=0) if of_labels else np.full(len(predicted), np.nan)
+
+    def loss(self, rows: NDArray[np.intp], predicted: Floats) -> Floats:
+        """Return the mean log-loss over images and labels."""
+        return _log_loss(np.where(self.truth[rows], predicted, 1 - predicted))
+
+    def grain(self, rows: NDArray[np.intp]) -> float:
+        """Return what one image is of the F1 of the rarest label that occurs, and that of all."""
+        return _grain(self.truth[rows].sum(axis=0))
 
     def answers(
         self,
@@ -300,7 +344,33 @@ def _fitters(probe: str, protocol: Protocol) -> tuple[FitSweep, FitSweep]:
     if probe != "logistic":
         return PROBES[probe].fit_sweep, PROBES[probe].fit_sweep
     fit = partial(logistic.fit_sweep, standardize=protocol.standardize)
-    return partial(fit, tol=CHOICE_TOL), partial(fit, tol=FIT_TOL)
+    return partial(fit, tol=ROUGH_TOL), partial(fit, tol=FIT_TOL)
+
+
+def _sweep(
+    X: Embeddings,
+    y: NDArray[np.int64],
+    n_classes: int,
+    sets: Sequence[NDArray[np.intp]],
+    grid: Sequence[float],
+    *,
+    standardize: bool,
+) -> logistic.Sweep:
+    """Return the logistic regressions of a grid, ready to be solved."""
+    problems = [(rows, grid) for rows in sets]
+    return logistic.Sweep(X, y, n_classes, problems, standardize=standardize)
+
+
+def _log_loss(of_truth: Floats) -> Floats:
+    """Return the mean log-loss of each value, given the probability of what is true."""
+    losses = -np.log(np.maximum(of_truth, _LEAST))
+    return np.asarray(losses.reshape(len(losses), -1).mean(axis=1))
+
+
+def _grain(counts: NDArray[np.int64]) -> float:
+    """Return how much of a mean of F1 scores one image can make, by images of each class."""
+    occurring = counts[counts > 0]
+    return 1 / (len(occurring) * float(occurring.min())) if occurring.size else 0.0
 
 
 def _fewest_patients(

@@ -110,7 +110,7 @@ def choose_runs(
     """Return the contest of stored runs.
 
     The first run that was trained leads: cohorts and task are its own, and a run on other images,
-    labels or folds is left out. Of repeats those count whose seed, and so folds, all contenders have.
+    labels or folds is left out. Of repeats those count whose seed and folds all contenders have.
 
     Parameters
     ----------

@@ -30,8 +30,8 @@ from embedcache.scoring.pairs import (
     patients_needed,
     spread_and_p,
 )
-from embedcache.scoring.repeats import repeated_score
-from embedcache.scoring.subject import Score, Subject, check_metric
+from embedcache.scoring.repeats import RepeatedScore, repeated_score
+from embedcache.scoring.subject import Subject, check_metric
 
 STATISTICS: Final = "compare-1"  # version of what is said of models, in a stored comparison
 Verdict = Literal["better", "equal", "undecided"]
@@ -170,18 +170,18 @@ def compare(
     scores = {name: _score(metric, repeats, name) for name, repeats in models.items()}
     reference = next(iter(models.values()))[0]
     sign = reference.sign(metric)
-    names = sorted(models, key=lambda name: (-sign * scores[name].value, name))
+    names = sorted(models, key=lambda name: (-sign * scores[name].mean.value, name))
     leads = {
-        (a, b): _lead(models[a], models[b], metric, scores[a], scores[b])
+        (a, b): _lead(scores[a], scores[b], sign, reference.n_patients)
         for a, b in itertools.combinations(names, 2)
     }
-    parts = np.column_stack([scores[name].parts for name in names])
+    parts = np.column_stack([scores[name].mean.parts for name in names])
     moved, statistics = draw_signs(parts, [*leads.values()], n_resamples, seed)
     pairs = _pairs(leads, statistics, margin)
-    drawn = sign * ([scores[name].value for name in names] + moved).T
+    drawn = sign * ([scores[name].mean.value for name in names] + moved).T
     groups = alike(names, [(p.better, p.worse) for p in pairs if p.verdict == "better"])
     standings = tuple(
-        _standing(name, scores[name], _values(metric, models[name]), groups, rank, p_best)
+        _standing(name, scores[name], groups, rank, p_best)
         for name, rank, p_best in zip(names, *mean_ranks(drawn), strict=True)
     )
     notes = tuple(_notes(len(pairs), reference.n_patients, n_resamples))
@@ -190,48 +190,37 @@ def compare(
 
 def _standing(
     name: str,
-    score: Score,
-    values: Floats,
+    score: RepeatedScore,
     groups: Sequence[frozenset[str]],
     rank: float,
     p_best: float,
 ) -> Standing:
     return Standing(
         name,
-        *_ends(score.spread),
+        *_ends(score.mean.spread),
         rank=float(rank),
         p_best=float(p_best),
         groups=tuple(number for number, group in enumerate(groups, 1) if name in group),
-        values=tuple(values.tolist()),
+        values=tuple(score.values.tolist()),
     )
 
 
-def _lead(
-    first: Sequence[Subject], second: Sequence[Subject], metric: str, ours: Score, theirs: Score
-) -> Lead:
-    """Return by how much the first model is ahead, given the scores of both over their repeats."""
-    sign = first[0].sign(metric)
-    return Lead(
-        sign * (_values(metric, first) - _values(metric, second)),
-        sign * (ours.parts - theirs.parts),
-        first[0].n_patients,
-    )
+def _lead(ours: RepeatedScore, theirs: RepeatedScore, sign: float, n_patients: int) -> Lead:
+    """Return by how much the first model is ahead."""
+    parts = ours.mean.parts - theirs.mean.parts
+    return Lead(sign * (ours.values - theirs.values), sign * parts, n_patients)
 
 
 def _ends(spread: Spread) -> tuple[float, float, float]:
     return spread.value, spread.low, spread.high
 
 
-def _score(metric: str, repeats: Sequence[Subject], name: str) -> Score:
+def _score(metric: str, repeats: Sequence[Subject], name: str) -> RepeatedScore:
     check_metric(metric, repeats[0])
     score = repeated_score(repeats, metric)
-    if math.isnan(score.value):
+    if math.isnan(score.mean.value):
         raise RunError(f"{metric} of '{name}' is not defined on these images; pass another metric")
     return score
-
-
-def _values(metric: str, repeats: Sequence[Subject]) -> Floats:
-    return np.array([subject.score(metric).value for subject in repeats])
 
 
 def _pairs(
@@ -302,7 +291,7 @@ def spread(repeats: Sequence[Subject], metric: str) -> Spread:
     RunError
         No such metric.
     """
-    return repeated_score(repeats, metric).spread
+    return repeated_score(repeats, metric).mean.spread
 
 
 def lead(
@@ -335,8 +324,8 @@ def lead(
         No such metric, or one that is not defined on these units.
     """
     ours, theirs = _score(metric, first, "model 1"), _score(metric, second, "model 2")
-    ahead = _lead(first, second, metric, ours, theirs)
-    drawn = draw_signs(ours.parts[:, None], [ahead], n_resamples, seed)[1]
+    ahead = _lead(ours, theirs, first[0].sign(metric), first[0].n_patients)
+    drawn = draw_signs(ours.mean.parts[:, None], [ahead], n_resamples, seed)[1]
     return spread_and_p(ahead, drawn[:, 0])[0]
 
 
@@ -359,7 +348,7 @@ def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> 
         No such metric.
     """
     sign = inside[0].sign(metric)
-    home, away = (repeated_score(repeats, metric) for repeats in (inside, outside))
+    home, away = (repeated_score(repeats, metric).mean for repeats in (inside, outside))
     value = sign * (home.value - away.value)
     if min(home.n_holders, away.n_holders) < 2:
         return Spread(value, math.nan, math.nan)

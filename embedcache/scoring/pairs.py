@@ -20,6 +20,7 @@ from embedcache.files.arrays import Floats
 from embedcache.scoring.jackknife import Spread
 
 ALPHA: Final = 0.05
+_MOST_PATIENTS: Final = 10**9  # a lead that needs more is of rounding
 POWER: Final = 0.8  # chance to decide a pair that planning asks for
 _BLOCK_CELLS: Final = 1 << 22  # signs that are held at a time
 _ROUNDING: Final = 1e-9  # share of a statistic; it must not undo a tie
@@ -152,4 +153,5 @@ def patients_needed(lead: Lead, margin: float | None) -> int | None:
         lengths.append((margin - abs(lead.value)) / (ndtri(1 - ALPHA) + ndtri(POWER)))
     rooms = [length**2 - of_repeats**2 for length in lengths if length > 0]
     needed = [lead.n_patients * of_patients**2 / room for room in rooms if room > 0]
-    return math.ceil(min(needed)) if needed else None
+    least = min(needed, default=math.inf)
+    return math.ceil(least) if least < _MOST_PATIENTS else None

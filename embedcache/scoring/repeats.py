@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,14 @@ from embedcache.files.arrays import Floats
 from embedcache.scoring.subject import Score, Subject
 
 
-def repeated_score(repeats: Sequence[Subject], metric: str) -> Score:
+class RepeatedScore(NamedTuple):
+    """The mean of a score over repeats, and its value in each, shape (repeats,)."""
+
+    mean: Score
+    values: Floats
+
+
+def repeated_score(repeats: Sequence[Subject], metric: str) -> RepeatedScore:
     """Return the mean of a score over repeats, with all parts of its variance.
 
     The parts of the tested patients are means over repeats, and stand first; behind them stand
@@ -45,8 +53,10 @@ def repeated_score(repeats: Sequence[Subject], metric: str) -> Score:
     n_folds = repeats[0].n_folds
     # One model tests all patients of an external cohort, and moves them together.
     others = training_parts(parts, n_folds) if n_folds > 1 else model_parts(values)
-    every_part = np.concatenate([parts.mean(axis=0), others])
-    return scores[0]._replace(value=float(values.mean()), parts=every_part)
+    mean = scores[0]._replace(
+        value=float(values.mean()), parts=np.concatenate([parts.mean(axis=0), others])
+    )
+    return RepeatedScore(mean, values)
 
 
 def training_parts(parts: Floats, n_folds: int) -> Floats:

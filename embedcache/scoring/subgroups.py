@@ -1,9 +1,9 @@
-"""Groups of one cohort against the rest of it: which are behind, and whether by more than chance.
+"""Subgroups of a cohort against the rest of it: which are behind, and whether by more than chance.
 
-A group is the images of one value of a column; all others of the cohort are the rest. A patient may
-have images in both. Which group is the furthest behind is chosen by its gap, so the gap of that one
-is too large; p, and an interval that allows for the choice, are given beside it. See
-docs/protocol.md, 'Groups within a cohort'.
+A subgroup is the images of one value of a column; all others of the cohort are the rest. A patient
+may have images in both. Which subgroup is the furthest behind is chosen by its shortfall, so that
+of the chosen one is too large; p, and an interval that allows for the choice, are given beside it.
+See docs/protocol.md, 'Subgroups'.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Side(NamedTuple):
     patients: NDArray[np.intp]
 
 
-class Group(NamedTuple):
-    """A group and the rest of its cohort.
+class Subgroup(NamedTuple):
+    """A subgroup and the rest of its cohort.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Group(NamedTuple):
     classes
         Classes that both sides are scored over; empty for other tasks than classification.
     members, rest
-        Images of the group, and all others.
+        Images of the subgroup, and all others.
     """
 
     name: str
@@ -61,29 +61,30 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """How far a group is behind the rest of its cohort.
+class Shortfall:
+    """How far a subgroup is behind the rest of its cohort.
 
     Parameters
     ----------
-    group
-        Name of the group.
+    subgroup
+        Name of the subgroup.
     classes
         Classes that both sides are scored over; empty for other tasks than classification.
     n_patients
-        Number of patients of the group.
+        Number of patients of the subgroup.
     value, low, high
-        Score of the rest less that of the group, or of errors the reverse, with the ends of its
+        Score of the rest less that of the subgroup, or of errors the reverse, with the ends of its
         95 % interval; NaN for fewer than two patients on a side.
     p
-        Two-sided p value of no gap; at most 0.05 where 0 lies outside the interval, NaN without.
+        Two-sided p value of no shortfall; at most 0.05 where 0 lies outside the interval, NaN
+        without an interval.
     p_corrected
-        The same by Holm, over the groups of the cohort.
+        The same by Holm, over the subgroups of the cohort.
     p_worst
-        Chance that the group is the furthest behind, as share of draws; NaN without an interval.
+        Chance that the subgroup is the furthest behind, as share of draws; NaN without an interval.
     """
 
-    group: str
+    subgroup: str
     classes: tuple[str, ...]
     n_patients: int
     value: float
@@ -95,12 +96,12 @@ class Gap:
 
 
 class _Error(NamedTuple):
-    """A gap with its standard error.
+    """A shortfall with its standard error.
 
     Parameters
     ----------
     value
-        The gap.
+        The shortfall.
     parts
         Part of each patient of the cohort in the standard error, then those of repeats.
     more
@@ -108,7 +109,7 @@ class _Error(NamedTuple):
     freedom
         Degrees of freedom; 0 where a side has fewer than two patients.
     most
-        Largest gap that there can be; infinite where the score has no bounds.
+        Largest shortfall that there can be; infinite where the score has no bounds.
     """
 
     value: float
@@ -119,11 +120,11 @@ class _Error(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error of the gap."""
+        """Standard error of the shortfall."""
         return math.sqrt((self.parts**2).sum() + self.more)
 
     def spread(self, alpha: float) -> Spread:
-        """Return the gap with the interval that leaves out `alpha`."""
+        """Return the shortfall with the interval that leaves out `alpha`."""
         if not self.freedom:
             return Spread(self.value, math.nan, math.nan)
         half = -float(stdtrit(self.freedom, alpha / 2)) * self.error
@@ -132,70 +133,70 @@ class _Error(NamedTuple):
 
     @property
     def p(self) -> float:
-        """P value of no gap."""
+        """P value of no shortfall."""
         if not self.error:
             return 1.0 if not self.value else 0.0
         return float(2 * stdtr(self.freedom, -abs(self.value) / self.error))
 
 
-def gaps(
-    groups: Sequence[Group],
+def shortfalls(
+    subgroups: Sequence[Subgroup],
     metric: str,
     n_patients: int,
     *,
     n_draws: int = 10_000,
     seed: int = 0,
-) -> tuple[tuple[Gap, ...], Spread | None]:
-    """Return the gap of each group, the furthest behind first, and the largest gap.
+) -> tuple[tuple[Shortfall, ...], Spread | None]:
+    """Return the shortfall of each subgroup, the furthest behind first, and the largest shortfall.
 
-    The largest of several gaps is too large, for noise has a part in which one it is. Its interval
-    allows for that (Bonferroni): it holds whichever group is picked.
+    The largest of several shortfalls is too large, for noise has a part in which one it is. Its
+    interval allows for that (Bonferroni): it holds whichever subgroup is picked.
 
     Parameters
     ----------
-    groups
-        Groups of the cohort on which the metric is defined.
+    subgroups
+        Subgroups of the cohort on which the metric is defined.
     metric
         One of `Subject.metrics`.
     n_patients
         Number of patients of the cohort.
     n_draws
-        Number of draws of which group is the furthest behind.
+        Number of draws of which subgroup is the furthest behind.
     seed
         Seed of the draws.
 
     Returns
     -------
-    Gaps, and the largest of those with an interval, with its wider one; None where none has one.
+    Shortfalls, and the largest of those with an interval, with a wider one; None without any.
     """
-    errors = {group.name: _gap(group, metric, n_patients) for group in groups}
+    errors = {subgroup.name: _shortfall(subgroup, metric, n_patients) for subgroup in subgroups}
     sized = {name: error for name, error in errors.items() if error.freedom}
-    # Each of two groups is the rest of the other: one hypothesis, not two.
-    n_hypotheses = 1 if len(groups) == 2 else len(sized)
+    # Each of two subgroups is the rest of the other: one hypothesis, not two.
+    n_hypotheses = 1 if len(subgroups) == 2 else len(sized)
     p = {name: error.p for name, error in sized.items()}
     corrected = [*p.values()] if n_hypotheses == 1 else holm([*p.values()])
     p_worst = _worst(sized, n_draws, seed)
     tests = dict(zip(p, zip(p.values(), corrected, p_worst, strict=True), strict=True))
     rows = []
-    for group in groups:
-        spread, test = errors[group.name].spread(_ALPHA), tests.get(group.name, [math.nan] * 3)
-        n_members = len(group.members.patients)
+    for subgroup in subgroups:
+        name, n_members = subgroup.name, len(subgroup.members.patients)
+        spread, test = errors[name].spread(_ALPHA), tests.get(name, [math.nan] * 3)
         ends = spread.value, spread.low, spread.high
-        rows.append(Gap(group.name, group.classes, n_members, *ends, *test))
+        rows.append(Shortfall(name, subgroup.classes, n_members, *ends, *test))
     # Those without an interval come last: nothing says that they are behind.
-    rows.sort(key=lambda gap: (gap.group not in sized, -gap.value))
-    largest = errors[rows[0].group].spread(_ALPHA / n_hypotheses) if sized else None
+    rows.sort(key=lambda shortfall: (shortfall.subgroup not in sized, -shortfall.value))
+    largest = errors[rows[0].subgroup].spread(_ALPHA / n_hypotheses) if sized else None
     return tuple(rows), largest
 
 
-def _gap(group: Group, metric: str, n_patients: int) -> _Error:
-    """Return the gap of a group, by what each patient of the cohort does to it."""
-    sides = group.members, group.rest
+def _shortfall(subgroup: Subgroup, metric: str, n_patients: int) -> _Error:
+    """Return the shortfall of a subgroup, by what each patient of the cohort does to it."""
+    sides = subgroup.members, subgroup.rest
     scores = [[subject.score(metric) for subject in side.repeats] for side in sides]
     moves = np.zeros((2, len(scores[0]), n_patients))
     for of_side, side, of_repeats in zip(moves, sides, scores, strict=True):
         of_side[:, side.patients] = [score.parts for score in of_repeats]
-    sign = group.rest.repeats[0].sign(metric)
+    sign = subgroup.rest.repeats[0].sign(metric)
     levels = np.array([[score.value for score in of_repeats] for of_repeats in scores])
     values, behind = sign * (levels[1] - levels[0]), sign * (moves[1] - moves[0])
     n_folds = max(side.repeats[0].n_folds for side in sides)
@@ -236,7 +237,7 @@ def _both_freedoms(variances: Sequence[float], freedoms: Sequence[float]) -> flo
 
 
 def _worst(errors: Mapping[str, _Error], n_draws: int, seed: int) -> Sequence[float]:
-    """Return the share of draws in which each group is the furthest behind, in their order."""
+    """Return the share of draws in which each subgroup is the furthest behind, in their order."""
     if not errors:
         return []
     values = np.array([error.value for error in errors.values()])

@@ -12,6 +12,7 @@ from embedcache.audit.finding import AuditFinding, Scene, verdict
 from embedcache.audit.identical import cheap_findings
 from embedcache.data.predictions import Answers
 from embedcache.runs.outcome import RunOutcomes
+from embedcache.verbs.repeats import RepeatedScore, repeated_scores
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -27,6 +28,11 @@ class AuditedRuns(RunOutcomes):
     """
 
     findings: tuple[AuditFinding, ...] = ()
+
+    @property
+    def scores(self) -> tuple[RepeatedScore, ...]:
+        """Scores that the runs are judged by, over the repeats of each encoder and method."""
+        return tuple(repeated_scores(self.runs))
 
     @property
     def leaks(self) -> bool:

@@ -27,15 +27,15 @@ from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
 from embedcache.verbs.catalog import renew_catalog
-from embedcache.verbs.compare_elsewhere import drop_of, gaps_of, undefined
+from embedcache.verbs.compare_elsewhere import drop_of, subgroups_of, undefined
 from embedcache.verbs.compare_report import (
     Calibration,
     CohortComparison,
     CompareOptions,
     CompareReport,
     Drop,
-    Gaps,
     Part,
+    Subgroups,
 )
 from embedcache.verbs.comparison_files import store_comparison
 from embedcache.verbs.session import Session
@@ -149,7 +149,7 @@ class _Comparing:
             cohorts=tuple(self._on_cohort(cohorts[name]) for name in defined),
             drops=tuple(chain.from_iterable(map(self._drops, defined))),
             parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
-            gaps=tuple(chain.from_iterable(map(self._gaps, by_column))),
+            subgroups=tuple(chain.from_iterable(map(self._subgroups, by_column))),
             calibration=tuple(self._calibrations()),
             estimates={
                 name: tuple(_stored_estimates(contender.estimates, self.options))
@@ -232,11 +232,11 @@ class _Comparing:
         """Return the value of each image in the column that scores are split by."""
         return np.array([self.values.get(image) or "(none)" for image in answers.image_id])
 
-    def _gaps(self, cohort: str) -> Iterator[Gaps]:
+    def _subgroups(self, cohort: str) -> Iterator[Subgroups]:
         for name, _, repeats in self._on(cohort):
             column = self._column(repeats[0])
             if len(np.unique(column)) > 1:
-                yield gaps_of(name, repeats, column, self.metric, self.options, self._subjects)
+                yield subgroups_of(name, repeats, column, self.metric, self.options, self._subjects)
 
     def _undefined_parts(self, cohort: str) -> Iterator[str]:
         """Say in which values of the column a score is not defined, and why."""

@@ -1,4 +1,4 @@
-"""What `compare` says of scores elsewhere: on external cohorts, and in groups within a cohort."""
+"""What `compare` says of scores elsewhere: on external cohorts, and in subgroups of a cohort."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from embedcache.runs.contenders import Contender
 from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.compare import drop
 from embedcache.scoring.shift import ClassShare, class_shares, prior_adjusted, take_apart
-from embedcache.scoring.subgroups import Group, Side, gaps
+from embedcache.scoring.subgroups import Side, Subgroup, shortfalls
 from embedcache.scoring.subject import Subject, check_metric
-from embedcache.verbs.compare_report import CompareOptions, Drop, Gaps
+from embedcache.verbs.compare_report import CompareOptions, Drop, Subgroups
 
 ToSubjects = Callable[[Sequence[Answers]], Sequence[Subject]]  # of answers by repeat
 # Class shares have no hold on them, or little: they stand beside a drop of F1.
@@ -79,14 +79,14 @@ def _units(subjects: Sequence[Subject]) -> list[ClassUnits]:
     return [subject for subject in subjects if isinstance(subject, ClassUnits)]
 
 
-def gaps_of(
+def subgroups_of(
     name: str,
     repeats: Sequence[Answers],
     value: NDArray[np.str_],
     metric: str,
     options: CompareOptions,
     to_subjects: ToSubjects,
-) -> Gaps:
+) -> Subgroups:
     """Return how far each value of a column is behind all other images of a cohort.
 
     Parameters
@@ -105,33 +105,33 @@ def gaps_of(
         Function that makes of answers what is scored.
     """
     patients = np.unique(repeats[0].patient_id)
-    groups: list[Group] = []
+    subgroups: list[Subgroup] = []
     reasons: dict[str, str] = {}
-    for group in np.unique(value):
-        is_member, classes = _sides(repeats[0], value == group)
+    for subgroup in np.unique(value):
+        is_member, classes = _sides(repeats[0], value == subgroup)
         sides = [[answers.take(rows) for answers in repeats] for rows in is_member]
         refusals = [undefined(side, metric, to_subjects) for side in sides]
         if any(refusals):
-            reasons[str(group)] = next(filter(None, refusals))
+            reasons[str(subgroup)] = next(filter(None, refusals))
             continue
         members, rest = (
             Side(to_subjects(side), np.searchsorted(patients, np.unique(side[0].patient_id)))
             for side in sides
         )
-        groups.append(Group(str(group), classes, members, rest))
-    rows, largest = gaps(
-        groups, metric, len(patients), n_draws=options.n_resamples, seed=options.seed
+        subgroups.append(Subgroup(str(subgroup), classes, members, rest))
+    rows, largest = shortfalls(
+        subgroups, metric, len(patients), n_draws=options.n_resamples, seed=options.seed
     )
-    worst = None if largest is None else rows[0].group
-    return Gaps(name, repeats[0].cohort[0], rows, worst, largest, reasons)
+    worst = None if largest is None else rows[0].subgroup
+    return Subgroups(name, repeats[0].cohort[0], rows, worst, largest, reasons)
 
 
 def _sides(
     answers: Answers, is_member: NDArray[np.bool_]
 ) -> tuple[list[NDArray[np.intp]], tuple[str, ...]]:
-    """Return the rows of a group, those of the rest, and the classes; of classes, of shared ones.
+    """Return the rows of a subgroup, those of the rest, and the classes that both have.
 
-    Images of a class that only one side has would be scored against nothing.
+    Images of a class that only one side has would be scored against nothing, and are left out.
     """
     parts = [np.flatnonzero(is_member), np.flatnonzero(~is_member)]
     if not isinstance(answers, Predictions):

@@ -19,7 +19,7 @@ from embedcache.scoring.compare import Comparison, Pair
 from embedcache.scoring.estimates import Estimate
 from embedcache.scoring.jackknife import Spread
 from embedcache.scoring.shift import ClassShare, Shift
-from embedcache.scoring.subgroups import Gap
+from embedcache.scoring.subgroups import Shortfall
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,26 +136,26 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Gaps:
+class Subgroups:
     """How far each value of a column is behind the rest of a cohort, for one run.
 
     Parameters
     ----------
     name, cohort
         Name of the run and of the cohort.
-    groups
+    shortfalls
         Values of the column, the furthest behind first; those of one patient last.
     worst
         Value that is the furthest behind; None where none has two patients.
     largest
-        The gap of that one, with an interval that allows for the choice; None likewise.
+        The shortfall of that one, with an interval that allows for the choice; None likewise.
     undefined
-        Values that have no gap, and why.
+        Values that have no shortfall, and why.
     """
 
     name: str
     cohort: str
-    groups: tuple[Gap, ...]
+    shortfalls: tuple[Shortfall, ...]
     worst: str | None
     largest: Spread | None
     undefined: Mapping[str, str]
@@ -230,7 +230,7 @@ class CompareReport(Tabular):
         What each run loses on external cohorts.
     parts
         Scores within each value of a column; empty unless `by` was asked for.
-    gaps
+    subgroups
         Each value of the column against the rest of a cohort; empty unless `by` is a column.
     calibration
         How far probabilities can be believed; empty for other tasks than classification.
@@ -250,7 +250,7 @@ class CompareReport(Tabular):
     cohorts: tuple[CohortComparison, ...]
     drops: tuple[Drop, ...]
     parts: tuple[Part, ...]
-    gaps: tuple[Gaps, ...]
+    subgroups: tuple[Subgroups, ...]
     calibration: tuple[Calibration, ...]
     estimates: dict[str, tuple[Estimate, ...]]
     notes: tuple[str, ...]

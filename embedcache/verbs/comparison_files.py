@@ -52,8 +52,8 @@ _SCHEMAS: Final = {
     "parts": columns(
         text=f"{_ID} cohort name part", number=_SPREAD, count="n_patients n_images"
     ),
-    "gaps": columns(
-        text=f"{_ID} cohort name part reason",
+    "subgroups": columns(
+        text=f"{_ID} cohort name subgroup reason",
         number=f"{_SPREAD} p p_corrected p_worst worst_low worst_high",
         count="n_patients",
         flag="is_worst",
@@ -109,7 +109,7 @@ def _document(report: CompareReport) -> Row:
             for share in drop.shares
         ),
         "parts": _finite(_parts(report)),
-        "gaps": _finite(_gaps(report)),
+        "subgroups": _finite(_subgroups(report)),
     }
 
 
@@ -155,17 +155,17 @@ def _parts(report: CompareReport) -> Iterator[Row]:
         yield row | score
 
 
-def _gaps(report: CompareReport) -> Iterator[Row]:
-    for gaps in report.gaps:
-        of_run = {"cohort": gaps.cohort, "name": gaps.name}
-        for gap in map(asdict, gaps.groups):
-            part = gap.pop("group")
-            row = {**of_run, "part": part, **gap, "is_worst": part == gaps.worst}
-            if gaps.largest is not None and row["is_worst"]:
-                row |= {"worst_low": gaps.largest.low, "worst_high": gaps.largest.high}
+def _subgroups(report: CompareReport) -> Iterator[Row]:
+    for run in report.subgroups:
+        of_run = {"cohort": run.cohort, "name": run.name}
+        for shortfall in run.shortfalls:
+            is_worst = shortfall.subgroup == run.worst
+            row = {**of_run, **asdict(shortfall), "is_worst": is_worst}
+            if run.largest is not None and is_worst:
+                row |= {"worst_low": run.largest.low, "worst_high": run.largest.high}
             yield row
-        for part, reason in gaps.undefined.items():
-            yield {**of_run, "part": part, "is_worst": False, "reason": reason}
+        for subgroup, reason in run.undefined.items():
+            yield {**of_run, "subgroup": subgroup, "is_worst": False, "reason": reason}
 
 
 def comparison_tables(file: Location) -> dict[str, pa.Table]:

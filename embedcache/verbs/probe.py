@@ -19,11 +19,7 @@ from embedcache.verbs.compare_report import CompareOptions, CompareReport
 from embedcache.verbs.comparison_files import store_comparison
 from embedcache.verbs.left_out import check_any_run, leaving_out
 from embedcache.verbs.probe_run import ProbeOptions, official, probe_rows
-from embedcache.verbs.repeats import (
-    check_folds_move,
-    repeated_scores,
-    repeated_studies,
-)
+from embedcache.verbs.repeats import check_folds_move, repeated_studies
 from embedcache.verbs.session import Session, Study
 
 OnRun = Callable[[RunOutcome], None]
@@ -54,7 +50,7 @@ class ProbeReport(AuditedRuns):
         """Return runs, scores, controls, comparison and audit as JSON can hold them."""
         return {
             "runs": [run.document() for run in self.runs],
-            "scores": list(repeated_scores(self.runs)),
+            "scores": self.scores,
             "controls": [run.document() for run in self.controls],
             "comparison": self.comparison,
             "not_beaten": self.not_beaten,

@@ -13,7 +13,8 @@ from embedcache.data.question import Question
 from embedcache.files.cores import at_most
 from embedcache.protocol.nested import fit_probe
 from embedcache.protocol.protocols import PROTOCOLS, grid_of
-from embedcache.protocol.tasks import CHOICE_TOL, FIT_TOL
+from embedcache.protocol.search import CHOICE_TOL
+from embedcache.protocol.tasks import FIT_TOL
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome

@@ -26,7 +26,7 @@ class RepeatedScore:
     ----------
     encoder, fingerprint, method
         Name and fingerprint of the encoder, and the method in a few words.
-    cohort, role, scoring, metric
+    cohort, role, scoring, metric, label
         What was scored, and how; see `Estimate`.
     value
         Mean of the repeats.
@@ -47,6 +47,7 @@ class RepeatedScore:
     role: Role
     scoring: Scoring
     metric: str
+    label: str
     value: float
     low: float
     high: float
@@ -89,7 +90,8 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
     for repeats in group_repeats(runs):
         record = repeats[0].record
         for headline in repeats[0].headlines:
-            estimates = [_same_score(run, headline) for run in repeats]
+            key = _key(headline)
+            estimates = [e for run in repeats for e in run.headlines if _key(e) == key]
             mean = _spread(repeats, headline)
             yield RepeatedScore(
                 encoder=record.encoder,
@@ -99,6 +101,7 @@ def repeated_scores(runs: Sequence[RunOutcome]) -> Iterator[RepeatedScore]:
                 role=headline.role,
                 scoring=headline.scoring,
                 metric=headline.metric,
+                label=headline.label,
                 value=mean.value,
                 low=mean.low,
                 high=mean.high,
@@ -120,5 +123,5 @@ def _spread(repeats: Sequence[RunOutcome], score: Estimate) -> Spread:
     return spread(subjects, score.metric)
 
 
-def _same_score(run: RunOutcome, score: Estimate) -> Estimate:
-    return next(e for e in run.headlines if (e.cohort, e.scoring) == (score.cohort, score.scoring))
+def _key(score: Estimate) -> tuple[str, str, str]:
+    return score.cohort, score.scoring, score.label

@@ -112,10 +112,8 @@ class RunVerbs:
             Names of encoders that the store holds; 'all' for every one.
         label, task, train_cohort, external, where, class_map, folds, folds_by, seed
             What is asked; see `Question`.
-        probe, protocol, rule, external_by, grid
-            How it is answered; see `ProbeMethod`.
-        repeats, controls, n_resamples, n_threads
-            What else is made of it; see `ProbeOptions`.
+        probe, protocol, rule, external_by, grid, repeats, controls, n_resamples, n_threads
+            How it is answered, and what else is made of it; see `ProbeMethod` and `ProbeOptions`.
         on_message, on_run
             Called with what a reader of the scores must know, and with each run as it is done.
         """
@@ -246,10 +244,9 @@ class RunVerbs:
         Parameters
         ----------
         models, weights, preprocess, encoder_file, offline, label, train_cohort, external, where,
-        class_map, folds, folds_by, seed
-            Encoders, as `extract` takes them, and what is asked; see `Question`.
-        regime, recipe, changes, device, n_devices, save, workers, n_resamples, repeats, callbacks
-            How it is answered; see `FinetuneOptions` and docs/finetune.md.
+        class_map, folds, folds_by, seed, regime, recipe, changes, device, n_devices, save, workers,
+        n_resamples, repeats, callbacks
+            Encoders (see `extract`), what is asked (`Question`), and how (`FinetuneOptions`).
         """
         from embedcache.finetune.recipe import read_recipe
         from embedcache.verbs import arguments as args

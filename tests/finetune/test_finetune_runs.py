@@ -151,8 +151,9 @@ def test_a_head_that_starts_at_the_probe_needs_cached_embeddings(tuned, tmp_path
     project = copied(tuned, tmp_path)
     with pytest.raises(MissingEmbeddingsError, match="run `embedcache extract --model tiny-cnn"):
         project.finetune("tiny-cnn", changes=QUICK, regime="lp-ft", **SETTINGS)
-    [outcome] = project.finetune("tiny-vit", changes=QUICK, regime="lp-ft", **SETTINGS)
+    [outcome] = project.finetune("tiny-vit", changes=QUICK, regime="lp-ft", seed=1, **SETTINGS)
     assert outcome.record.regime == "lp-ft"
+    assert project.probe("tiny-vit", seed=1, n_resamples=100)[0].was_cached  # the head's probe
 
 
 def test_pictures_are_decoded_once_for_all_trainings(tuned, tmp_path, monkeypatch):

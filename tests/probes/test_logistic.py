@@ -477,9 +477,9 @@ def test_long_grids_go_in_chunks_and_short_ones_together(n_values, monkeypatch):
     sizes = []
     real = logistic._descend
 
-    def descend(objective, set_of, C, V, tol):
+    def descend(objective, set_of, C, *rest):
         sizes.append(len(C))
-        return real(objective, set_of, C, V, tol)
+        return real(objective, set_of, C, *rest)
 
     monkeypatch.setattr(logistic, "_descend", descend)
     fit_sweep(X, y, 3, [(everything(y), strengths)])

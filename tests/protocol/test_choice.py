@@ -9,11 +9,12 @@ import pytest
 from made_cohorts import TASKS, embeddings, folds_of, of_task
 
 from embedcache.errors import RunError
+from embedcache.probes import selection
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
 from embedcache.probes.logistic import C_GRID
 from embedcache.probes.ridge import ALPHA_GRID, fit_ridge_regression
-from embedcache.protocol import choice
+from embedcache.protocol import choice, nested
 from embedcache.protocol.nested import fit_probe
 from embedcache.protocol.protocols import PROTOCOLS, check_method, grid_of
 from embedcache.protocol.tasks import TASKS as TASK_TYPES
@@ -180,7 +181,93 @@ def test_a_temperature_undoes_what_made_probabilities_too_sure():
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     y = np.array([chance.choice(3, p=row) for row in p])
     sure = p**3 / (p**3).sum(axis=1, keepdims=True)
-    assert fit_temperature(p, y) == pytest.approx(1, abs=0.07)
-    assert fit_temperature(sure, y) == pytest.approx(3, abs=0.2)
+    one = np.zeros(4000, np.int64)
+    assert fit_temperature(p, y, one) == pytest.approx(1, abs=0.07)
+    assert fit_temperature(sure, y, one) == pytest.approx(3, abs=0.2)
     nothing = np.array([[1.0, 0.0], [1.0, 0.0]])
-    assert fit_temperature(nothing, np.array([1, 1])) == 1.0
+    assert fit_temperature(nothing, np.array([1, 1]), one[:2]) == 1.0
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_images_that_are_all_right_leave_some_doubt(n):
+    y = np.arange(2 * n) % 2
+    probability = np.where(np.eye(2)[y] == 1, 0.9, 0.1)
+    T = fit_temperature(probability, y, np.zeros(2 * n, np.int64))
+    sureness = 9 ** (1 / T)  # Platt's target of two classes: (n + 1) / (n + 2)
+    assert sureness / (1 + sureness) == pytest.approx((n + 1) / (n + 2), abs=1e-3)
+
+
+def test_a_class_that_a_probe_was_not_trained_on_has_no_part_in_its_temperature():
+    chance = np.random.default_rng(0)
+    p = chance.dirichlet(np.full(3, 0.5), 600)
+    y = np.array([chance.choice(3, p=row) for row in p])
+    probe = np.repeat([0, 1], 300)
+    lacking = p.copy()
+    lacking[probe == 0, 2] = 0
+    lacking /= lacking.sum(axis=1, keepdims=True)
+    is_trained = (probe == 1) | (y < 2)
+    expected = fit_temperature(lacking[is_trained], y[is_trained], probe[is_trained])
+    assert fit_temperature(lacking, y, probe) == expected
+    assert fit_temperature(lacking, y, np.zeros(600, np.int64)) > 2 * expected
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_a_grid_stops_where_larger_values_cannot_win_and_chooses_what_the_whole_would(
+    monkeypatch, task
+):
+    train, folds, _ = of_task(task, spread=5.0, n_patients=90, dim=40)
+    method = ProbeMethod(grid=tuple(np.logspace(-3, 4, 15)))
+    stopped = fit_probe(train, folds, task=task, method=method).choices
+    monkeypatch.setattr(selection, "PAST", 99)
+    whole = fit_probe(train, folds, task=task, method=method).choices
+    assert whole["skipped_C"] == []
+    assert stopped["skipped_C"]
+    assert stopped["skipped_C"] == list(method.grid[-len(stopped["skipped_C"]) :])
+    assert stopped["C"] == whole["C"]
+    assert max(stopped["C"]) < min(stopped["skipped_C"])
+
+
+def test_other_probes_skip_nothing():
+    train, folds, _ = of_task("classification", spread=4.0)
+    assert (
+        fit_probe(train, folds, method=ProbeMethod(probe="lda")).choices["skipped_shrinkage"] == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "is_past"),
+    [
+        ([0.5, 0.8, 0.7, 0.7], [3.0, 1.0, 2.0, 3.0], True),
+        ([0.5, 0.8, 0.7, 0.7], [4.0, 3.0, 2.0, 1.0], False),  # the loss still falls
+        ([0.5, 0.8, 0.7, 0.7995], [3.0, 1.0, 2.0, 3.0], False),  # as good as the best
+        ([0.8, 0.7], [1.0, 2.0], False),  # too few
+        ([np.nan] * 4, [3.0, 1.0, 2.0, 3.0], False),
+    ],
+)
+def test_a_search_is_past_the_best_where_score_and_loss_both_got_worse_twice(
+    scores, losses, is_past
+):
+    assert selection.past_best(np.array(scores), np.array(losses)) is is_past
+
+
+@pytest.mark.parametrize(
+    ("scores", "close"),
+    [
+        ([0.5, 0.8, 0.6], []),
+        ([0.5, 0.8, 0.8], []),  # whichever is better, the first is within the tie
+        ([0.5, 0.8, 0.801], [1, 2]),  # at the edge of the tie
+        ([0.7985, 0.8, 0.7], [0, 1]),
+    ],
+)
+def test_a_choice_is_close_where_small_errors_of_the_scores_would_change_it(scores, close):
+    assert selection.close_values(np.array(scores), reach=0.0009).tolist() == close
+
+
+def test_temperatures_that_the_data_did_not_decide_are_noted():
+    train = embeddings(spread=0.01)
+    notes = fit_probe(train, folds_of(train)).choices["notes"]
+    assert any("temperatures rest on the smoothing of targets" in note for note in notes)
+    at_bound = [choice.Chosen(1.0, 0.5, T) for T in (1.0, 1000.0, 0.001)]
+    assert list(nested._temperature_notes(at_bound, 1.0, is_perfect=False)) == [
+        "2 of 4 temperatures are at a bound, 0.001 or 1000"
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,26 +12,38 @@ from made_cohorts import embeddings, folds_of
 
 from embedcache.data.folds import assign_folds
 from embedcache.errors import RunError
+from embedcache.probes import training_sets
 from embedcache.protocol import choice, estimators, tasks
 from embedcache.protocol.learning_curve import learning_curve
 from embedcache.protocol.nested import fit_probe
+from embedcache.protocol.protocols import grid_of
 from embedcache.runs.methods import ProbeMethod
 
 
 def watch(monkeypatch, train):
     """Record the patients of every training set that is fitted, and of every row predicted."""
     seen = []
-    real = tasks.logistic.fit_sweep
+    real, real_sweep = tasks.logistic.fit_sweep, tasks._sweep
     owner = {row.tobytes(): who for row, who in zip(train.X, train.patient_id, strict=True)}
 
-    def fit(X, y, n_classes, problems, **options):
-        paths = real(X, y, n_classes, problems, **options)
+    def watched(paths, X, problems):
         return [
             Watched(path, {owner[X[row].tobytes()] for row in rows}, owner, seen)
             for path, (rows, _) in zip(paths, problems, strict=True)
         ]
 
+    def fit(X, y, n_classes, problems, **options):
+        return watched(real(X, y, n_classes, problems, **options), X, problems)
+
+    def sweep(X, y, n_classes, sets, grid, **options):
+        made = real_sweep(X, y, n_classes, sets, grid, **options)
+        solve = made.solve
+        problems = [(rows, grid) for rows in sets]
+        made.solve = lambda places, tol: watched(solve(places, tol), X, problems)
+        return made
+
     monkeypatch.setattr(tasks.logistic, "fit_sweep", fit)
+    monkeypatch.setattr(tasks, "_sweep", sweep)
     return seen
 
 
@@ -76,22 +90,15 @@ def test_no_split_of_any_manifest_has_a_patient_on_both_sides(images, n_folds, s
         return  # too few patients or classes
     fold, who = table.of(patient), np.array(patient)
 
-    def predict(trained, rows):
-        assert not set(who[trained]) & set(who[rows])
-        return np.zeros((1, len(rows), 1))
-
-    trained_on = []
-
-    def fit(problems):
-        trained_on.extend(rows for rows, _ in problems)
-        return [rows for rows, _ in problems]
-
-    for outer, (rows, _) in zip(
-        np.unique(fold), choice.held_out(fit, predict, fold, [1.0]), strict=True
-    ):
-        assert sorted(rows) == np.flatnonzero(fold != outer).tolist()
-        assert not set(who[rows]) & set(who[fold == outer])
-    for rows in trained_on:
+    sets, asked = choice.inner_folds(fold)
+    for outer, parts in zip(np.unique(fold), asked, strict=True):
+        for number, rows in parts:
+            assert not set(who[sets[number]]) & set(who[rows])
+        predicted = np.concatenate([rows for _, rows in parts])
+        assert sorted(predicted) == np.flatnonzero(fold != outer).tolist()
+        for number, _ in parts:
+            assert not set(who[sets[number]]) & set(who[fold == outer])
+    for rows in sets:
         assert len(set(fold[rows])) == len(set(fold)) - 2
 
 
@@ -121,3 +128,33 @@ def test_the_watch_of_the_test_above_sees_a_leak(monkeypatch):
     method = ProbeMethod(protocol="dinov2", grid=(0.01, 1.0))
     fit_probe(train, folds_of(train), method=method)
     assert any(trained & predicted for trained, predicted in seen)
+
+
+def chosen_when_tested_images_change(monkeypatch, factor):
+    """What each fold chooses before, and after the embeddings of that very fold have changed."""
+    monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)  # as if it were large: in float32
+    train = embeddings(100, dim=24, seed=3, spread=4.0, classes="abcd")
+    fold = folds_of(train).of(train.patient_id)
+    method = ProbeMethod()
+
+    def choose(X):
+        task = tasks.TASKS["classification"](replace(train, X=X), method)
+        return [chosen.value for chosen in choice.choose_nested(task, fold, grid_of(method))]
+
+    changed = []
+    for outer in range(5):
+        X = train.X.copy()
+        X[fold == outer] *= np.float32(factor)
+        changed.append(choose(X)[outer])
+    return choose(train.X), changed
+
+
+def test_the_embeddings_of_tested_patients_do_not_turn_the_choice_of_their_fold(monkeypatch):
+    before, after = chosen_when_tested_images_change(monkeypatch, 100)
+    assert before == after
+
+
+def test_rough_fits_alone_would_let_them(monkeypatch):
+    monkeypatch.setattr(choice, "REFINEMENTS", ())
+    before, after = chosen_when_tested_images_change(monkeypatch, 100)
+    assert before != after

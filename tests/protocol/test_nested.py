@@ -89,7 +89,10 @@ def test_a_tie_goes_to_the_smoother_probe_and_an_edge_is_noted():
     folds = assign_folds(train.patient_id, train.label)
     result = fit_probe(train, folds, method=ProbeMethod(grid=(0.1, 1.0, 10.0)))
     assert result.choices["C"] == [0.1] * 5
-    assert result.choices["notes"] == ["C chosen at the edge of its grid in 5 folds"]
+    assert result.choices["notes"] == [
+        "C chosen at the edge of its grid in 5 folds",
+        "6 of 6 temperatures rest on the smoothing of targets: every held-out image was right",
+    ]
 
 
 def test_folds_that_disagree_by_far_on_their_strength_are_noted():
@@ -248,7 +251,7 @@ def test_what_is_recorded_of_the_choices_has_the_same_names_for_every_task(task)
     train, folds, away = of_task(task)
     choices = fit_probe(train, folds, [away], task=task).choices
     setting = "alpha" if task == "regression" else "C"
-    names = [setting, f"final_{setting}", "inner_score", "gap", "notes"]
+    names = [setting, f"final_{setting}", "inner_score", f"skipped_{setting}", "gap", "notes"]
     if task == "classification":
         names[3:3] = ["temperature", "external_temperature"]
     assert list(choices) == names

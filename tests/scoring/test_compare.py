@@ -156,6 +156,11 @@ def test_no_number_of_patients_decides_what_the_folds_turn():
     assert patients_needed(lead, 1.0) is not None
 
 
+def test_no_number_of_patients_decides_what_rounding_makes():
+    lead = Lead(np.array([1e-15]), np.full(20, 0.01), 20)
+    assert patients_needed(lead, None) is None
+
+
 def test_too_few_resamples_or_patients_for_any_verdict_are_noted():
     few = {name: [units(1.0, own=own)] for own, name in enumerate("wxyz", 1)}
     (note,) = compare(few, "accuracy", n_resamples=100).notes

@@ -1,4 +1,4 @@
-"""Groups of one cohort against the rest of it."""
+"""Subgroups of one cohort against the rest of it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sklearn.metrics import f1_score
 
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.grouping import holm
-from embedcache.scoring.subgroups import Group, Side, gaps
+from embedcache.scoring.subgroups import Side, Subgroup, shortfalls
 
 
 def split(answers, value):
-    """Groups by a value of each image, whatever classes they have."""
-    patients, groups = np.unique(answers.patient_id), []
+    """Subgroups by a value of each image, whatever classes they have."""
+    patients, subgroups = np.unique(answers.patient_id), []
     for name in np.unique(value):
         sides = []
         for rows in (value == name, value != name):
             part = answers.take(np.flatnonzero(rows))
             places = np.searchsorted(patients, np.unique(part.patient_id))
             sides.append(Side([subject_of(part)], places))
-        groups.append(Group(str(name), (), *sides))
-    return groups, len(patients)
+        subgroups.append(Subgroup(str(name), (), *sides))
+    return subgroups, len(patients)
 
 
 def by_patient(answers, n_groups):
@@ -34,9 +34,9 @@ def by_patient(answers, n_groups):
 def test_a_gap_is_the_rest_less_the_group_with_the_patients_that_both_share():
     answers = made_predictions(1.0, n_patients=8)
     value = np.arange(len(answers.label)) % 2  # every patient is in both
-    groups, n_patients = split(answers, value)
-    rows, _ = gaps(groups, "macro_f1", n_patients)
-    gap = next(row for row in rows if row.group == "0")
+    subgroups, n_patients = split(answers, value)
+    rows, _ = shortfalls(subgroups, "macro_f1", n_patients)
+    shortfall = next(row for row in rows if row.subgroup == "0")
 
     def of_rows(keep):
         levels = [
@@ -46,23 +46,23 @@ def test_a_gap_is_the_rest_less_the_group_with_the_patients_that_both_share():
         return levels[1] - levels[0]
 
     patient = np.array(answers.patient_id)
-    assert gap.value == pytest.approx(of_rows(patient != ""))
+    assert shortfall.value == pytest.approx(of_rows(patient != ""))
     left_out = np.array([of_rows(patient != name) for name in np.unique(patient)])
     error = math.sqrt(7 / 8 * ((left_out - left_out.mean()) ** 2).sum())
     # The interval is symmetric; its half width is Student's t, between 7 and 14 degrees, times it.
-    half = (gap.high - gap.low) / 2
-    assert gap.value == pytest.approx((gap.low + gap.high) / 2)
+    half = (shortfall.high - shortfall.low) / 2
+    assert shortfall.value == pytest.approx((shortfall.low + shortfall.high) / 2)
     assert 2.1 < half / error < 2.7
 
 
 def test_two_groups_are_one_hypothesis_and_more_are_corrected():
     answers = made_predictions(1.0, n_patients=24)
-    (first, second), largest = gaps(*_with(answers, 2))
+    (first, second), largest = shortfalls(*_with(answers, 2))
     assert first.value == pytest.approx(-second.value)
     assert (first.p, first.p_corrected) == (second.p, second.p)
     assert first.p_worst + second.p_worst == 1
     assert (largest.value, largest.low, largest.high) == (first.value, first.low, first.high)
-    rows, largest = gaps(*_with(answers, 4))
+    rows, largest = shortfalls(*_with(answers, 4))
     assert [row.p_corrected for row in rows] == holm([row.p for row in rows])
     assert largest.value == rows[0].value == max(row.value for row in rows)
     assert largest.high - largest.low > rows[0].high - rows[0].low
@@ -70,15 +70,15 @@ def test_two_groups_are_one_hypothesis_and_more_are_corrected():
 
 
 def _with(answers, n_groups):
-    groups, n_patients = split(answers, by_patient(answers, n_groups))
-    return groups, "macro_f1", n_patients
+    subgroups, n_patients = split(answers, by_patient(answers, n_groups))
+    return subgroups, "macro_f1", n_patients
 
 
 def test_p_and_interval_never_contradict_each_other_and_hold_where_groups_are_alike():
     inside, n_false = [], 0
     for seed in range(60):
         answers = made_predictions(1.5, n_patients=30, seed=seed)
-        rows, _ = gaps(*_with(answers, 3), n_draws=100)
+        rows, _ = shortfalls(*_with(answers, 3), n_draws=100)
         for row in rows:
             assert (row.p <= 0.05) == (not row.low <= 0 <= row.high)
         inside += [row.low <= 0 <= row.high for row in rows]
@@ -93,8 +93,8 @@ def test_a_group_that_is_worse_is_found_and_named():
     odds = np.where((value == 2)[:, None], 1 / 3, answers.probability)
     noise = np.random.default_rng(0).random(odds.shape) * 1e-3
     answers.probability[:] = odds + noise
-    rows, largest = gaps(*_with(answers, 4))
-    assert rows[0].group == "2"
+    rows, largest = shortfalls(*_with(answers, 4))
+    assert rows[0].subgroup == "2"
     assert rows[0].p_worst > 0.99
     assert rows[0].p_corrected < 0.01
     assert largest.low > 0.2
@@ -103,15 +103,15 @@ def test_a_group_that_is_worse_is_found_and_named():
 def test_a_group_of_one_patient_has_a_gap_without_an_interval_and_comes_last():
     answers = made_predictions(1.0, n_patients=20)
     value = np.minimum(by_patient(answers, 20), 3)
-    groups, n_patients = split(answers, value)
-    rows, _ = gaps(groups, "accuracy", n_patients)
+    subgroups, n_patients = split(answers, value)
+    rows, _ = shortfalls(subgroups, "accuracy", n_patients)
     assert [row.n_patients for row in rows] == [17, 1, 1, 1]
     assert not math.isnan(rows[-1].value)
     assert all(math.isnan(getattr(rows[-1], name)) for name in ("low", "p", "p_corrected"))
     assert rows[0].p == rows[0].p_corrected
     alone = made_predictions(1.0, n_patients=2)
-    groups, n_patients = split(alone, by_patient(alone, 2))
-    assert gaps(groups, "accuracy", n_patients)[1] is None
+    subgroups, n_patients = split(alone, by_patient(alone, 2))
+    assert shortfalls(subgroups, "accuracy", n_patients)[1] is None
 
 
 def test_a_group_that_is_all_wrong_is_not_taken_for_certain():
@@ -120,12 +120,12 @@ def test_a_group_that_is_all_wrong_is_not_taken_for_certain():
     wrong = np.eye(3)[(answers.codes() + 1) % 3]
     right = np.eye(3)[answers.codes()]
     answers.probability[:] = np.where((value == 0)[:, None], wrong, right)
-    rows, _ = gaps(*_with(answers, 2)[:1], "accuracy", 20)
+    rows, _ = shortfalls(*_with(answers, 2)[:1], "accuracy", 20)
     assert rows[0].value == 1
     assert rows[0].low < 0.9
     assert 0 < rows[0].p < 0.001
     answers.probability[:] = right
-    rows, _ = gaps(*_with(answers, 2)[:1], "accuracy", 20)
+    rows, _ = shortfalls(*_with(answers, 2)[:1], "accuracy", 20)
     assert rows[0].value == 0
     assert rows[0].low < 0 < rows[0].high
 
@@ -136,7 +136,7 @@ def test_of_errors_the_group_with_the_larger_one_is_behind():
     truth = chance.normal(size=60)
     value = np.arange(60) % 2
     answers = measurements(truth, truth + (1 + value) * chance.normal(size=60), patient)
-    groups, n_patients = split(answers, value)
-    rows, _ = gaps(groups, "mae", n_patients)
-    assert rows[0].group == "1"
+    subgroups, n_patients = split(answers, value)
+    rows, _ = shortfalls(subgroups, "mae", n_patients)
+    assert rows[0].subgroup == "1"
     assert rows[0].value > 0

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from edits import add_column
 from made_answers import made_predictions, measurements
 from made_runs import store_run
 from sklearn.metrics import f1_score
@@ -152,9 +153,9 @@ def test_runs_can_be_named(three, command):
 
 def test_scores_by_a_manifest_column_and_by_class(three, project, command):
     answer = command("compare", "--by", "class", "--resamples", "100")
-    part = answer.out.split("macro_f1 by class")[1]
-    assert "abroad  a " in part
-    assert "abroad  c " not in part
+    home, abroad = answer.out.split("macro_f1 by class")[1:]
+    assert [line[0] for line in home.splitlines()[3:12]] == [*"aaabbbccc"]
+    assert [line[0] for line in abroad.splitlines()[3:9]] == [*"aaabbb"]
     answer = command("compare", "--by", "planet")
     assert answer.code == 1
     assert "no column 'planet'" in answer.err
@@ -170,6 +171,74 @@ def test_a_drop_is_over_the_classes_that_occur_outside(three, command):
     ))  # fmt: skip
     (found,) = report["drops"]
     assert found["drop"]["value"] == pytest.approx(expected)
+    parts = found["shift"]
+    assert parts["mix"]["value"] + parts["rest"]["value"] == pytest.approx(expected)
+    assert set(found["by_metric"]) == {"macro_f1", "balanced_accuracy", "auroc"}
+    shares = {share.pop("label"): share for share in found["shares"]}
+    assert shares["c"]["outside"] == 0
+    assert sum(share["home"] for share in shares.values()) == pytest.approx(1)
+    assert sum(share["estimated"] for share in shares.values()) == pytest.approx(1)
+
+
+def test_a_drop_is_taken_apart_where_the_score_is_of_confusion_tables(three, command):
+    answer = command("compare", "-m", "bad", "--drops")
+    apart = answer.out.split("bad on abroad")[1]
+    names = [line.split("  ")[0] or line.strip() for line in apart.splitlines()[3:9]]
+    assert [line.strip()[:12] for line in apart.splitlines()[3:9]] == [
+        "macro_f1    ", "by the mix o", "the rest    ", "won back by ", "auroc       ",
+        "balanced_acc",
+    ]  # fmt: skip
+    assert len(names) == 6
+    assert "class shares of images" in answer.out
+    answer = command("compare", "-m", "bad")
+    assert "of it class mix" in answer.out
+    auroc = json.loads(command("compare", "-m", "bad", "--metric", "auroc", "--json").out)
+    (found,) = auroc["drops"]
+    assert found["shift"] is None
+    assert found["drop"] == found["by_metric"]["auroc"]
+
+
+def test_drops_are_columns_of_the_table(three, project):
+    rows = project.compare(models=["bad"]).table().to_pylist()
+    assert [row["drop"] is None for row in rows] == [True, False]
+    assert rows[1]["drop"] == pytest.approx(rows[1]["drop_mix"] + rows[1]["drop_rest"])
+    assert rows[1]["prior_adjusted"] is not None
+
+
+def test_subgroups_of_a_column_are_held_against_the_rest_and_the_worst_is_named(
+    project, tmp_path, command
+):
+    images = [row["image_id"] for row in project.images().to_pylist()]
+    site = {name: "abc"[number % 3] for number, name in enumerate(images)}
+    lone = next(name for name in images if "home" in name and "abdomen" in name)
+    add_column(
+        tmp_path,
+        "site",
+        lambda lines: ["x" if lone in line else site[line.split(",")[0]] for line in lines],
+    )
+    project.extract("pixels")
+    project.probe("pixels", folds=3)
+    answer = command("compare", "--by", "site", "--json")
+    assert answer.code == 0
+    report = json.loads(answer.out)
+    for cohort in report["subgroups"]:
+        groups = {one["subgroup"]: one for one in cohort["shortfalls"]}
+        assert cohort["worst"] == cohort["shortfalls"][0]["subgroup"]
+        assert cohort["largest"]["value"] == cohort["shortfalls"][0]["value"]
+        assert set("abc") <= set(groups)
+        if cohort["cohort"] == "home":
+            assert groups["x"]["classes"] == ["abdomen"]
+            assert groups["x"]["n_patients"] == 1
+            assert groups["x"]["low"] is None
+            assert cohort["shortfalls"][-1]["subgroup"] == "x"
+    answer = command("compare", "--by", "site")
+    assert "home: how far each site is behind all others" in answer.out
+    assert "home: the worst site; the interval allows for the choice" in answer.out
+    of_groups = answer.out.split("home: macro_f1 by site")[1]
+    assert max(map(len, of_groups.splitlines()[:-4])) <= 80
+    answer = command("compare", "--by", "site", "--metric", "auroc")
+    assert "site 'x' of 'home' left out: auroc needs two classes; there is only abd" in answer.err
+    assert command("compare", "--by", "cohort", "--json").out.count('"subgroups": []') == 1
 
 
 def test_levels_and_masks_are_options(three, command):

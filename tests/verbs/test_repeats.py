@@ -119,7 +119,7 @@ def test_json_has_every_run_and_the_scores_over_them(repeated, command, monkeypa
 
 def test_a_score_without_repeats_is_that_of_the_run(guesses):
     report = guesses.probe("pixels", **FEW)
-    [score], run = report.document()["scores"], report[0].score("macro_f1")
+    [score], run = report.scores, report[0].score("macro_f1")
     assert (score.value, score.low, score.high) == (run.value, run.low, run.high)
     assert score.least == score.most == run.value
     assert score.run_ids == (report[0].run_id,)
