@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -74,6 +75,7 @@ class ResultFiles(ArtefactKind):
         """The folder in which all of them lie."""
         return self._folder
 
+    @abstractmethod
     def read(self, item: Location) -> object:
         """Return the content of a file, held against its checksum.
 
@@ -84,7 +86,6 @@ class ResultFiles(ArtefactKind):
         StoreReadError
             It is whole, and of another shape.
         """
-        raise NotImplementedError
 
     def check(self, item: Location) -> Iterator[Damage]:
         """Compare a file with its checksum, and look whether it is a result."""
