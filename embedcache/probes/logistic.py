@@ -21,12 +21,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import AnyFloats, Floats
@@ -35,7 +36,12 @@ from embedcache.probes.lbfgs import minimise
 from embedcache.probes.objective import Objective
 from embedcache.probes.scaling import Scaler
 from embedcache.probes.seam import Problems
-from embedcache.probes.training_sets import ClassWeight, TrainingSets, training_sets
+from embedcache.probes.training_sets import (
+    ClassWeight,
+    TrainingSets,
+    is_small,
+    training_sets,
+)
 
 # C = 10^-5 ... 10^0.5; on z-scored features larger values no longer change the held-out score.
 C_GRID: Final = tuple(float(10.0**e) for e in np.arange(-5.0, 0.75, 0.5))
@@ -98,7 +104,7 @@ def fit_sweep(
     standardize: bool = True,
     n_threads: int | None = None,
 ) -> list[LogisticPath]:
-    """Fit one probe for each training set and each C.
+    """Return for each training set the path of its probes, one for each C.
 
     Parameters
     ----------
@@ -120,10 +126,6 @@ def fit_sweep(
         the features as they are: they are centred all the same, which moves the intercept only.
     n_threads
         Number of threads, on which no answer depends; None for one a processor that may be used.
-
-    Returns
-    -------
-    For each problem its probes, in the order of its C.
     """
     sweep = Sweep(
         X,
@@ -164,6 +166,7 @@ class Sweep:
         training = _training_rows(problems, weight)
         self._n_classes, self._n_threads = n_classes, n_threads or usable_cores()
         self._values = [np.asarray(C, np.float64) for _, C in problems]
+        self._is_small = is_small(*X.shape)
         self._vector_bytes = max(1, n_classes - 1) * (X.shape[1] + 1) * 4  # of float32
         self._solvers: list[tuple[list[int], list[int], _Solver | _Constant]] = []
         with self._threads() as pool:
@@ -178,14 +181,15 @@ class Sweep:
     def turns(self, most: int | None = None) -> list[NDArray[np.intp]]:
         """Return the places of the grid that are solved together, turn by turn.
 
-        A turn holds as many strengths as memory allows for one vector over its problems. Where
-        `most` does not say otherwise, a grid of up to `_TOGETHER` strengths may be one turn; a
-        longer one goes in turns of half of that at most, for each later turn starts near its
-        answers and needs few passes.
+        A turn holds as many strengths as memory allows for one vector over its problems, and
+        `most` at most, unless so few rows are solved in no time. Where `most` is None, a grid of up
+        to `_TOGETHER` strengths may be one turn; a longer one goes in turns of half of that at
+        most, for each later turn starts near its answers and needs few passes.
         """
         n_values, n_sets = max(map(len, self._values)), len(self._values)
         fit_in_memory = max(1, _STATE_BYTES // (self._vector_bytes * n_sets))
-        preferred = most or (n_values if n_values <= _TOGETHER else _TOGETHER // 2)
+        usual = n_values if n_values <= _TOGETHER else _TOGETHER // 2
+        preferred = usual if most is None or self._is_small else most
         n_turns = math.ceil(n_values / min(fit_in_memory, preferred))
         return np.array_split(np.arange(n_values), n_turns)
 
@@ -217,7 +221,7 @@ class Sweep:
 
     @contextmanager
     def _threads(self) -> Iterator[ThreadPoolExecutor]:
-        with ThreadPoolExecutor(self._n_threads) as pool, threadpool_limits(1, "blas"):
+        with ThreadPoolExecutor(self._n_threads) as pool, _blas().limit(limits=1, user_api="blas"):
             yield pool
 
 
@@ -259,6 +263,12 @@ def _joined(parts: Sequence[LogisticPath]) -> LogisticPath:
         for name in ("values", "coef", "intercept", "gap", "n_passes")
     )
     return LogisticPath(values, parts[0].scaler, coef, intercept, gap, n_passes)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    # To find the libraries takes longer than a small fit.
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from embedcache.probes.shared_rows import SharedRows
 from embedcache.probes.training_sets import TrainingSets
 
 _CHUNK_ROWS: Final = 2048
+_TURN_ROWS: Final = 64
 # The gap is relative to the objective f, and to f(prior) - f where that is less, so that a strongly
 # penalised probe, whose f hardly differs from the prior's, is solved as exactly as any. Where both
 # vanish it is relative to this share of f(prior).
@@ -85,8 +86,8 @@ class Objective:
 
         def evaluate(flat: AnyFloats, problem: NDArray[np.intp]) -> Point:
             V, set_of, a = flat.reshape(-1, *self.shape), sets[problem], alpha[problem]
-            sums = self._rows(self._outward(V, set_of), set_of, pool)
-            g = self._inward(sums.gradient, set_of)
+            sums = self._rows(self._outward(V, set_of, pool), set_of, pool)
+            g = self._inward(sums.gradient, set_of, pool)
             g[..., :-1] += a[:, None, None].astype(g.dtype) * V[..., :-1]
             logits = self._logits[set_of]
             bent = logits.transpose(0, 2, 1) @ sums.curvature @ logits  # (P', k - 1, k - 1)
@@ -112,31 +113,36 @@ class Objective:
 
         return evaluate
 
-    def _outward(self, V: AnyFloats, sets: NDArray[np.intp]) -> AnyFloats:
+    def _outward(self, V: AnyFloats, sets: NDArray[np.intp], pool: ThreadPoolExecutor) -> AnyFloats:
         """Return the weights of the columns of the shared rows."""
         logits, stretch = self._logits[sets].astype(V.dtype), self._stretch[sets].astype(V.dtype)
         weights: AnyFloats = logits @ V
         if self._turns:
-            weights = _turned(weights, self._turn[V.dtype].T)
+            weights = _turned(weights, self._turn[V.dtype].T, pool)
         weights[..., :-1] *= stretch[:, None]
         moved = weights[..., :-1] @ self._shift[sets, :, None].astype(V.dtype)
         weights[..., -1:] -= moved
         return weights
 
-    def _inward(self, gradient: AnyFloats, sets: NDArray[np.intp]) -> AnyFloats:
+    def _inward(
+        self, gradient: AnyFloats, sets: NDArray[np.intp], pool: ThreadPoolExecutor
+    ) -> AnyFloats:
         """Return the gradient by V, given that by the weights of the columns; overwrites it."""
         dtype = gradient.dtype
         logits, stretch = self._logits[sets].astype(dtype), self._stretch[sets].astype(dtype)
         gradient[..., :-1] -= gradient[..., -1:] * self._shift[sets, None].astype(dtype)
         gradient[..., :-1] *= stretch[:, None]
         if self._turns:
-            gradient = _turned(gradient, self._turn[dtype])
+            gradient = _turned(gradient, self._turn[dtype], pool)
         return np.asarray(logits.transpose(0, 2, 1) @ gradient)
 
 
-def _turned(V: AnyFloats, axes: AnyFloats) -> AnyFloats:
-    # One product for all problems, not one for each.
-    return np.asarray((V.reshape(-1, V.shape[-1]) @ axes).reshape(V.shape))
+def _turned(V: AnyFloats, axes: AnyFloats, pool: ThreadPoolExecutor) -> AnyFloats:
+    # Blocks of rows of all problems, of a fixed size: no sum depends on the number of threads.
+    flat = V.reshape(-1, V.shape[-1])
+    starts = range(0, len(flat), _TURN_ROWS)
+    parts = pool.map(lambda start: flat[start : start + _TURN_ROWS] @ axes, starts)
+    return np.concatenate(list(parts)).reshape(V.shape)
 
 
 def _squares(V: AnyFloats) -> Floats:

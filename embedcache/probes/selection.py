@@ -94,7 +94,7 @@ def _slack(best: int, fold_scores: Floats | None, rule: Rule) -> float:
     return TIE if rule == "tie" else _standard_error(fold_scores, best)
 
 
-def past_best(scores: Floats, losses: Floats) -> bool:
+def past_best(scores: Floats, losses: Floats, *, reach: float = 0.0) -> bool:
     """Return whether larger values than those of an ascending grid can be left out.
 
     That is where the last `PAST` values are worse than those before them by both measures: by the
@@ -106,10 +106,12 @@ def past_best(scores: Floats, losses: Floats) -> bool:
         Score of each value fitted so far, larger is better, shape (m,).
     losses
         Loss of each on the same rows, shape (m,).
+    reach
+        What a score has to be worse by beside `TIE`.
     """
     if len(scores) <= PAST:
         return False
-    falls = scores[-PAST:] < scores[:-PAST].max() - TIE
+    falls = scores[-PAST:] < scores[:-PAST].max() - TIE - reach
     rises = losses[-PAST:] > losses[:-PAST].min()
     return bool(falls.all() and rises.all())
 

@@ -100,7 +100,7 @@ def training_sets(
     by_class = member @ by_cell  # (sets, k)
     factor = np.stack([_factors(mass, classes, class_weight) for mass in by_class])
     total = (by_class * factor).sum(axis=1)
-    exact = len(rows) * X.shape[1] < _SMALL_CELLS or stretch.max() > _MOST_STRETCH
+    exact = is_small(len(rows), X.shape[1]) or stretch.max() > _MOST_STRETCH
     return TrainingSets(
         X=_standardised(X, rows, middle, np.float64 if exact else np.float32),
         y=code,
@@ -114,6 +114,11 @@ def training_sets(
         shift=shift,
         stretch=stretch,
     )
+
+
+def is_small(n_rows: int, n_features: int) -> bool:
+    """Return whether a matrix is worked on in float64 from the start, which takes little time."""
+    return n_rows * n_features < _SMALL_CELLS
 
 
 def _cells(

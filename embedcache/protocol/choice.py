@@ -18,6 +18,8 @@ from embedcache.protocol.search import REFINEMENTS, Search
 from embedcache.protocol.task import Task
 
 _TENTH: Final = 0.1
+# Images of the rarest class that may be right or wrong by chance, before a score counts as worse.
+_CHANCE: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,8 @@ class _Held:
     @property
     def is_open(self) -> bool:
         """Whether a larger value may still win."""
-        return not past_best(self._scores, self._losses)
+        reach = _CHANCE * self._task.grain(self._rows)
+        return not past_best(self._scores, self._losses, reach=reach)
 
     def take(self, paths: Sequence[Any]) -> None:
         """Score the next values, given a path of each training set."""

@@ -103,17 +103,13 @@ def fit_probe(
     numbers, fold = np.unique(number, return_inverse=True)
     check_folds(len(numbers), PROTOCOLS[method.protocol], PROBES[method.probe].setting)
     probes = _fit(train_task, fold, method)
-    in_domain, temperature, is_perfect = _in_domain(train_task, probes, number, fold)
+    in_domain, temperature, notes = _in_domain(train_task, probes, number, fold)
     outside = [
         _external(train_task, cohort, probes, numbers, temperature, method.external_by)
         for cohort in external
     ]
     choices = _choices(train_task, probes, temperature, method)
-    choices["notes"] = [
-        *fold_gaps(folds.n_folds, len(numbers)),
-        *choices["notes"],
-        *_temperature_notes(probes.chosen, temperature, is_perfect=is_perfect),
-    ]
+    choices["notes"] = [*fold_gaps(folds.n_folds, len(numbers)), *choices["notes"], *notes]
     answers, fold_answers = [pair[0] for pair in outside], [pair[1] for pair in outside]
     return ProbeResult((in_domain, *answers), tuple(fold_answers), choices)
 
@@ -178,10 +174,10 @@ def _out_of_fold(task: Task, paths: Sequence[Any], fold: NDArray[np.int64]) -> F
 
 def _in_domain(
     task: Task, probes: _Probes, number: NDArray[np.int64], fold: NDArray[np.int64]
-) -> tuple[Answers, float | None, bool]:
+) -> tuple[Answers, float | None, list[str]]:
     """Return out-of-fold answers, and the temperature for external cohorts that is fitted on them.
 
-    The last is whether these answers are all right. `number` is the fold of each image in the
+    The last are notes on temperatures. `number` is the fold of each image in the
     table, `fold` its place among the folds that occur.
     """
     predicted, rows = _out_of_fold(task, probes.paths, fold), np.arange(len(fold))
@@ -189,7 +185,8 @@ def _in_domain(
     answers = task.answers(task.train, predicted, role="in-domain", fold=number)
     outside = None if temperature is None else task.temperature(rows, predicted, fold)
     is_perfect = bool(task.score(rows, predicted[None])[0] == 1)
-    return _with_temperature(answers, temperature), outside, is_perfect
+    notes = list(_temperature_notes(probes.chosen, outside, is_perfect=is_perfect))
+    return _with_temperature(answers, temperature), outside, notes
 
 
 def _temperatures(chosen: Sequence[Chosen], fold: NDArray[np.int64]) -> Floats | None:

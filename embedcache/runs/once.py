@@ -15,7 +15,7 @@ from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import RunRequest
 from embedcache.scoring.estimates import Estimate
-from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.evaluate import evaluate, notes_on_classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,12 @@ def _make(
     record = RunRecord(
         request=request,
         results=computed.results,
-        notes=(*notes, *computed.notes, *([skipped] if n_skipped else [])),
+        notes=(
+            *notes,
+            *computed.notes,
+            *notes_on_classes(computed.answers),
+            *([skipped] if n_skipped else []),
+        ),
         n_skipped=n_skipped,
         created=utc_now(),
         seconds=round(time.perf_counter() - start, 3),

@@ -249,7 +249,9 @@ def _pairs(
                 p_equal=equal[place],
                 error_patients=of_patients,
                 error_repeats=of_repeats,
-                patients_needed=patients_needed(lead, margin) if verdict == "undecided" else None,
+                patients_needed=(
+                    patients_needed(lead, margin, len(leads)) if verdict == "undecided" else None
+                ),
                 values=tuple(lead.values.tolist()),
             )
         )

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from embedcache.data.predictions import Answers
+from embedcache.data.predictions import Answers, Predictions
 from embedcache.scoring.answers import scored_views, subject_of
 from embedcache.scoring.calibration import calibration_gaps, losses
 from embedcache.scoring.choices import Level
@@ -132,3 +132,37 @@ def _estimate(
         n_patients=len(set(cohort.patient_id)),
         n_images=len(cohort.image_id),
     )
+
+
+def notes_on_classes(answers: Sequence[Answers]) -> Iterator[str]:
+    """Say which classes a cohort has from so few patients that other patients might lack them."""
+    for cohort in answers:
+        if not isinstance(cohort, Predictions):
+            continue
+        for label, share in classes_often_missing(cohort.label, cohort.patient_id).items():
+            yield (
+                f"'{cohort.cohort[0]}': {share:.0%} of samples of as many patients would lack "
+                f"class '{label}', and have scores over other classes"
+            )
+
+
+def classes_often_missing(
+    labels: Sequence[str], patients: Sequence[str], share: float = 0.01
+) -> dict[str, float]:
+    """Return the classes that many samples of patients would lack, each with the share that does.
+
+    Of n patients, m with images of the class, that share is (1 - m / n)^n: 5 % for three patients.
+
+    Parameters
+    ----------
+    labels, patients
+        Class and patient of each of the n images.
+    share
+        Largest share of samples without a class that goes without saying, from 0 to 1.
+    """
+    holders: dict[str, set[str]] = {}
+    for label, patient in zip(labels, patients, strict=True):
+        holders.setdefault(label, set()).add(patient)
+    n_patients = len(set(patients))
+    missing = {c: (1 - len(holders[c]) / n_patients) ** n_patients for c in sorted(holders)}
+    return {name: missed for name, missed in missing.items() if missed > share}

@@ -141,17 +141,25 @@ def equivalence_p(lead: Lead, drawn: Floats, margin: float) -> float:
     return one_sided if room > 0 else 1 - one_sided
 
 
-def patients_needed(lead: Lead, margin: float | None) -> int | None:
+def patients_needed(lead: Lead, margin: float | None, n_pairs: int = 1) -> int | None:
     """Return the least number of patients that would decide a pair with a chance of 0.8.
 
-    The error by patients falls with the square root of their number, that by repeats stays. A pair
-    is decided as better if the lead stays what it is, or as equal if that is within the margin.
+    A pair is decided as better if its lead stays what it is, or as equal if that is within the
+    margin. All of the variance falls with the number of patients. None where no number would do.
+
+    Parameters
+    ----------
+    lead
+        Lead of one model.
+    margin
+        Difference within which two models count as equal; None where none was given.
+    n_pairs
+        Number of pairs that p is corrected for.
     """
-    of_patients, of_repeats = lead.errors()
-    lengths = [abs(lead.value) / (ndtri(1 - ALPHA / 2) + ndtri(POWER))]
+    alpha, value = ALPHA / n_pairs, abs(lead.value)
+    lengths = [value / (ndtri(1 - alpha / 2) + ndtri(POWER))]
     if margin is not None:
-        lengths.append((margin - abs(lead.value)) / (ndtri(1 - ALPHA) + ndtri(POWER)))
-    rooms = [length**2 - of_repeats**2 for length in lengths if length > 0]
-    needed = [lead.n_patients * of_patients**2 / room for room in rooms if room > 0]
-    least = min(needed, default=math.inf)
-    return math.ceil(least) if least < _MOST_PATIENTS else None
+        lengths.append((margin - value) / (ndtri(1 - alpha) + ndtri(POWER)))
+    room = max(lengths) ** 2
+    needed = lead.n_patients * sum(error**2 for error in lead.errors())
+    return math.ceil(needed / room) if needed < _MOST_PATIENTS * room else None

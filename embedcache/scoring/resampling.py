@@ -9,7 +9,6 @@ once, so that ten thousand of them cost a matrix product.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Final
 
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from embedcache.files.arrays import Floats
+from embedcache.scoring.jackknife import COVERAGE
 
-COVERAGE: Final = 0.95
 _BLOCK_ROWS: Final = 1000  # resamples that are drawn at a time
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
@@ -39,28 +38,6 @@ def resample_weights(n_patients: int, n_resamples: int, seed: int) -> NDArray[np
         cells = drawn + n_patients * np.arange(len(block))[:, None]
         block[:] = np.bincount(cells.ravel(), minlength=block.size).reshape(block.shape)
     return weights
-
-
-def classes_often_missing(
-    labels: Sequence[str], patients: Sequence[str], share: float = 0.01
-) -> dict[str, float]:
-    """Return the classes that many resamples of patients lack, each with the share that does.
-
-    Of n patients, m with images of the class, that share is (1 - m / n)^n: 5 % for three patients.
-
-    Parameters
-    ----------
-    labels, patients
-        Class and patient of each of the n images.
-    share
-        Largest share of resamples without a class that goes without saying, from 0 to 1.
-    """
-    holders: dict[str, set[str]] = {}
-    for label, patient in zip(labels, patients, strict=True):
-        holders.setdefault(label, set()).add(patient)
-    n_patients = len(set(patients))
-    missing = {c: (1 - len(holders[c]) / n_patients) ** n_patients for c in sorted(holders)}
-    return {name: missed for name, missed in missing.items() if missed > share}
 
 
 def weighted_sums(weights: Weights, sums: Floats) -> Floats:
@@ -105,19 +82,6 @@ def sums_by_patient(
     return np.asarray(sums.reshape(n_patients, n_groups))
 
 
-def interval(draws: Floats, n_patients: int) -> tuple[float, float]:
-    """Return the expanded percentile interval of draws, shape (resamples,); NaN are left out.
-
-    The plain percentile interval is a z interval with the variance divided by n instead of n - 1,
-    and so too narrow for few patients; this one takes the quantiles further out (Hesterberg 2015).
-    `benchmarks/bench_coverage.py` measures both. NaN for fewer than two patients.
-    """
-    if n_patients < 2 or np.isnan(draws).all():
-        return math.nan, math.nan
-    low, high = np.nanquantile(draws, [_tail(n_patients), 1 - _tail(n_patients)])
-    return float(low), float(high)
-
-
 def ece_interval(gaps: Floats, drawn: Floats, n_patients: int) -> tuple[float, float]:
     """Return an interval of the ECE, which resampling alone would put too high.
 
@@ -143,7 +107,11 @@ def ece_interval(gaps: Floats, drawn: Floats, n_patients: int) -> tuple[float, f
 
 
 def _tail(n_patients: int) -> float:
-    """Return how much an expanded percentile interval leaves out at each end."""
+    """Return how much an interval of resamples leaves out at each end (Hesterberg 2015).
+
+    Percentiles are too narrow for few patients: they use normal quantiles where Student's belong,
+    and a variance over n where n - 1 belongs.
+    """
     t = stdtrit(n_patients - 1, (1 - COVERAGE) / 2)
     return NormalDist().cdf(math.sqrt(n_patients / (n_patients - 1)) * t)
 

@@ -171,13 +171,10 @@ def _whole(score: _Score, home: Floats, outside: Floats) -> float:
 def _parts(score: _Score, home: Floats, outside: Floats) -> tuple[Floats, Floats]:
     """Return the part of each patient of both cohorts in the standard error."""
     all_home, all_outside = home.sum(axis=0)[None], outside.sum(axis=0)[None]
-    without_home = score(all_home - home, all_outside)
-    without_outside = score(all_home, all_outside - outside)
-    # A score that one of the cohorts has no part in has a single row there.
-    return (
-        deviations(np.broadcast_to(without_home, len(home))),
-        deviations(np.broadcast_to(without_outside, len(outside))),
-    )
+    # Without a single patient nobody is left, and there is no score.
+    without_home = score(all_home - home, all_outside) if len(home) > 1 else np.zeros(1)
+    without_outside = score(all_home, all_outside - outside) if len(outside) > 1 else np.zeros(1)
+    return deviations(without_home), deviations(without_outside)
 
 
 def prior_adjusted(
@@ -209,12 +206,11 @@ def prior_adjusted(
         home = np.where(np.isin(predictions.classes, predictions.own_classes), home, 0.0)
         home = home / home.sum()
     # An answer that is certain of a class that was not trained cannot be adjusted.
-    likelihood = ratio(probability, np.broadcast_to(home, probability.shape), home > 0)
-    likelihood = np.nan_to_num(likelihood)
-    told = likelihood[likelihood.any(axis=1)]
+    likelihood = ratio(probability, np.broadcast_to(home, probability.shape), home >= 0)
+    rows = likelihood[likelihood.any(axis=1)]
     shares = home
-    for _ in range(_MOST_STEPS if len(told) else 0):
-        before, shares = shares, shares * (told.T @ (1 / (told @ shares))) / len(told)
+    for _ in range(_MOST_STEPS if len(rows) else 0):
+        before, shares = shares, shares * (rows.T @ (1 / (rows @ shares))) / len(rows)
         if np.abs(shares - before).max() < _TOLERANCE:
             break
     odds = likelihood * shares

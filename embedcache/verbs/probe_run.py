@@ -93,7 +93,6 @@ def probe_rows(
     """
     train, *external = rows
     question = replace(study.question, external=study.cohorts.question.external if external else ())
-    scheme = PROTOCOLS[method.protocol]
     request = RunRequest(
         kind=kind,
         encoder=train.encoder,
@@ -101,12 +100,7 @@ def probe_rows(
         question=question,
         method=method,
         data=run_data(study, rows),
-        constants={
-            "protocol": scheme.name,
-            "scores": SCORES,
-            "values": list(grid_of(method)),
-            "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
-        },
+        constants=_constants(method),
         n_resamples=options.n_resamples,
         versions=versions_of(DECISIVE),
     )
@@ -121,6 +115,15 @@ def probe_rows(
 
     n_skipped = sum(part.n_failed for part in rows)
     return once(session.runs, request, compute, n_skipped=n_skipped, notes=study.notes)
+
+
+def _constants(method: ProbeMethod) -> dict[str, Any]:
+    return {
+        "protocol": PROTOCOLS[method.protocol].name,
+        "scores": SCORES,
+        "values": list(grid_of(method)),
+        "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
+    }
 
 
 def run_data(study: Study, rows: Sequence[LabelledEmbeddings]) -> RunData:

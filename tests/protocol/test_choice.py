@@ -9,7 +9,7 @@ import pytest
 from made_cohorts import TASKS, embeddings, folds_of, of_task
 
 from embedcache.errors import RunError
-from embedcache.probes import selection
+from embedcache.probes import selection, training_sets
 from embedcache.probes.calibration import fit_temperature
 from embedcache.probes.families import PROBES
 from embedcache.probes.logistic import C_GRID
@@ -215,6 +215,8 @@ def test_a_class_that_a_probe_was_not_trained_on_has_no_part_in_its_temperature(
 def test_a_grid_stops_where_larger_values_cannot_win_and_chooses_what_the_whole_would(
     monkeypatch, task
 ):
+    monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)  # as if it were large
+    monkeypatch.setattr(choice, "_CHANCE", 0)  # so that few images are enough
     train, folds, _ = of_task(task, spread=5.0, n_patients=90, dim=40)
     method = ProbeMethod(grid=tuple(np.logspace(-3, 4, 15)))
     stopped = fit_probe(train, folds, task=task, method=method).choices
@@ -225,6 +227,17 @@ def test_a_grid_stops_where_larger_values_cannot_win_and_chooses_what_the_whole_
     assert stopped["skipped_C"] == list(method.grid[-len(stopped["skipped_C"]) :])
     assert stopped["C"] == whole["C"]
     assert max(stopped["C"]) < min(stopped["skipped_C"])
+
+
+def test_a_fall_that_a_few_images_can_make_by_chance_stops_nothing(monkeypatch):
+    train, folds, _ = of_task("classification", spread=5.0, n_patients=90, dim=40)
+    method = ProbeMethod(grid=tuple(np.logspace(-3, 4, 15)))
+    monkeypatch.setattr(training_sets, "_SMALL_CELLS", 0)
+    skipped = []
+    for n_images in (0, 5, 1000):
+        monkeypatch.setattr(choice, "_CHANCE", n_images)
+        skipped.append(len(fit_probe(train, folds, method=method).choices["skipped_C"]))
+    assert skipped[0] >= skipped[1] >= skipped[2] == 0 < skipped[0]
 
 
 def test_other_probes_skip_nothing():

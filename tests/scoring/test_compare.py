@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,10 +152,13 @@ def test_as_many_patients_as_are_needed_decide_as_often_as_promised():
     assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.8, abs=0.08)
 
 
-def test_no_number_of_patients_decides_what_the_folds_turn():
-    lead = Lead(np.array([0.1, -0.08]), np.array([0.01, -0.01, 0.09, -0.09]), 2)
-    assert patients_needed(lead, None) is None
-    assert patients_needed(lead, 1.0) is not None
+def test_no_number_of_patients_decides_a_tie_but_a_margin_may():
+    tie = Lead(np.zeros(1), np.array([0.1, -0.1]), 2)
+    assert patients_needed(tie, None) is None
+    assert patients_needed(tie, 0.1) == math.ceil(2 * 0.02 * ((1.6449 + 0.8416) / 0.1) ** 2)
+    ahead = replace(tie, values=np.full(1, 0.1))
+    assert patients_needed(ahead, 0.1) == patients_needed(ahead, None)
+    assert patients_needed(ahead, None, n_pairs=10) > patients_needed(ahead, None)
 
 
 def test_no_number_of_patients_decides_what_rounding_makes():

@@ -18,9 +18,9 @@ from written_out import interval
 from embedcache.data.predictions import Predictions
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import N_BINS
-from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.evaluate import classes_often_missing, evaluate
 from embedcache.scoring.jackknife import SHARE, degrees_of_freedom, spread_of
-from embedcache.scoring.resampling import classes_often_missing, ece_interval, resample_weights
+from embedcache.scoring.resampling import ece_interval, resample_weights
 
 
 def predictions(n_patients=25, classes="abcd", labels="abcd", seed=0, sharp=2.0, per_patient=None):

@@ -178,7 +178,9 @@ def test_repeats_that_answer_alike_are_one_and_unlike_ones_widen_the_interval():
 
 
 def test_one_patient_outside_has_no_interval():
-    parts = apart(answers(HOME, cohort="home"), answers(HOME, n_patients=1, seed=3))
-    for part in (parts.mix, parts.rest, parts.prior):
-        assert not np.isnan(part.value)
-        assert np.isnan([part.low, part.high]).all()
+    home, away = answers(HOME, cohort="home"), answers(HOME, n_patients=1, seed=3)
+    for metric in ("macro_f1", "accuracy"):
+        parts = apart(home, away, metric)
+        for part in (parts.mix, parts.rest, parts.prior):
+            assert not np.isnan(part.value)
+            assert np.isnan([part.low, part.high]).all()
