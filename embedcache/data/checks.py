@@ -15,9 +15,14 @@ def check_choice(word: str, value: str, choices: Any) -> None:
 
 
 def check_at_least(word: str, value: int | None, least: int) -> None:
-    """Raise `RunError` unless a whole number is at least so large; None is no number."""
+    """Raise `RunError` unless a whole number is at least so large; None is no number.
+
+    One that no table can hold is refused too.
+    """
     if value is not None and (isinstance(value, bool) or value < least):
         raise RunError(f"{word} is {value}; expected a whole number from {least}")
+    if value is not None and value >= 2**63:
+        raise RunError(f"{word} is {value}; expected a whole number below 2**63")
 
 
 def check_above_0(word: str, value: float | None) -> None:

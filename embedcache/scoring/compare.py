@@ -36,6 +36,7 @@ from embedcache.scoring.subject import Subject, check_metric
 
 FEW_REPEATS: Final = 5  # fewer do not tell their own variance
 
+STATISTICS: Final = "compare-1"  # version of what is said of models, in a stored comparison
 Verdict = Literal["better", "equal", "undecided"]
 
 
@@ -291,8 +292,8 @@ def _notes(leads: Sequence[Lead], n_draws: int) -> Iterator[str]:
     n_undefined = sum(not lead.is_defined for lead in leads)
     if n_undefined:
         yield (
-            f"{n_undefined} pairs have no p: of fewer than two patients, or not defined without one "
-            "of them"
+            f"{n_undefined} pairs have no p: fewer than two patients show the class, or the score "
+            "is not defined without one"
         )
     if 1 < n_repeats < FEW_REPEATS:
         yield (

@@ -23,6 +23,7 @@ from embedcache.scoring.repeats import error_of_repeats
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8  # chance to decide a pair that planning asks for
+_MOST_PATIENTS: Final = 10**9  # a lead that needs more is of rounding
 _BLOCK_CELLS: Final = 1 << 22  # signs that are held at a time
 _ROUNDING: Final = 1e-9  # share of a statistic; it must not undo a tie
 _EQUAL: Final = 1e-12  # share of the sum of squares
@@ -58,8 +59,8 @@ class Lead:
     @property
     def is_defined(self) -> bool:
         """Whether the scores are of two patients or more, and defined without each of them."""
-        n_holders = len(self.parts) if self.n_holders is None else self.n_holders
-        return n_holders > 1 and bool(np.isfinite(self.parts).all())
+        has_class = self.n_holders is None or self.n_holders > min(1, len(self.parts) - 1)
+        return has_class and bool(np.isfinite(self.parts).all())
 
     def errors(self) -> tuple[float, float]:
         """Return the standard errors by the patients tested, and by what repeats draw anew."""
@@ -72,7 +73,7 @@ def draw_statistics(leads: Sequence[Lead], n_draws: int, seed: int) -> Floats:
     Where it does not matter which model said what of a patient, each patient's share of the lead, a
     pseudo-value of the jackknife (Tukey 1958), has a random sign. What repeats draw anew is normal,
     with a variance that is known as well as that many repeats know it. Of a score of one class, few
-    patients know the variance, and the others' signs add nothing: that of m patients is chi-squared.
+    patients know the variance, and the signs of others add nothing: it is chi-squared of those few.
 
     Parameters
     ----------
@@ -210,9 +211,11 @@ def patients_needed(lead: Lead, margin: float | None, n_pairs: int = 1) -> int |
     if margin is not None and margin > value:
         errors.append(_error_to_be_equal(value, margin, ndtri(1 - alpha)))
     present, largest = math.hypot(*lead.errors()), max(errors)
-    if not present > 0 or not largest:  # none, or not a number
+    needed = n_patients * present**2
+    # No error or not a number, or a lead that is rounding.
+    if not present > 0 or not needed < _MOST_PATIENTS * largest**2:
         return None
-    return max(n_patients + 1, math.ceil(n_patients * (present / largest) ** 2))
+    return max(n_patients + 1, math.ceil(needed / largest**2))
 
 
 def _error_to_be_equal(value: float, margin: float, quantile: float) -> float:

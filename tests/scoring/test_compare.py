@@ -242,6 +242,11 @@ def test_seeds_on_the_same_folds_are_no_folds_drawn_anew():
     assert redrawn_folds(folds[:1]) == 3
 
 
+def test_no_number_of_patients_decides_what_rounding_makes():
+    lead = Lead(np.array([1e-15]), np.full(20, 0.01), 20)
+    assert patients_needed(lead, None) is None
+
+
 def test_too_few_resamples_or_patients_for_any_verdict_are_noted():
     few = {name: [units(1.0, own=own)] for own, name in enumerate("wxyz", 1)}
     (note,) = compare(few, "accuracy", n_resamples=100).notes
