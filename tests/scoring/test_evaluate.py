@@ -16,8 +16,10 @@ from sklearn.metrics import (
 from written_out import interval
 
 from embedcache.data.predictions import Predictions
+from embedcache.errors import RunError
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import N_BINS
+from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.evaluate import classes_often_missing, evaluate
 from embedcache.scoring.jackknife import SHARE, UNBOUNDED, deviations, error_of, spread_with
 from embedcache.scoring.resampling import ece_interval, resample_weights
@@ -187,6 +189,39 @@ def test_the_interval_of_a_class_counts_the_patients_of_the_class():
     alone = replace(alone, label=("d", *alone.label[1:]))
     estimate = scores(alone)["all", "recall", "d"]
     assert np.isnan([estimate.low, estimate.high]).all()  # of one patient
+
+
+@pytest.mark.parametrize("rare", "ab")
+def test_the_auroc_of_two_classes_is_one_number_with_one_interval(rare):
+    one = predictions(n_patients=30, classes="ab", labels="ab", per_patient=3, sharp=1.0)
+    is_rare = np.isin(one.patient_id, ["P3", "P5", "P8"])
+    often = "b" if rare == "a" else "a"
+    one = replace(one, label=tuple(np.where(is_rare, rare, often).tolist()))
+    got, units = scores(one), subject_of(one)
+    ends = {(e.low, e.high) for e in (got["all", "auroc", label] for label in ("", "a", "b"))}
+    assert len({(round(low, 9), round(high, 9)) for low, high in ends}) == 1
+    assert {units.score(m).n_holders for m in ("auroc", "auroc:a", "auroc:b")} == {3}
+    value, *others = left_out(one, auroc)
+    assert ends.pop() == pytest.approx(interval(value, others, 3))
+
+
+def test_an_auroc_of_one_class_ranks_no_other(monkeypatch):
+    units, ranked = subject_of(predictions()), []
+    ranking = ClassUnits.ranking
+    monkeypatch.setattr(
+        ClassUnits, "ranking", lambda u, number: (ranked.append(number), ranking(u, number))[1]
+    )
+    alone = units.score("auroc:c")
+    assert ranked == [2]
+    assert alone.spread == next(s for s in units.scores() if s[:2] == alone[:2]).spread
+
+
+def test_probabilities_that_are_not_finite_are_refused_with_cohort_and_number():
+    one = predictions()
+    probability = one.probability.copy()
+    probability[[2, 5], 1] = np.nan
+    with pytest.raises(RunError, match=f"'away': 2 of {len(one.label)} images have a probability"):
+        replace(one, probability=probability)
 
 
 def test_where_no_patient_moves_a_score_the_interval_is_that_of_as_many_images():
