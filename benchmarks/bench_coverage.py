@@ -212,7 +212,7 @@ def pairs(n_rounds):
                 p, against, equal = np.mean([row[1:4] for row in rows], axis=0)
                 needed = np.median([row[4] for row in rows if row[4] is not None] or [np.nan])
                 print(
-                    f"{title}, true difference {truth:6.3f}, {n_patients:4} patients"[:60].ljust(60)
+                    f"{title}, {abs(truth):.3f} apart, {n_patients:4} patients".ljust(60)
                     + f"{len(rows):7}{p:9.3f}{theory:8.3f}{against:9.3f}{equal:7.3f}{needed:8.0f}"
                 )
 
