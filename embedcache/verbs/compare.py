@@ -16,11 +16,13 @@ from embedcache.data.snapshots import find_snapshot
 from embedcache.errors import RunError
 from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
 from embedcache.runs.outcome import RunOutcome
+from embedcache.runs.record import command_lines
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare as compare_subjects
 from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
+from embedcache.scoring.evaluate import SCORES
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
 from embedcache.verbs.compare_elsewhere import drop_of, subgroups_of, undefined
@@ -131,6 +133,11 @@ class _Comparing:
         is_by_column = self.options.by not in {None, "class"}
         by_column = defined if is_by_column else ()
         notes += chain.from_iterable(map(self._undefined_parts, by_column))
+        stored = {
+            name: tuple(_stored_estimates(contender.estimates, self.options))
+            for name, contender in contest.contenders.items()
+        }
+        others = [name for name in stored if stored[name] and self._version_of(name) != SCORES]
         return CompareReport(
             options=self.options,
             metric=self.metric,
@@ -140,12 +147,23 @@ class _Comparing:
             parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
             subgroups=tuple(chain.from_iterable(map(self._subgroups, by_column))),
             calibration=tuple(self._calibrations()),
-            estimates={
-                name: tuple(_stored_estimates(contender.estimates, self.options))
-                for name, contender in contest.contenders.items()
-            },
-            notes=(*contest.notes, *notes),
+            estimates={**stored, **dict.fromkeys(others, ())},
+            notes=(*contest.notes, *notes, *self._version_notes(others)),
         )
+
+    def _version_of(self, name: str) -> str:
+        """Return the version of the scores that were stored with a contender's run."""
+        return str(self.contest.contenders[name].record.request.constants.get("scores", "none"))
+
+    def _version_notes(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield one note on contenders whose stored scores are of another version."""
+        if names:
+            versions = ", ".join(f"{name} ({self._version_of(name)})" for name in names)
+            again = command_lines(self.contest.contenders[name].record for name in names)
+            yield (
+                f"stored calibration and operating points left out, for they are not by {SCORES}: "
+                f"{versions}; {again} makes them anew"
+            )
 
     def _refusal(self, answers: Answers) -> RunError | None:
         """Return why the metric is not defined on a cohort; None where it is."""
