@@ -13,6 +13,7 @@ from made_answers import made_predictions, measurements
 from made_runs import store_run
 from sklearn.metrics import f1_score
 
+from embedcache.errors import RunError
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import ProbeMethod
 from embedcache.scoring.evaluate import SCORES, evaluate
@@ -71,6 +72,20 @@ def test_the_table_has_all_that_a_reader_needs(three, command):
     assert "abroad, external: " in answer.out
     assert "lost outside" in answer.out
     assert "bad: probe-bad" in tail
+
+
+def test_a_verdict_is_of_the_run_that_its_row_begins_with(three, command):
+    _, behind, *_ = command("compare", "--resamples", "500").out.split("\n\n")
+    assert re.search(r"^bad .* worse$", behind, re.MULTILINE)
+    _, pairs, *_ = command("compare", "--resamples", "500", "--pairs").out.split("\n\n")
+    assert re.search(r"^best +bad .* better$", pairs, re.MULTILINE)
+    assert "worse" not in pairs.partition("---")[2]
+
+
+@pytest.mark.parametrize("margin", ["x", [0.1], 0, float("nan"), True])
+def test_a_margin_that_is_no_number_above_0_is_an_error_of_one_line(project, margin):
+    with pytest.raises(RunError, match=r"margin is .*; expected a number above 0"):
+        project.compare(margin=margin)
 
 
 def test_json_has_every_pair_and_all_sections(three, command):
