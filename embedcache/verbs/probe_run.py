@@ -33,7 +33,8 @@ class ProbeOptions:
     Parameters
     ----------
     n_resamples
-        Number of resamples of the patient bootstrap.
+        Number of resamples of patients behind the interval of the ECE, and of draws of signs
+        behind p; at least 1.
     n_threads
         Number of threads to fit with; None for one a core. It decides no result.
     controls
