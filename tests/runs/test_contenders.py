@@ -12,6 +12,7 @@ from made_runs import made_record, made_request, store_run
 
 from embedcache.data.fold_tables import store_fold_table
 from embedcache.data.folds import given_identity
+from embedcache.protocol.protocols import PROTOCOLS
 from embedcache.runs.contenders import choose_runs
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import FinetuneMethod, ProbeMethod
@@ -159,6 +160,17 @@ def test_a_probe_on_given_folds_stands_beside_every_training_on_them(store):
     contest = store.contest()
     assert seeds_of(contest) == {"b": (1,)}
     assert contest.notes == ("finetune-a-1 left out: other folds of 'home' than probe-b-1",)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_on_given_folds_a_seed_counts_where_the_protocol_draws_by_it(store, protocol):
+    patients = dict(zip(answers(0).patient_id, answers(0).fold.tolist(), strict=True))
+    folds_id = given_identity(dict(sorted(patients.items())))
+    store_fold_table(store.project.workspace, folds_id, dict(sorted(patients.items())))
+    method = ProbeMethod(protocol=protocol)
+    store("a", 0, 1, fold_seed=0, folds_id=folds_id, method=method)
+    draws = PROTOCOLS[protocol].choice != "nested"
+    assert len(store.contest().contenders["a"].seeds) == (2 if draws else 1)
 
 
 @pytest.mark.parametrize(
