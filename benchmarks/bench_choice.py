@@ -295,7 +295,7 @@ def fresh_losses(n: int, n_patients: int, apart: float, one_class: bool) -> Iter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", action="append", choices=("stop", "tested", "temperatures"))
-    parser.add_argument("--n", type=int, default=60, help="sets of data; of the small ones")
+    parser.add_argument("--n", type=int, default=40, help="sets of data; of the small ones")
     parser.add_argument("--phantom", type=Path)
     args = parser.parse_args()
     print_machine("numpy", "scipy", "scikit-learn")
@@ -306,7 +306,7 @@ def main() -> None:
         if "stop" in parts:
             # What is small is fitted whole; here the rule itself is tried.
             with mock.patch.object(training_sets, "_SMALL_CELLS", 0):
-                report_stop(5 * args.n, args.phantom)
+                report_stop(2 * args.n, args.phantom)
         if "tested" in parts:
             report_tested(args.n, args.phantom)
         if "temperatures" in parts:

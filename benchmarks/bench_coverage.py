@@ -23,8 +23,14 @@ from common import print_machine
 from embedcache.scoring.calibration import calibration_gaps
 from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.confusion import table_score
-from embedcache.scoring.jackknife import deviations, spread_of
-from embedcache.scoring.pairs import Lead, draw_signs, equivalence_p, patients_needed, spread_and_p
+from embedcache.scoring.jackknife import SHARE, deviations, error_of, spread_with
+from embedcache.scoring.pairs import (
+    Lead,
+    draw_statistics,
+    equivalence_p,
+    patients_needed,
+    spread_and_p,
+)
 from embedcache.scoring.resampling import ece_interval, resample_weights
 
 N_POPULATION = 60_000
@@ -141,8 +147,8 @@ def bootstrap(score, sample, weights, chance):
 
 def pair_of(values, parts, seed=0):
     """Return a lead, and its statistics under random signs."""
-    lead = Lead(np.atleast_1d(values), parts, len(parts))
-    return lead, draw_signs(parts[:, None], [lead], N_RESAMPLES, seed)[1][:, 0]
+    lead = Lead(np.atleast_1d(values), parts, np.empty(0))
+    return lead, draw_statistics([lead], N_RESAMPLES, seed)[:, 0]
 
 
 def closed_form(score, sample, n_holders, is_lead):
@@ -151,7 +157,8 @@ def closed_form(score, sample, n_holders, is_lead):
     if is_lead:
         spread, _ = spread_and_p(*pair_of(value, deviations(left_out)))
     else:
-        spread = spread_of(value, deviations(left_out), n_holders, (0.0, 1.0))
+        error = error_of(deviations(left_out), n_holders, SHARE)
+        spread = spread_with(value, error, n_holders, SHARE)
     return spread.low, spread.high
 
 

@@ -28,7 +28,7 @@ from embedcache.data.folds import assign_folds
 from embedcache.files.cores import usable_cores
 from embedcache.protocol.nested import fit_probe
 from embedcache.runs.methods import ProbeMethod
-from embedcache.scoring.answers import subject_of
+from embedcache.scoring.answers import subjects_of
 from embedcache.scoring.compare import compare
 
 K, D = 3, 16
@@ -72,16 +72,16 @@ def one_round(task):
     rows = list(cohorts(n_patients, several, noise, [seed, n_patients, several]))
     if len(set(rows[0].label)) < K:
         return None
-    subjects = {"first": [], "second": []}
+    answers = {"first": [], "second": []}
     for repeat in range(n_repeats):
         folds = assign_folds(rows[0].patient_id, rows[0].label, seed=repeat)
-        for name, embeddings in zip(subjects, rows, strict=True):
+        for name, embeddings in zip(answers, rows, strict=True):
             probe = fit_probe(embeddings, folds, method=ProbeMethod(grid=GRID))
-            subjects[name].append(subject_of(probe.answers[0]))
+            answers[name].append(probe.answers[0])
     results = []
     for count in (1, n_repeats):
         pair = compare(
-            {name: repeats[:count] for name, repeats in subjects.items()},
+            {name: subjects_of(repeats[:count]) for name, repeats in answers.items()},
             "macro_f1",
             margin=MARGIN,
             n_resamples=1000,
@@ -99,7 +99,8 @@ def main() -> None:
     args = parser.parse_args()
     print_machine("numpy", "scipy", "scikit-learn")
     print(
-        f"{args.rounds} rounds (a lead: half), {args.repeats} repeats, {len(GRID)} C, 5 folds; margin {MARGIN}"
+        f"{args.rounds} rounds (a lead: half), {args.repeats} repeats, {len(GRID)} C, 5 folds; "
+        f"margin {MARGIN}"
     )
     print(
         f"\n{'':52}{'p <= 0.05':>18}{'sd of lead':>19}{'equal':>16}\n{'':52}{'1 run':>9}"

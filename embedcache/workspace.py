@@ -37,7 +37,9 @@ READABLE_VERSIONS: Final = (1, 2)
 MANIFEST_NAME: Final = "data_manifest.csv"
 STORE_NAME: Final = ".embedcache"
 RUN_DOCUMENT: Final = "run.json"
+# Patterns of `fnmatch`: a file that fits none of them is not ours.
 AUDIT_DOCUMENT: Final = "findings.json"
+COMPARISON_DOCUMENT: Final = f"compare-{'[0-9a-f]' * 12}.json"
 # Entries of which a store has one at least, whatever it has lost.
 _STORE_NAMES: Final = frozenset({"embedcache.json", "encoders", "manifests", "folds", "runs"})
 
@@ -95,6 +97,11 @@ class Workspace:
     def audits(self) -> Location:
         """What audits took from pictures, and what the last one found: derived, deletable."""
         return self.store / "audit"
+
+    @property
+    def comparisons(self) -> Location:
+        """What comparisons found, one document each."""
+        return self.store / "comparisons"
 
     @property
     def local(self) -> Path:

@@ -1,4 +1,4 @@
-"""A project that holds a run of every kind, on two small cohorts: for tests of the verbs."""
+"""A project that holds a run of every kind and a comparison, on two small cohorts: for verbs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ASKED: dict[str, Callable] = {
 
 
 def make_project(folder: Path, patch, *names: str):
-    """Make a project with the runs of some of `ASKED`; of all of them where none is named.
+    """Make a project with the runs of some of `ASKED`, and compare what can be compared.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def make_project(folder: Path, patch, *names: str):
     patch
         Monkeypatch that gives 'pixels' its text half.
     names
-        Keys of `ASKED`.
+        Keys of `ASKED`; all of them where none is named.
 
     Returns
     -------
@@ -86,4 +86,7 @@ def make_project(folder: Path, patch, *names: str):
     project = embedcache.open(folder)
     project.extract("pixels")
     let_pixels_read(project, patch)
-    return project, {name: ASKED[name](project) for name in names or ASKED}
+    outcomes = {name: ASKED[name](project) for name in names or ASKED}
+    if outcomes.keys() - {"curve"}:  # a curve alone has nothing to compare
+        project.compare(by="center", margin=0.1, n_resamples=FEW["n_resamples"])
+    return project, outcomes

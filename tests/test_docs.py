@@ -302,6 +302,7 @@ def likeness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
             grid=(0.001, 0.1),
             n_resamples=200,
         )
+        project.compare(n_resamples=200)
         yield project
 
 

@@ -13,7 +13,8 @@ def interval(value, left_out, n_holders, *, is_share=True):
     n = len(left_out)
     squares = [(n - 1) / n * (x - np.mean(left_out)) ** 2 for x in left_out]
     variance = sum(squares)
-    effective = variance**2 / sum(square**2 for square in squares)
+    more = max(squares) if is_share else 0
+    effective = (variance + more) ** 2 / (sum(square**2 for square in squares) + more**2)
     t = student.ppf(0.975, max(1, min(2 * effective - 1, n_holders - 1)))
     if not is_share:
         half = t * math.sqrt(variance)

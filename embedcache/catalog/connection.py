@@ -10,7 +10,7 @@ from typing import Final
 import duckdb
 
 CATALOG: Final = "catalog"
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     # A query must not make DuckDB fetch or load code.
     "autoinstall_known_extensions": "false",

@@ -143,6 +143,110 @@ CREATE TABLE audit_scores (
     n_images INTEGER
 );
 
+CREATE TABLE comparisons (
+    comparison_id VARCHAR,
+    created VARCHAR,
+    statistics VARCHAR,
+    task VARCHAR,
+    metric VARCHAR,
+    level VARCHAR,
+    scoring VARCHAR,
+    by_column VARCHAR,
+    margin DOUBLE,
+    n_resamples INTEGER,
+    seed BIGINT,
+    n_runs INTEGER,
+    notes VARCHAR[]
+);
+
+CREATE TABLE standings (
+    comparison_id VARCHAR,
+    cohort VARCHAR,
+    role VARCHAR,
+    name VARCHAR,
+    run_id VARCHAR,
+    run_ids VARCHAR[],
+    n_repeats INTEGER,
+    "value" DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    rank DOUBLE,
+    p_best DOUBLE,
+    groups INTEGER[],
+    "values" DOUBLE[],
+    n_patients INTEGER,
+    n_images INTEGER
+);
+
+CREATE TABLE pairs (
+    comparison_id VARCHAR,
+    cohort VARCHAR,
+    better VARCHAR,
+    worse VARCHAR,
+    difference DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    p DOUBLE,
+    p_corrected DOUBLE,
+    verdict VARCHAR,
+    p_equal DOUBLE,
+    error_patients DOUBLE,
+    error_repeats DOUBLE,
+    patients_needed BIGINT,
+    "values" DOUBLE[]
+);
+
+CREATE TABLE drops (
+    comparison_id VARCHAR,
+    cohort VARCHAR,
+    name VARCHAR,
+    part VARCHAR,
+    "value" DOUBLE,
+    low DOUBLE,
+    high DOUBLE
+);
+
+CREATE TABLE class_shares (
+    comparison_id VARCHAR,
+    cohort VARCHAR,
+    name VARCHAR,
+    label VARCHAR,
+    home DOUBLE,
+    outside DOUBLE,
+    estimated DOUBLE
+);
+
+CREATE TABLE parts (
+    comparison_id VARCHAR,
+    cohort VARCHAR,
+    name VARCHAR,
+    part VARCHAR,
+    "value" DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    n_patients INTEGER,
+    n_images INTEGER
+);
+
+CREATE TABLE subgroups (
+    comparison_id VARCHAR,
+    cohort VARCHAR,
+    name VARCHAR,
+    subgroup VARCHAR,
+    "value" DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    p DOUBLE,
+    p_corrected DOUBLE,
+    p_worst DOUBLE,
+    is_worst BOOLEAN,
+    worst_low DOUBLE,
+    worst_high DOUBLE,
+    n_patients INTEGER,
+    classes VARCHAR[],
+    reason VARCHAR
+);
+
 CREATE VIEW patients AS
 SELECT
     patient_id,

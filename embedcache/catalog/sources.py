@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind = Literal["manifest", "encoder", "folds", "run", "audit"]
+Kind = Literal["manifest", "encoder", "folds", "run", "audit", "comparison"]
 
 # The tables of each kind of item, and the column by which the rows of one item are found in them.
 # There is one manifest, which has the whole of `images`.
@@ -19,12 +19,16 @@ TABLES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "folds": ("folds",),
     "run": ("runs", "predictions", "fold_predictions", "metrics"),
     "audit": ("audits", "audit", "audit_scores"),
+    "comparison": (
+        *("comparisons", "standings", "pairs", "drops", "class_shares", "parts", "subgroups"),
+    ),
 }
 ROW_KEYS: Final[Mapping[Kind, str]] = {
     "encoder": "fingerprint",
     "folds": "folds_id",
     "run": "run_id",
     "audit": "audit_id",
+    "comparison": "comparison_id",
 }
 
 
@@ -35,10 +39,10 @@ class SourceItem:
     Parameters
     ----------
     kind
-        'manifest' (exactly one), 'encoder', 'folds', 'run' or 'audit' (one at most).
+        'manifest' (exactly one), 'encoder', 'folds', 'run', 'audit' (one at most) or 'comparison'.
     name
         Name of the item, unique within its kind: the manifest's path and data root, an encoder's
-        folder, a fold table's file, a run id, the file of the findings.
+        folder, a fold table's file, a run id, the file of the findings or of a comparison.
     stamp
         Text that changes with the item's content; made without reading the content.
     load

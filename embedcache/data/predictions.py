@@ -8,6 +8,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcache.errors import RunError
+
 CALLED_FROM: Final = 0.5  # probability of one label of several
 Role = Literal["in-domain", "external"]
 
@@ -43,6 +45,9 @@ class Predictions:
     fold: NDArray[np.int64] = field(repr=False)
     probability: NDArray[np.float64] = field(repr=False)
     temperature: NDArray[np.float64] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_finite(self.probability, self.cohort)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -173,6 +178,9 @@ class LabelSets:
     truth: NDArray[np.bool_] = field(repr=False)
     probability: NDArray[np.float64] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        _check_finite(self.probability, self.cohort)
+
     @property
     def targets(self) -> tuple[frozenset[str], ...]:
         """Labels of each image."""
@@ -194,6 +202,18 @@ class LabelSets:
     def called(self) -> NDArray[np.bool_]:
         """Return the labels with a probability of 0.5 or more, shape (n, len(names))."""
         return self.probability >= CALLED_FROM
+
+
+def _check_finite(probability: NDArray[np.float64], cohort: tuple[str, ...]) -> None:
+    """Raise `RunError` where a probability is NaN or infinite: nothing can be scored by it."""
+    if np.isfinite(probability).all():
+        return
+    n_wrong = np.count_nonzero(~np.isfinite(probability).all(axis=1))
+    names = ", ".join(sorted(set(cohort)))
+    raise RunError(
+        f"'{names}': {n_wrong} of {len(probability)} images have a probability that is not finite; "
+        "expected a number from 0 to 1 for every class: the model that gave them is broken"
+    )
 
 
 Answers = Predictions | Measurements | LabelSets

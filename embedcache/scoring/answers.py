@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from embedcache.data.predictions import Answers, Measurements, Predictions
 from embedcache.errors import RunError
 from embedcache.scoring.choices import Level
-from embedcache.scoring.class_units import class_units
-from embedcache.scoring.label_units import label_units
-from embedcache.scoring.number_units import number_units
+from embedcache.scoring.class_units import ClassUnits, class_units
+from embedcache.scoring.label_units import LabelUnits, label_units
+from embedcache.scoring.number_units import NumberUnits, number_units
+from embedcache.scoring.repeats import redrawn_folds
 from embedcache.scoring.subject import Subject
 
 
-def subject_of(answers: Answers, *, level: Level = "image", masked: bool = False) -> Subject:
+def subjects_of(
+    repeats: Sequence[Answers],
+    *,
+    level: Level = "image",
+    masked: bool = False,
+    n_folds: int | None = None,
+) -> list[Subject]:
+    """Return what is scored of one cohort's answers, by repeat.
+
+    Parameters
+    ----------
+    repeats
+        Answers of one model to one cohort, or to part of it, one a repeat.
+    level, masked
+        See `subject_of`.
+    n_folds
+        Number of folds that the repeats draw anew; None to count them in the answers, which has to
+        be done before a part is taken.
+
+    Raises
+    ------
+    RunError
+        A level or a mask that the task does not have.
+    """
+    if n_folds is None:
+        n_folds = redrawn_folds([answers.fold for answers in repeats])
+    subjects = [subject_of(answers, level=level, masked=masked) for answers in repeats]
+    return [replace(subject, n_folds=n_folds) for subject in subjects]
+
+
+def subject_of(
+    answers: Answers, *, level: Level = "image", masked: bool = False
+) -> ClassUnits | NumberUnits | LabelUnits:
     """Return what is scored of one cohort's answers.
 
     Parameters

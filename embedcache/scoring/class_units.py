@@ -45,6 +45,8 @@ class ClassUnits(Subject):
         Column of `probability` of each of `classes`, shape (c,).
     fold
         Number of the fold that tested each unit, shape (n,); one number where external.
+    n_folds
+        Number of folds that repeats draw anew, by which the units are tested; 1 for none.
     calibrated
         The same units with calibrated probabilities; None where no temperature was fitted.
     """
@@ -56,6 +58,7 @@ class ClassUnits(Subject):
     probability: Floats = field(repr=False)
     columns: NDArray[np.int64] = field(repr=False)
     fold: NDArray[np.int64] = field(repr=False)
+    n_folds: int = 1
     calibrated: ClassUnits | None = field(default=None, repr=False)
 
     task: ClassVar[str] = "classification"
@@ -65,11 +68,6 @@ class ClassUnits(Subject):
     def n_patients(self) -> int:
         """Number of patients."""
         return int(self.patient.max()) + 1
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds that tested the units; 1 where all were tested by one model."""
-        return len(np.unique(self.fold))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -132,7 +130,10 @@ class ClassUnits(Subject):
         name, _, label = metric.partition(":")
         if name != "auroc":
             return self._of_tables(name, label, self.patient_tables())
-        return next(area for area in self._areas() if area.label == label)
+        if not label:
+            return next(self._areas())
+        ranking = self.ranking(self.classes.index(label))
+        return _area(label, ranking, auroc(ranking))
 
     def _of_tables(self, metric: str, label: str, tables: Floats) -> Score:
         name = f"{metric}:{label}" if label else metric
@@ -147,10 +148,14 @@ class ClassUnits(Subject):
 
     def _areas(self) -> Iterator[Score]:
         """Yield the mean AUROC, then that of each class."""
-        areas = {name: auroc(ranking) for name, ranking in self.rankings.items()}
-        yield mean_score("auroc", areas.values(), self.n_patients)
-        for label, (value, left_out) in areas.items():
-            yield Score("auroc", label, value, deviations(left_out), self._n_holders(label))
+        rankings = self.rankings
+        areas = {name: auroc(ranking) for name, ranking in rankings.items()}
+        # The areas of two classes are one number, so their mean is about no more patients.
+        is_binary = len(areas) == 2
+        n_holders = rankings[self.classes[0]].n_holders if is_binary else self.n_patients
+        yield mean_score("auroc", areas.values(), n_holders)
+        for label, area in areas.items():
+            yield _area(label, rankings[label], area)
 
     def scores(self) -> Iterator[Score]:
         """Yield the scores of confusion tables, and AUROC."""
@@ -165,6 +170,11 @@ class ClassUnits(Subject):
                 yield self._of_tables(metric, label, images)
         if len(self.classes) > 1:
             yield from self._areas()
+
+
+def _area(label: str, ranking: Ranking, area: tuple[float, Floats]) -> Score:
+    value, left_out = area
+    return Score("auroc", label, value, deviations(left_out), ranking.n_holders)
 
 
 def class_units(

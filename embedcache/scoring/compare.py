@@ -14,18 +14,19 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import alike, holm, mean_ranks
-from embedcache.scoring.jackknife import Spread, spread_of
+from embedcache.scoring.jackknife import UNBOUNDED, Spread, as_term, joint_error, spread_with
 from embedcache.scoring.pairs import (
     ALPHA,
     Lead,
-    draw_signs,
+    draw_moves,
+    draw_statistics,
     equivalence_p,
     patients_needed,
     spread_and_p,
@@ -33,6 +34,9 @@ from embedcache.scoring.pairs import (
 from embedcache.scoring.repeats import RepeatedScore, repeated_score
 from embedcache.scoring.subject import Subject, check_metric
 
+FEW_REPEATS: Final = 5  # fewer do not tell their own variance
+
+STATISTICS: Final = "compare-1"  # version of what is said of models, in a stored comparison
 Verdict = Literal["better", "equal", "undecided"]
 
 
@@ -49,7 +53,8 @@ class Standing:
     rank
         Mean place over draws; 1 is best, models that tie share the mean of their places.
     p_best
-        Share of draws in which it is the best; models that tie share it.
+        Share of draws in which it is the best; models that tie share it. NaN, as `rank`, where a
+        score is not defined without one of the patients.
     groups
         Numbers of the groups that it is in, from 1. Models that share a group cannot be told apart.
     values
@@ -77,7 +82,7 @@ class Pair:
     difference, low, high
         Lead of the better one, not negative, with the ends of its paired 95 % interval: its score
         less that of the other; of errors, the other's less its own. NaN where the patients are too
-        few for an end.
+        few for an end, or a score is not defined without one of them.
     p
         Two-sided p value of no difference, never 0; at most 0.05 exactly where the interval lies
         above 0.
@@ -167,24 +172,28 @@ def compare(
         No such metric, or one that is not defined on these units.
     """
     scores = {name: _score(metric, repeats, name) for name, repeats in models.items()}
-    reference = next(iter(models.values()))[0]
-    sign = reference.sign(metric)
+    sign = next(iter(models.values()))[0].sign(metric)
     names = sorted(models, key=lambda name: (-sign * scores[name].mean.value, name))
-    leads = {
-        (a, b): _lead(scores[a], scores[b], sign, reference.n_patients)
-        for a, b in itertools.combinations(names, 2)
-    }
-    parts = np.column_stack([scores[name].mean.parts for name in names])
-    moved, statistics = draw_signs(parts, [*leads.values()], n_resamples, seed)
+    leads = {(a, b): _lead(scores[a], scores[b], sign) for a, b in itertools.combinations(names, 2)}
+    statistics = draw_statistics([*leads.values()], n_resamples, seed)
     pairs = _pairs(leads, statistics, margin)
-    drawn = sign * ([scores[name].mean.value for name in names] + moved).T
+    columns = [np.concatenate([scores[name].mean.parts, scores[name].others]) for name in names]
+    moves = draw_moves(np.column_stack(columns), n_resamples, seed)
+    drawn = sign * ([scores[name].mean.value for name in names] + moves).T
     groups = alike(names, [(p.better, p.worse) for p in pairs if p.verdict == "better"])
     standings = tuple(
         _standing(name, scores[name], groups, rank, p_best)
-        for name, rank, p_best in zip(names, *mean_ranks(drawn), strict=True)
+        for name, rank, p_best in zip(names, *_ranks(drawn), strict=True)
     )
-    notes = tuple(_notes(len(pairs), reference.n_patients, n_resamples))
+    notes = tuple(_notes([*leads.values()], n_resamples))
     return Comparison(standings, pairs, margin, notes)
+
+
+def _ranks(drawn: Floats) -> tuple[Floats, Floats]:
+    """Return mean rank and share of first places of each model; NaN where a draw is no number."""
+    if np.isnan(drawn).any():
+        return np.full(len(drawn), math.nan), np.full(len(drawn), math.nan)
+    return mean_ranks(drawn)
 
 
 def _standing(
@@ -196,7 +205,7 @@ def _standing(
 ) -> Standing:
     return Standing(
         name,
-        *_ends(score.mean.spread),
+        *_ends(score.spread),
         rank=float(rank),
         p_best=float(p_best),
         groups=tuple(number for number, group in enumerate(groups, 1) if name in group),
@@ -204,10 +213,14 @@ def _standing(
     )
 
 
-def _lead(ours: RepeatedScore, theirs: RepeatedScore, sign: float, n_patients: int) -> Lead:
+def _lead(ours: RepeatedScore, theirs: RepeatedScore, sign: float) -> Lead:
     """Return by how much the first model is ahead."""
-    parts = ours.mean.parts - theirs.mean.parts
-    return Lead(sign * (ours.values - theirs.values), sign * parts, n_patients)
+    return Lead(
+        sign * (ours.values - theirs.values),
+        sign * (ours.mean.parts - theirs.mean.parts),
+        sign * (ours.others - theirs.others),
+        ours.mean.n_holders,
+    )
 
 
 def _ends(spread: Spread) -> tuple[float, float, float]:
@@ -230,10 +243,10 @@ def _pairs(
     """Return all pairs of models, given the better one's lead and what chance makes of it."""
     drawn = list(zip(leads.values(), statistics.T, strict=True))
     tests = [spread_and_p(*pair) for pair in drawn]
-    corrected = holm([p for _, p in tests])
+    corrected = _corrected([p for _, p in tests])
     equal: Sequence[float | None] = [None] * len(leads)
     if margin is not None:
-        equal = holm([equivalence_p(*pair, margin) for pair in drawn])
+        equal = _corrected([equivalence_p(*pair, margin) for pair in drawn])
     pairs = []
     for place, (names, lead) in enumerate(leads.items()):
         verdict = _verdict(corrected[place], equal[place])
@@ -257,14 +270,36 @@ def _pairs(
     return tuple(pairs)
 
 
+def _corrected(p: Sequence[float]) -> list[float]:
+    """Return p by Holm; a pair without a p stays without, and is not counted."""
+    is_defined = ~np.isnan(p)
+    corrected = np.full(len(p), math.nan)
+    corrected[is_defined] = holm(np.array(p)[is_defined].tolist())
+    return [float(value) for value in corrected]
+
+
 def _verdict(p_corrected: float, p_equal: float | None) -> Verdict:
     if p_corrected <= ALPHA:
         return "better"
     return "equal" if p_equal is not None and p_equal <= ALPHA else "undecided"
 
 
-def _notes(n_pairs: int, n_patients: int, n_draws: int) -> Iterator[str]:
-    """Say where no corrected p can be as small as 0.05, whatever the models said."""
+def _notes(leads: Sequence[Lead], n_draws: int) -> Iterator[str]:
+    """Say where there is no p, or where no corrected p can be as small as 0.05."""
+    if not leads:
+        return
+    n_pairs, n_repeats, n_patients = len(leads), len(leads[0].values), len(leads[0].parts)
+    n_undefined = sum(not lead.is_defined for lead in leads)
+    if n_undefined:
+        yield (
+            f"{n_undefined} pairs have no p: fewer than two patients show the class, or the score "
+            "is not defined without one"
+        )
+    if 1 < n_repeats < FEW_REPEATS:
+        yield (
+            f"{n_repeats} repeats tell little of what folds and seeds do; pass --repeats "
+            f"{FEW_REPEATS} or more"
+        )
     if n_pairs / (1 + n_draws) > ALPHA:
         yield (
             f"{n_draws} resamples cannot make a corrected p of {n_pairs} pairs as small as "
@@ -292,7 +327,7 @@ def spread(repeats: Sequence[Subject], metric: str) -> Spread:
     RunError
         No such metric.
     """
-    return repeated_score(repeats, metric).mean.spread
+    return repeated_score(repeats, metric).spread
 
 
 def lead(
@@ -325,8 +360,8 @@ def lead(
         No such metric, or one that is not defined on these units.
     """
     ours, theirs = _score(metric, first, "model 1"), _score(metric, second, "model 2")
-    ahead = _lead(ours, theirs, first[0].sign(metric), first[0].n_patients)
-    drawn = draw_signs(ours.mean.parts[:, None], [ahead], n_resamples, seed)[1]
+    ahead = _lead(ours, theirs, first[0].sign(metric))
+    drawn = draw_statistics([ahead], n_resamples, seed)
     return spread_and_p(ahead, drawn[:, 0])[0]
 
 
@@ -349,9 +384,7 @@ def drop(inside: Sequence[Subject], outside: Sequence[Subject], metric: str) -> 
         No such metric.
     """
     sign = inside[0].sign(metric)
-    home, away = (repeated_score(repeats, metric).mean for repeats in (inside, outside))
-    value = sign * (home.value - away.value)
-    if min(home.n_holders, away.n_holders) < 2:
-        return Spread(value, math.nan, math.nan)
-    n_holders = home.n_holders + away.n_holders - 1
-    return spread_of(value, np.concatenate([home.parts, away.parts]), n_holders)
+    cohorts = [repeated_score(repeats, metric) for repeats in (inside, outside)]
+    home, away = (cohort.mean.value for cohort in cohorts)
+    errors = (as_term(c.mean.value, c.error, c.mean.n_holders, c.mean.bounds) for c in cohorts)
+    return spread_with(sign * (home - away), joint_error(*errors), 2, UNBOUNDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from embedcache.data.predictions import LabelSets
 from embedcache.files.arrays import Floats
 from embedcache.scoring.jackknife import deviations
-from embedcache.scoring.ranking import Ranking, auroc, average_precision
+from embedcache.scoring.ranking import Ranking, auroc, average_precision, fewest_patients
 from embedcache.scoring.resampling import ratio, sums_by_patient
 from embedcache.scoring.subject import Score, Subject, check_metric, mean_score
 
@@ -45,6 +46,8 @@ class LabelUnits(Subject):
         Probability of each label, shape (n, m).
     fold
         Number of the fold that tested each image, shape (n,); one number where external.
+    n_folds
+        Number of folds that repeats draw anew, by which the images are tested; 1 for none.
     """
 
     labels: tuple[str, ...]
@@ -53,6 +56,7 @@ class LabelUnits(Subject):
     called: NDArray[np.bool_] = field(repr=False)
     probability: Floats = field(repr=False)
     fold: NDArray[np.int64] = field(repr=False)
+    n_folds: int = 1
 
     task: ClassVar[str] = "multilabel"
     part: ClassVar[str] = "label"
@@ -61,11 +65,6 @@ class LabelUnits(Subject):
     def n_patients(self) -> int:
         """Number of patients."""
         return int(self.patient.max()) + 1
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds that tested the images; 1 where all were tested by one model."""
-        return len(np.unique(self.fold))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -81,10 +80,10 @@ class LabelUnits(Subject):
         """Return one score; see `Subject.score`."""
         check_metric(metric, self)
         name, _, label = metric.partition(":")
-        base = (
-            name if label else next(of_label for of_label, mean in _MEANS.items() if mean == name)
-        )
-        return next(score for score in self._scores(base) if score.label == label)
+        if label:
+            number = self.labels.index(label)
+            return self._of_label(name, number, self._left_out(name, number))
+        return next(self._scores(next(base for base, mean in _MEANS.items() if mean == name)))
 
     def scores(self) -> Iterator[Score]:
         """Yield each metric's mean over labels, and its value for each."""
@@ -92,11 +91,21 @@ class LabelUnits(Subject):
             yield from self._scores(metric)
 
     def _scores(self, metric: str) -> Iterator[Score]:
-        scores = {name: self._left_out(metric, n) for n, name in enumerate(self.labels)}
-        yield mean_score(_MEANS[metric], scores.values(), self.n_patients)
-        for (label, (value, left_out)), has in zip(scores.items(), self.truth.T, strict=True):
-            n_holders = len(np.unique(self.patient[has]))
-            yield Score(metric, label, value, deviations(left_out), n_holders)
+        """Yield the mean of a score over labels, then that of each label."""
+        scores = [self._left_out(metric, number) for number in range(len(self.labels))]
+        of_labels = [self._of_label(metric, number, score) for number, score in enumerate(scores)]
+        defined = [score.n_holders for score in of_labels if not math.isnan(score.value)]
+        # The mean over one label is the score of it, and about the same patients.
+        n_holders = defined[0] if len(defined) == 1 else self.n_patients
+        yield mean_score(_MEANS[metric], scores, n_holders)
+        yield from of_labels
+
+    def _of_label(self, metric: str, number: int, score: tuple[float, Floats]) -> Score:
+        value, left_out = score
+        has = self.truth[:, number]
+        n_showing = len(np.unique(self.patient[has]))
+        n_holders = fewest_patients(self.patient, has) if metric == "auroc" else n_showing
+        return Score(metric, self.labels[number], value, deviations(left_out), n_holders)
 
     def _left_out(self, metric: str, number: int) -> tuple[float, Floats]:
         """Return the score of a label, and that without each patient, shape (patients,)."""

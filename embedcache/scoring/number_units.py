@@ -70,11 +70,11 @@ class NumberUnits(Subject):
         Sums of the moments of each patient's units, shape (patients, 8), truth and prediction
         counted from the mean of the cohort's truth: near 0, squares do not swamp their differences.
     n_folds
-        Number of folds that tested the units; 1 where all were tested by one model.
+        Number of folds that repeats draw anew, by which the units are tested; 1 for none.
     """
 
     moments: Floats = field(repr=False)
-    n_folds: int
+    n_folds: int = 1
 
     task: ClassVar[str] = "regression"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"mae", "rmse"})
@@ -133,12 +133,12 @@ def number_units(measurements: Measurements, *, level: Level = "image") -> Numbe
     patient, n_images = np.unique(measurements.patient_id, return_inverse=True, return_counts=True)[
         1:
     ]
-    centre, n_folds = truth.mean(), len(np.unique(measurements.fold))
+    centre = truth.mean()
     if level == "patient":
         means = [np.bincount(patient, v - centre) / n_images for v in (truth, predicted)]
-        return NumberUnits(_moments(*means), n_folds)
+        return NumberUnits(_moments(*means))
     moments = _moments(truth - centre, predicted - centre)
-    return NumberUnits(_by_patient(moments, patient), n_folds)
+    return NumberUnits(_by_patient(moments, patient))
 
 
 def _moments(truth: Floats, predicted: Floats) -> Floats:

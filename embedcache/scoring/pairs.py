@@ -9,20 +9,24 @@ models differ otherwise than in the score (Janssen 1997; Chung and Romano 2013).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
 
 from embedcache.files.arrays import Floats
-from embedcache.scoring.jackknife import Spread
+from embedcache.scoring.jackknife import NO_ERROR, Spread
+from embedcache.scoring.repeats import error_of_repeats
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8  # chance to decide a pair that planning asks for
+_MOST_PATIENTS: Final = 10**9  # a lead that needs more is of rounding
 _BLOCK_CELLS: Final = 1 << 22  # signs that are held at a time
 _ROUNDING: Final = 1e-9  # share of a statistic; it must not undo a tie
+_EQUAL: Final = 1e-12  # share of the sum of squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,64 +38,107 @@ class Lead:
     values
         Lead in each repeat, shape (repeats,).
     parts
-        Part of each patient, then of each repeat where there are several, in the standard error of
-        the mean lead, shape (patients + repeats,).
-    n_patients
-        Number of patients.
+        Part of each patient, as one who is tested, in the standard error of the mean lead, shape
+        (patients,).
+    others
+        Parts of what repeats draw anew, shape (parts,); see `repeats.parts_of_repeats`.
+    n_holders
+        Number of patients that the score is about; None for all.
     """
 
     values: Floats
     parts: Floats
-    n_patients: int
+    others: Floats
+    n_holders: int | None = None
 
     @property
     def value(self) -> float:
         """The mean lead."""
         return float(self.values.mean())
 
+    @property
+    def is_defined(self) -> bool:
+        """Whether the scores are of two patients or more, and defined without each of them."""
+        has_class = self.n_holders is None or self.n_holders > min(1, len(self.parts) - 1)
+        return has_class and bool(np.isfinite(self.parts).all())
+
     def errors(self) -> tuple[float, float]:
-        """Return the standard errors by patients, and by repeats."""
-        of_patients, of_repeats = np.split(self.parts, [self.n_patients])
-        return float(np.linalg.norm(of_patients)), float(np.linalg.norm(of_repeats))
+        """Return the standard errors by the patients tested, and by what repeats draw anew."""
+        return float(np.linalg.norm(self.parts)), float(np.linalg.norm(self.others))
 
 
-def draw_signs(
-    parts: Floats, leads: Sequence[Lead], n_draws: int, seed: int
-) -> tuple[Floats, Floats]:
-    """Return scores moved by random signs, shape (draws, models), and the statistics of leads.
+def draw_statistics(leads: Sequence[Lead], n_draws: int, seed: int) -> Floats:
+    """Return what each lead over its standard error is by chance, shape (draws, leads).
 
-    The statistics, shape (draws, pairs), are what a lead over its standard error is where it does
-    not matter which model said what of a patient: each patient's share of the lead, a pseudo-value
-    of the jackknife (Tukey 1958), has a random sign, and so has each repeat's part.
+    Where it does not matter which model said what of a patient, each patient's share of the lead, a
+    pseudo-value of the jackknife (Tukey 1958), has a random sign. What repeats draw anew is normal,
+    with a variance that is known as well as that many repeats know it. Of a score of one class, few
+    patients know the variance, and the signs of others add nothing: it is chi-squared of those few.
+
+    Parameters
+    ----------
+    leads
+        Leads on the same patients, all with as many repeats.
+    n_draws, seed
+        Number of draws, and their seed.
+    """
+    if not leads:
+        return np.empty((n_draws, 0))
+    n_patients, n_repeats = len(leads[0].parts), len(leads[0].values)
+    shares = np.column_stack([_shares(lead) for lead in leads])
+    squares = (shares**2).sum(axis=0)
+    of_repeats = [error_of_repeats(lead.others, n_repeats) for lead in leads]
+    variances = np.array([error.variance for error in of_repeats])
+    generator, normal = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    statistics = np.empty((n_draws, len(leads)))
+    for block in _blocks(n_draws, n_patients):
+        sums = _signs(generator, block, n_patients) @ shares
+        # About the mean share, as the jackknife has it; what is left of equal shares is rounding.
+        rest = squares - sums**2 / n_patients
+        rest = np.where(rest <= _EQUAL * squares, 0.0, rest) * ((n_patients - 1) / n_patients)
+        if of_repeats[0] is not NO_ERROR:
+            freedom, size = of_repeats[0].freedom, sums.shape
+            sums += np.sqrt(variances) * normal.normal(size=size)
+            rest += variances * normal.chisquare(freedom, size=size) / freedom
+        n_holders = leads[0].n_holders or n_patients
+        if 1 < n_holders < n_patients:
+            rest *= normal.chisquare(n_holders - 1, size=sums.shape) / (n_holders - 1)
+        statistics[block] = _quotient(np.abs(sums), np.sqrt(rest))
+    return statistics
+
+
+def draw_moves(parts: Floats, n_draws: int, seed: int) -> Floats:
+    """Return by how much random signs of parts move scores, shape (draws, models).
+
+    Parameters
+    ----------
+    parts
+        Parts in the standard error of each model's score, shape (parts, models).
+    n_draws, seed
+        Number of draws, and their seed.
     """
     generator = np.random.default_rng(seed)
-    n_patients = leads[0].n_patients if leads else len(parts)
-    shares = np.column_stack([np.empty((len(parts), 0)), *map(_shares, leads)])
-    of_patients, of_repeats = np.split(shares, [n_patients])
-    moved, statistics = np.empty((n_draws, parts.shape[1])), np.empty((n_draws, len(leads)))
-    n_rows = max(1, _BLOCK_CELLS // len(parts))
+    moves = [_signs(generator, block, len(parts)) @ parts for block in _blocks(n_draws, len(parts))]
+    return np.concatenate(moves)
+
+
+def _blocks(n_draws: int, width: int) -> Iterator[slice]:
+    """Yield the draws that are held at a time."""
+    n_rows = max(1, _BLOCK_CELLS // width)
     for first in range(0, n_draws, n_rows):
-        block = slice(first, min(first + n_rows, n_draws))
-        size = (block.stop - first, len(parts))
-        signs = generator.integers(2, size=size, dtype=np.int8) * 2.0 - 1.0
-        moved[block] = signs @ parts
-        sums = signs[:, :n_patients] @ of_patients
-        # About the mean share, as the jackknife has it.
-        variance = ((of_patients**2).sum(axis=0) - sums**2 / n_patients) * (
-            (n_patients - 1) / n_patients
-        )
-        variance += (of_repeats**2).sum(axis=0)
-        sums += signs[:, n_patients:] @ of_repeats
-        statistics[block] = _quotient(np.abs(sums), np.sqrt(np.maximum(variance, 0.0)))
-    return moved, statistics
+        yield slice(first, min(first + n_rows, n_draws))
+
+
+def _signs(generator: np.random.Generator, block: slice, width: int) -> Floats:
+    size = (block.stop - block.start, width)
+    return np.asarray(generator.integers(2, size=size, dtype=np.int8) * 2.0 - 1.0)
 
 
 def _shares(lead: Lead) -> Floats:
-    """Return what each patient adds to a lead, and each repeat, shape (patients + repeats,)."""
-    of_patients, of_repeats = np.split(lead.parts, [lead.n_patients])
-    n = lead.n_patients
-    moves = of_patients * math.sqrt(n / (n - 1)) if n > 1 else of_patients
-    return np.concatenate([lead.value / n + moves, of_repeats])
+    """Return what each patient adds to a lead, shape (patients,)."""
+    n = len(lead.parts)
+    moves = lead.parts * math.sqrt(n / (n - 1)) if n > 1 else lead.parts
+    return lead.value / n + moves
 
 
 def _quotient(above: Floats, below: Floats) -> Floats:
@@ -111,6 +158,8 @@ def spread_and_p(lead: Lead, drawn: Floats) -> tuple[Spread, float]:
         Statistics where the models are alike, shape (draws,).
     """
     value, error = lead.value, math.hypot(*lead.errors())
+    if not lead.is_defined:
+        return Spread(value, math.nan, math.nan), math.nan
     p = _share_as_far(drawn, float(_quotient(np.array(abs(value)), np.array(error))))
     # The least statistic that a p of 0.05 would need; none if there are too few draws.
     n_above = math.floor(ALPHA * (1 + len(drawn))) - 1
@@ -134,6 +183,8 @@ def equivalence_p(lead: Lead, drawn: Floats, margin: float) -> float:
     ----------
     Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15(6).
     """
+    if not lead.is_defined:
+        return math.nan
     room = np.array(margin - abs(lead.value))
     statistic = float(_quotient(np.abs(room), np.array(math.hypot(*lead.errors()))))
     one_sided = _share_as_far(drawn, statistic) / 2
@@ -155,10 +206,24 @@ def patients_needed(lead: Lead, margin: float | None, n_pairs: int = 1) -> int |
     n_pairs
         Number of pairs that p is corrected for.
     """
-    alpha, value = ALPHA / n_pairs, abs(lead.value)
-    lengths = [value / (ndtri(1 - alpha / 2) + ndtri(POWER))]
-    if margin is not None:
-        lengths.append((margin - value) / (ndtri(1 - alpha) + ndtri(POWER)))
-    longest = max(lengths)
-    variance = sum(error**2 for error in lead.errors())
-    return math.ceil(lead.n_patients * variance / longest**2) if longest > 0 else None
+    alpha, value, n_patients = ALPHA / n_pairs, abs(lead.value), len(lead.parts)
+    errors: list[float] = [value / (ndtri(1 - alpha / 2) + ndtri(POWER))]  # that would do
+    if margin is not None and margin > value:
+        errors.append(_error_to_be_equal(value, margin, ndtri(1 - alpha)))
+    present, largest = math.hypot(*lead.errors()), max(errors)
+    needed = n_patients * present**2
+    # No error or not a number, or a lead that is rounding.
+    if not present > 0 or not needed < _MOST_PATIENTS * largest**2:
+        return None
+    return max(n_patients + 1, math.ceil(needed / largest**2))
+
+
+def _error_to_be_equal(value: float, margin: float, quantile: float) -> float:
+    """Return the standard error at which both one-sided tests refuse the margin often enough."""
+
+    def excess(error: float) -> float:
+        above, below = ((margin + side * value) / error - quantile for side in (1, -1))
+        return float(ndtr(above) + ndtr(below) - 1 - POWER)
+
+    room = margin - value
+    return float(brentq(excess, room / 100, room))

@@ -38,6 +38,27 @@ class Ranking:
     n_patients: int
     fold: NDArray[np.int64] = field(repr=False)
 
+    @property
+    def n_holders(self) -> int:
+        """Number of patients of the side that has fewer; see `fewest_patients`."""
+        return fewest_patients(self.patient, self.positive)
+
+
+def fewest_patients(patient: NDArray[np.intp], is_in: NDArray[np.bool_]) -> int:
+    """Return the number of patients of the side that has fewer: units that are in, or the rest.
+
+    A score that holds one side against the other knows no more patients than that: it stays the
+    same where the sides change places.
+
+    Parameters
+    ----------
+    patient
+        Number of each unit's patient, shape (n,).
+    is_in
+        Whether each unit is on the first side, shape (n,).
+    """
+    return min(len(np.unique(patient[side])) for side in (is_in, ~is_in))
+
 
 def auroc(ranking: Ranking) -> tuple[float, Floats]:
     """Return the AUROC, and that without each patient, shape (n_patients,).

@@ -14,11 +14,12 @@ import numpy as np
 from embedcache.files.arrays import Codes, Floats
 from embedcache.scoring.jackknife import UNBOUNDED, deviations
 from embedcache.scoring.probability_units import ProbabilityUnits
+from embedcache.scoring.ranking import fewest_patients
 from embedcache.scoring.resampling import sums_by_patient
 from embedcache.scoring.subject import Score
 
 _LEAST: Final = np.finfo(np.float64).eps  # probabilities below count as this in a logarithm
-_MOST_STEPS: Final = 100
+_MOST_STEPS: Final = 100  # of Newton, and halvings of them
 _LEAST_GAIN: Final = 1e-10  # of log-likelihood that a Newton step still promises
 _LEAST_INFORMATION: Final = 1e-6  # of a parameter; with less, its estimate lies at infinity
 _ROUNDING: Final = 1e-9  # share of the log-likelihood
@@ -56,22 +57,38 @@ def recalibration(units: ProbabilityUnits) -> Iterator[Score]:
     The slope over all classes is b of softmax(b log p), 1 over the temperature that the cohort
     itself would ask for. Of a class, the intercept is a of logit = a + logit(p), and the slope b of
     logit = a + b logit(p). What has no finite estimate, as where the probabilities separate the
-    classes, is left out.
+    classes, is left out. So is a score where most units are certain of one class: it would tell
+    what stands for a probability of 0.
     """
-    log_p = np.log(np.maximum(units.probability[:, units.columns], _LEAST))
-    log_odds = log_p[:, 1:] - log_p[:, :1]
-    fit = _fitted(units.truth, log_odds[:, :, None], np.zeros_like(log_odds))
-    yield from _scores("calibration_slope", "", fit, units, units.n_patients)
+    p_of_all = units.probability[:, units.columns]
+    if not _is_mostly_certain(p_of_all):
+        log_p = np.log(np.maximum(p_of_all, _LEAST))
+        log_odds = log_p[:, 1:] - log_p[:, :1]
+        fit = _fitted(units.truth, log_odds[:, :, None], np.zeros_like(log_odds))
+        yield from _scores("calibration_slope", "", fit, units, units.n_patients)
     for number, label in enumerate(units.classes):
         is_in = units.truth == number
-        p = units.probability[:, units.columns[number]]
+        p = p_of_all[:, number]
+        if _is_mostly_certain(np.stack([p, 1 - p], axis=1)):
+            continue
         logit = np.log(np.maximum(p, _LEAST)) - np.log(np.maximum(1 - p, _LEAST))
         ones, codes = np.ones_like(logit), is_in.astype(np.int64)
-        n_holders = min(len(np.unique(units.patient[side])) for side in (is_in, ~is_in))
+        n_holders = fewest_patients(units.patient, is_in)
         fit = _fitted(codes, ones[:, None, None], logit[:, None])
         yield from _scores("calibration_intercept", label, fit, units, n_holders)
         fit = _fitted(codes, np.stack([ones, logit], axis=1)[:, None], np.zeros((len(p), 1)))
         yield from _scores("calibration_slope", label, fit, units, n_holders)
+
+
+def _is_mostly_certain(p: Floats) -> bool:
+    """Return whether most units have no two classes with a probability of `_LEAST` or more.
+
+    Parameters
+    ----------
+    p
+        Probability of each class, shape (n, c).
+    """
+    return bool(np.mean((p >= _LEAST).sum(axis=1) < 2) > 0.5)
 
 
 def _fitted(truth: Codes, design: Floats, offset: Floats) -> _Fit | None:
@@ -87,16 +104,16 @@ def _fitted(truth: Codes, design: Floats, offset: Floats) -> _Fit | None:
         Log odds where the parameters are 0, shape (n, c - 1).
     """
     fit = _at(np.zeros(design.shape[2]), truth, design, offset)
+    step = fit.step()
     for _ in range(_MOST_STEPS):
-        step = fit.step()
         if fit.gradients.sum(axis=0) @ step < _LEAST_GAIN:
             break
         least = fit.likelihood - _ROUNDING * abs(fit.likelihood)
         trial = _at(fit.parameters + step, truth, design, offset)
-        while not trial.likelihood >= least:  # Newton overshoots where the curvature falls off
+        if trial.likelihood >= least:
+            fit, step = trial, trial.step()
+        else:  # Newton overshoots where the curvature falls off
             step = step / 2
-            trial = _at(fit.parameters + step, truth, design, offset)
-        fit = trial
     else:
         return None
     least_information = np.linalg.eigvalsh(fit.informations.sum(axis=0))[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,17 @@ from embedcache.data.predictions import Predictions
 from embedcache.files.arrays import Floats
 from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.confusion import table_score
-from embedcache.scoring.jackknife import Spread, deviations, spread_of
-from embedcache.scoring.repeats import model_parts, training_parts
+from embedcache.scoring.jackknife import (
+    NO_ERROR,
+    UNBOUNDED,
+    Spread,
+    as_term,
+    deviations,
+    error_of,
+    joint_error,
+    spread_with,
+)
+from embedcache.scoring.repeats import error_of_repeats, parts_of_repeats, repeated_score
 from embedcache.scoring.resampling import ratio
 
 _TOLERANCE: Final = 1e-8  # of a class share, between two steps of EM
@@ -114,12 +123,33 @@ def take_apart(
         return score(with_shares) - score(as_it_is)
 
     n_home, n_there = (repeats[0].score(metric).n_holders for repeats in (inside, outside))
-    n_both = n_home + n_there - 1 if min(n_home, n_there) > 1 else 0
+    # No patient moves a score that is all right outside, but its interval says what it may be.
+    alone = repeated_score(outside, metric).mean
+    least = as_term(alone.value, alone.error, n_there, alone.bounds)
+    home, away = _Cohort(at_home, n_home, n_folds), _Cohort(there, n_there)
     return Shift(
-        mix=_spread(mix, at_home, there, n_folds, n_both),
-        rest=_spread(rest, at_home, there, n_folds, n_both),
-        prior=_spread(prior, nobody, both, n_folds, n_there),
+        mix=_spread(mix, home, away),
+        rest=_spread(rest, home, away, least.variance),
+        prior=_spread(prior, _Cohort(nobody, 2), _Cohort(both, n_there)),
     )
+
+
+class _Cohort(NamedTuple):
+    """Confusion tables of a cohort.
+
+    Parameters
+    ----------
+    tables
+        Tables of each patient in each repeat, shape (patients, columns) each.
+    n_holders
+        Number of patients that the score is about.
+    n_folds
+        Number of folds that repeats draw anew; 1 for none.
+    """
+
+    tables: Sequence[Floats]
+    n_holders: int
+    n_folds: int = 1
 
 
 def _at_shares_of(home: Floats, away: Floats, n_classes: int) -> Floats:
@@ -131,13 +161,7 @@ def _at_shares_of(home: Floats, away: Floats, n_classes: int) -> Floats:
     return np.asarray((tables * weight[:, :, None]).reshape(len(weight), -1))
 
 
-def _spread(
-    score: _Score,
-    home: Sequence[Floats],
-    outside: Sequence[Floats],
-    n_folds: int,
-    n_holders: int,
-) -> Spread:
+def _spread(score: _Score, home: _Cohort, outside: _Cohort, least: float = 0.0) -> Spread:
     """Return the mean over repeats of a score of two cohorts, with its interval.
 
     The patients of the two vary independently; repeats add what they add to a score of each.
@@ -147,21 +171,25 @@ def _spread(
     score
         Function of added-up tables of both cohorts.
     home, outside
-        Tables of each patient in each repeat, shape (patients, columns).
-    n_folds
-        Number of folds that tested the patients at home.
-    n_holders
-        Number of patients that the score is about.
+        The cohorts.
+    least
+        Variance by the patients outside where none of them moves the score.
     """
-    pairs = list(zip(home, outside, strict=True))
-    values = [_whole(score, *pair) for pair in pairs]
+    pairs = list(zip(home.tables, outside.tables, strict=True))
+    values = np.array([_whole(score, *pair) for pair in pairs])
     of_home, of_outside = map(np.stack, zip(*(_parts(score, *pair) for pair in pairs), strict=True))
     # The models that test outside, apart from those that test at home.
-    of_models = model_parts(np.array([_whole(score, home[0], tables) for tables in outside]))
-    of_training = training_parts(of_home, n_folds)
-    means = of_home.mean(axis=0), of_outside.mean(axis=0)
-    parts = np.concatenate([*means, of_training, of_models])
-    return spread_of(float(np.mean(values)), parts, n_holders)
+    of_models = np.array([_whole(score, home.tables[0], tables) for tables in outside.tables])
+    there = error_of(of_outside.mean(axis=0), outside.n_holders)
+    error = joint_error(
+        error_of(of_home.mean(axis=0), home.n_holders),
+        there._replace(variance=there.variance or least),
+        error_of_repeats(parts_of_repeats(of_home, values, home.n_folds), len(values))
+        if home.n_folds > 1
+        else NO_ERROR,
+        error_of_repeats(parts_of_repeats(of_outside, of_models, 1), len(values)),
+    )
+    return spread_with(float(values.mean()), error, outside.n_holders, UNBOUNDED)
 
 
 def _whole(score: _Score, home: Floats, outside: Floats) -> float:

@@ -19,9 +19,9 @@ from scipy.special import stdtr, stdtrit
 
 from embedcache.files.arrays import Floats
 from embedcache.scoring.grouping import holm
-from embedcache.scoring.jackknife import COVERAGE, Spread, degrees_of_freedom
-from embedcache.scoring.repeats import model_parts, training_parts
-from embedcache.scoring.subject import Score, Subject
+from embedcache.scoring.jackknife import COVERAGE, Spread, as_term, joint_error
+from embedcache.scoring.repeats import error_of_repeats, parts_of_repeats, repeated_score
+from embedcache.scoring.subject import Subject
 
 _ALPHA: Final = 1 - COVERAGE
 
@@ -144,6 +144,7 @@ def shortfalls(
     metric: str,
     n_patients: int,
     *,
+    n_values: int | None = None,
     n_draws: int = 10_000,
     seed: int = 0,
 ) -> tuple[tuple[Shortfall, ...], Spread | None]:
@@ -160,10 +161,10 @@ def shortfalls(
         One of `Subject.metrics`.
     n_patients
         Number of patients of the cohort.
-    n_draws
-        Number of draws of which subgroup is the furthest behind.
-    seed
-        Seed of the draws.
+    n_values
+        Number of values of the column in the cohort; None where the metric is defined on all.
+    n_draws, seed
+        Number of draws of which subgroup is the furthest behind, and their seed.
 
     Returns
     -------
@@ -172,7 +173,7 @@ def shortfalls(
     errors = {subgroup.name: _shortfall(subgroup, metric, n_patients) for subgroup in subgroups}
     sized = {name: error for name, error in errors.items() if error.freedom}
     # Each of two subgroups is the rest of the other: one hypothesis, not two.
-    n_hypotheses = 1 if len(subgroups) == 2 else len(sized)
+    n_hypotheses = 1 if (n_values or len(subgroups)) == 2 else len(sized)
     p = {name: error.p for name, error in sized.items()}
     corrected = [*p.values()] if n_hypotheses == 1 else holm([*p.values()])
     p_worst = _worst(sized, n_draws, seed)
@@ -199,41 +200,14 @@ def _shortfall(subgroup: Subgroup, metric: str, n_patients: int) -> _Error:
     sign = subgroup.rest.repeats[0].sign(metric)
     levels = np.array([[score.value for score in of_repeats] for of_repeats in scores])
     values, behind = sign * (levels[1] - levels[0]), sign * (moves[1] - moves[0])
-    n_folds = max(side.repeats[0].n_folds for side in sides)
-    others = training_parts(behind, n_folds) if n_folds > 1 else model_parts(values)
+    others = parts_of_repeats(behind, values, sides[0].repeats[0].n_folds)
+    means = [repeated_score(side.repeats, metric).mean for side in sides]
+    terms = [as_term(m.value, m.error, m.n_holders, m.bounds) for m in means]
+    more = max(0.0, sum(term.variance for term in terms) - (moves.mean(axis=1) ** 2).sum())
+    least, most = means[0].bounds
+    freedom = joint_error(*terms, error_of_repeats(others, len(values))).freedom
     parts = np.concatenate([behind.mean(axis=0), others])
-    variances, freedoms = zip(
-        *(
-            _variance(of_side.mean(axis=0), of_repeats[0])
-            for of_side, of_repeats in zip(moves, scores, strict=True)
-        ),
-        strict=True,
-    )
-    more = max(0.0, sum(variances) - (moves.mean(axis=1) ** 2).sum())
-    least, most = scores[0][0].bounds
-    freedom = _both_freedoms(variances, freedoms)
     return _Error(float(values.mean()), parts, more, freedom, most - least)
-
-
-def _variance(parts: Floats, score: Score) -> tuple[float, float]:
-    """Return the variance of one side, and its degrees of freedom; 0 for fewer than two patients.
-
-    No patient moves a score that is all right or all wrong; its interval says what it may be.
-    """
-    spread = score.spread
-    if math.isnan(spread.low):
-        return 0.0, 0.0
-    freedom = degrees_of_freedom(parts, score.n_holders)
-    half = (spread.high - spread.low) / 2 / float(stdtrit(freedom, 1 - _ALPHA / 2))
-    return max(float((parts**2).sum()), half**2), freedom
-
-
-def _both_freedoms(variances: Sequence[float], freedoms: Sequence[float]) -> float:
-    """Return the degrees of freedom of a difference (Welch 1947); 0 where a side has none."""
-    if not all(freedoms) or not sum(variances):
-        return min(freedoms)
-    shares = (v**2 / freedom for v, freedom in zip(variances, freedoms, strict=True))
-    return sum(variances) ** 2 / sum(shares)
 
 
 def _worst(errors: Mapping[str, _Error], n_draws: int, seed: int) -> Sequence[float]:

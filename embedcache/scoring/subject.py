@@ -15,7 +15,7 @@ import numpy as np
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.scoring.jackknife import SHARE, Spread, deviations, spread_of
+from embedcache.scoring.jackknife import SHARE, Error, Spread, deviations, error_of, spread_with
 from embedcache.scoring.probability_units import ProbabilityUnits
 from embedcache.scoring.ranking import Ranking
 from embedcache.scoring.resampling import mean_of_defined
@@ -48,9 +48,14 @@ class Score(NamedTuple):
     bounds: tuple[float, float] = SHARE
 
     @property
+    def error(self) -> Error:
+        """The error of the score, by the patients tested."""
+        return error_of(self.parts, self.n_holders, self.bounds)
+
+    @property
     def spread(self) -> Spread:
         """The score with its interval."""
-        return spread_of(self.value, self.parts, self.n_holders, self.bounds)
+        return spread_with(self.value, self.error, self.n_holders, self.bounds)
 
 
 class Subject(ABC):
@@ -62,6 +67,7 @@ class Subject(ABC):
     __slots__ = ()
 
     task: ClassVar[str]
+    n_folds: int  # folds that repeats draw anew, by which the units are tested; 1 for none
     part: ClassVar[str] = ""  # word for what a metric may be of: 'class', 'label'
     lower_is_better: ClassVar[frozenset[str]] = frozenset()  # metrics that are errors
 
@@ -69,11 +75,6 @@ class Subject(ABC):
     @abstractmethod
     def n_patients(self) -> int:
         """Number of patients."""
-
-    @property
-    @abstractmethod
-    def n_folds(self) -> int:
-        """Number of folds that tested the units; 1 where all were tested by one model."""
 
     @property
     @abstractmethod

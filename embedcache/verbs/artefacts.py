@@ -17,6 +17,7 @@ from embedcache.finetune.states import Trainings
 from embedcache.runs.kind import RunsKind
 from embedcache.store.kind import EmbeddingStores
 from embedcache.verbs.audit_files import AuditFiles
+from embedcache.verbs.comparison_files import ComparisonFiles
 from embedcache.verbs.session import Session
 
 
@@ -33,7 +34,8 @@ def artefact_kinds(session: Session) -> list[ArtefactKind]:
         Snapshots(workspace),
         FoldTables(workspace),
         RunsKind(session.runs),
-        AuditFiles(workspace),
+        AuditFiles(workspace.audits),
+        ComparisonFiles(workspace.comparisons),
         KeptWeights(workspace),
         Trainings(workspace),  # before pictures, which stay while a training has yet to end
         PictureStores(workspace),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final
@@ -21,7 +21,7 @@ from embedcache.files.backend import Location
 from embedcache.files.cores import usable_cores
 from embedcache.files.digests import DigestCache
 from embedcache.files.documents import (
-    checked_bytes,
+    known_shape,
     put_table,
     read_document,
     read_table,
@@ -29,14 +29,31 @@ from embedcache.files.documents import (
     table_files,
 )
 from embedcache.files.durable import new_id
-from embedcache.files.kinds import ArtefactKind, Damage, Mended, sweep_temporaries
+from embedcache.verbs.result_files import ResultFiles, columns, typed_tables
 from embedcache.workspace import AUDIT_DOCUMENT, Workspace
 
 _log = logging.getLogger(__name__)
 
 # Part of each table's name: facts that are measured in another way are measured anew.
 _PICTURES: Final = "pictures-1-"
-_SUMMARY: Final = ("audit_id", "created", "verdict", "n_patients", "n_images", "seconds")
+_ID: Final = "audit_id"
+_SCHEMAS: Final = {
+    "audits": columns(
+        text=f"{_ID} created verdict label_column train_cohort encoders question",
+        number="seconds",
+        count="n_patients n_images",
+    ),
+    "audit": columns(
+        text=f"{_ID} severity kind message image_id twin label predicted",
+        number="similarity probability margin",
+        count="n_images",
+    ),
+    "audit_scores": columns(
+        text=f"{_ID} target source split",
+        number="value low high chance",
+        count="n_values n_patients n_images",
+    ),
+}
 _SLICE: Final = 1000  # pictures that are decoded between two writes
 
 
@@ -102,18 +119,20 @@ def _stored_facts(workspace: Workspace) -> dict[str, PictureFacts]:
 
     The log tells of tables that cannot be read: their pictures are decoded again.
     """
-    facts = {}
+    facts: dict[str, PictureFacts] = {}
     for stem, file in table_files(workspace.audits).items():
         if stem.startswith(_PICTURES):
             try:
-                rows = read_table(file).to_pylist()
+                facts |= _read_facts(file)
             except (StoreCorruptError, StoreReadError) as error:
                 _log.warning("pictures are decoded again: %s", error)
-                continue
-            for row in rows:
-                key = row.pop("sha256")
-                facts[key] = PictureFacts(**row)
     return facts
+
+
+def _read_facts(file: Location) -> dict[str, PictureFacts]:
+    table = read_table(file)
+    with known_shape(file):
+        return {row.pop("sha256"): PictureFacts(**row) for row in table.to_pylist()}
 
 
 def store_findings(workspace: Workspace, document: dict[str, Any]) -> None:
@@ -122,61 +141,45 @@ def store_findings(workspace: Workspace, document: dict[str, Any]) -> None:
     (workspace.audits / AUDIT_DOCUMENT).replace(seal(document))
 
 
-def audit_tables(workspace: Workspace) -> dict[str, pa.Table]:
+def audit_tables(file: Location) -> dict[str, pa.Table]:
     """Return what the last audit found, as the tables of the catalog.
 
     Raises
     ------
     StoreCorruptError
         There was no audit, or the document does not match its checksum.
+    StoreReadError
+        It is whole, but none of an audit.
     """
-    document = read_document(workspace.audits / AUDIT_DOCUMENT)
-    audit_id, question = document["audit_id"], document["question"]
-    summary = {
-        **{name: document[name] for name in _SUMMARY},
-        "label_column": question["label"],
-        "train_cohort": question["train_cohort"],
-        "encoders": json.dumps(document["encoders"]),
-        "question": json.dumps(question),
-    }
-    findings = [
-        {**finding, **suspect, "audit_id": audit_id}
-        for finding in document["findings"]
-        # A finding that is of no single image has a row too.
-        for suspect in finding.pop("images") or [{}]
-    ]
-    scores = [{**score, "audit_id": audit_id} for score in document["scores"]]
-    tables = {"audits": [summary], "audit": findings, "audit_scores": scores}
-    return {name: _table(rows) for name, rows in tables.items() if rows}
+    document = read_document(file)
+    with known_shape(file):
+        question = document["question"]
+        summary = {
+            **document,
+            "label_column": question["label"],
+            "train_cohort": question["train_cohort"],
+            "encoders": json.dumps(document["encoders"]),
+            "question": json.dumps(question),
+        }
+        findings = [
+            {**finding, **suspect}
+            for finding in document["findings"]
+            # A finding that is of no single image has a row too.
+            for suspect in finding["images"] or [{}]
+        ]
+        rows = {"audits": [summary], "audit": findings, "audit_scores": document["scores"]}
+        return typed_tables(rows, _SCHEMAS, _ID, document[_ID])
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return rows as a table with every column that one of them has."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
+class AuditFiles(ResultFiles):
+    """What audits store, as one kind of artefact."""
 
-
-class AuditFiles(ArtefactKind):
-    """What audits store, as one kind of artefact.
-
-    Parameters
-    ----------
-    workspace
-        Workspace of the audits.
-    """
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
+    verb = "audit"
 
     @property
     def name(self) -> str:
         """Plural name of the kind."""
         return "audits"
-
-    @property
-    def folder(self) -> Location:
-        """The folder in which all of them lie."""
-        return self._workspace.audits
 
     def items(self) -> Sequence[Location]:
         """Return the tables of facts, and the findings if there are some."""
@@ -186,18 +189,6 @@ class AuditFiles(ArtefactKind):
         ]
         return [*tables, findings] if findings.exists() else tables
 
-    def check(self, item: Location) -> Iterator[Damage]:
-        """Compare a file with its checksum."""
-        try:
-            read_document(item) if item.name == AUDIT_DOCUMENT else checked_bytes(item)
-        except StoreCorruptError as error:
-            yield Damage(item, error.problem)
-
-    def mend(self, item: Location) -> Mended:
-        """Remove a file; the next audit makes it again."""
-        item.delete()
-        return Mended(f"{item} removed; make it again with `embedcache audit`")
-
-    def sweep(self, grace_s: float) -> int:
-        """Delete leftovers of killed writes."""
-        return sweep_temporaries(self.folder, grace_s)
+    def read(self, item: Location) -> object:
+        """Return the findings, or facts of pictures."""
+        return audit_tables(item) if item.name == AUDIT_DOCUMENT else _read_facts(item)

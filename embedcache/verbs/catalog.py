@@ -10,25 +10,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from embedcache.catalog.index import update
 from embedcache.catalog.query import CatalogSource
-from embedcache.catalog.sources import SourceItem
+from embedcache.catalog.sources import Kind, SourceItem
 from embedcache.encoder_folders import COMMITS
 from embedcache.errors import StoreWriteError
 from embedcache.files.backend import Location
 from embedcache.files.digests import file_stamp
 from embedcache.files.documents import known_shape, table_files
-from embedcache.workspace import AUDIT_DOCUMENT, Workspace
+from embedcache.workspace import AUDIT_DOCUMENT, COMPARISON_DOCUMENT, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedcache.store.embedding_store import EmbeddingStore
     from embedcache.verbs.session import Session
+
+_Load: TypeAlias = "Callable[[Location], dict[str, pa.Table]]"
 
 
 def catalog_source(workspace: Workspace, session: Session | None = None) -> CatalogSource:
@@ -56,7 +59,7 @@ def catalog_source(workspace: Workspace, session: Session | None = None) -> Cata
             _run_item(run_id, f"{size} {modified_ns}", lazy)
             for run_id, (size, modified_ns) in workspace.run_stamps().items()
         ),
-        *_audit_items(workspace),
+        *_result_items(workspace),
     ]
     return CatalogSource(workspace.catalog, items, lazy.stores)
 
@@ -158,18 +161,29 @@ def _run_tables(run_id: str, lazy: _LazySession) -> dict[str, pa.Table]:
     return {"runs": one_row(run_row(runs.record(run_id))), **tables}
 
 
-def _audit_items(workspace: Workspace) -> Iterator[SourceItem]:
-    """Yield the findings of the last audit, if there was one."""
-    for entry in workspace.audits.list():
-        if entry.name == AUDIT_DOCUMENT:
-            stamp = f"{entry.size} {entry.modified_ns}"
-            yield SourceItem("audit", entry.name, stamp, partial(_audit_tables, workspace))
+def _result_items(workspace: Workspace) -> Iterator[SourceItem]:
+    """Yield the findings of the last audit, if there was one, and each comparison."""
+    folders: tuple[tuple[Kind, Location, str, _Load], ...] = (
+        ("audit", workspace.audits, AUDIT_DOCUMENT, _audit_tables),
+        ("comparison", workspace.comparisons, COMPARISON_DOCUMENT, _comparison_tables),
+    )
+    for kind, folder, pattern, load in folders:
+        for entry in folder.list():
+            if fnmatchcase(entry.name, pattern):
+                stamp = f"{entry.size} {entry.modified_ns}"
+                yield SourceItem(kind, entry.name, stamp, partial(load, folder / entry.name))
 
 
-def _audit_tables(workspace: Workspace) -> dict[str, pa.Table]:
+def _audit_tables(file: Location) -> dict[str, pa.Table]:
     from embedcache.verbs.audit_files import audit_tables
 
-    return audit_tables(workspace)
+    return audit_tables(file)
+
+
+def _comparison_tables(file: Location) -> dict[str, pa.Table]:
+    from embedcache.verbs.comparison_files import comparison_tables
+
+    return comparison_tables(file)
 
 
 def _table_names(folder: Location) -> list[str]:

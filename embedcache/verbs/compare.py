@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Final
 
@@ -13,18 +15,21 @@ from numpy.typing import NDArray
 from embedcache.data.cohorts import label_column
 from embedcache.data.predictions import Answers, Predictions
 from embedcache.data.snapshots import find_snapshot
-from embedcache.errors import RunError
+from embedcache.errors import EmbedcacheError, RunError
+from embedcache.files.durable import canonical_json
 from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import command_lines
-from embedcache.scoring.answers import subject_of
+from embedcache.scoring.answers import subject_of, subjects_of
 from embedcache.scoring.calibration import reliability
+from embedcache.scoring.compare import STATISTICS, spread
 from embedcache.scoring.compare import compare as compare_subjects
-from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import HEADLINES, Estimate
 from embedcache.scoring.evaluate import SCORES
+from embedcache.scoring.repeats import redrawn_folds
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
+from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.compare_elsewhere import drop_of, subgroups_of, undefined
 from embedcache.verbs.compare_report import (
     Calibration,
@@ -35,6 +40,7 @@ from embedcache.verbs.compare_report import (
     Part,
     Subgroups,
 )
+from embedcache.verbs.comparison_files import store_comparison
 from embedcache.verbs.session import Session
 
 CALIBRATION: Final = tuple(
@@ -55,7 +61,7 @@ _OF_CLASS: Final = {
 
 
 def compare(session: Session, options: CompareOptions) -> CompareReport:
-    """Compare stored runs; fits and stores nothing.
+    """Compare stored runs, and store what was found; fits nothing.
 
     Raises
     ------
@@ -76,6 +82,10 @@ def compare(session: Session, options: CompareOptions) -> CompareReport:
         column = label_column(session.images, str(options.by))
         values = dict(zip(names, column, strict=True))
     report = _Comparing(contest, options, values).report()
+    if store_comparison(session.workspace, report):
+        # A comparison needs no manifest; a query that does says what is wrong with it.
+        with contextlib.suppress(EmbedcacheError):
+            renew_catalog(session)
     return _audited(report, session, contest)
 
 
@@ -116,8 +126,14 @@ class _Comparing:
         self, contest: Contest, options: CompareOptions, values: Mapping[str, str]
     ) -> None:
         self.contest, self.options, self.values = contest, options, values
-        leader = next(iter(contest.contenders.values()))
-        self.metric = options.metric or HEADLINES[leader.record.task]
+        self.task = next(iter(contest.contenders.values())).record.task
+        self.metric = options.metric or HEADLINES[self.task]
+        # Counted in whole cohorts; runs without folds, as zero-shot, stand beside those with them.
+        self.n_folds: dict[str, int] = {}
+        for contender in contest.contenders.values():
+            for cohort, repeats in contender.cohorts.items():
+                drawn = redrawn_folds([answers.fold for answers in repeats])
+                self.n_folds[cohort] = max(drawn, self.n_folds.get(cohort, 1))
 
     def report(self) -> CompareReport:
         contest, cohorts = self.contest, self.contest.cohorts
@@ -139,7 +155,9 @@ class _Comparing:
         }
         others = [name for name in stored if stored[name] and self._version_of(name) != SCORES]
         return CompareReport(
+            comparison_id=self._comparison_id(),
             options=self.options,
+            task=self.task,
             metric=self.metric,
             runs={name: c.run_ids for name, c in contest.contenders.items()},
             cohorts=tuple(self._on_cohort(cohorts[name]) for name in defined),
@@ -165,6 +183,21 @@ class _Comparing:
                 f"{versions}; {again} makes them anew"
             )
 
+    def _comparison_id(self) -> str:
+        """Return a digest of all that decides the comparison."""
+        contest = self.contest
+        # By its tables too: a training that is made again may predict otherwise.
+        runs = {
+            name: [(r.run_id, *(t.crc32c for t in r.tables.values())) for r in contender.records]
+            for name, contender in contest.contenders.items()
+        }
+        columns = {
+            name: self._column(answers).tolist() for name, answers in contest.cohorts.items()
+        }
+        asked = replace(self.options, models=None, runs=None, metric=self.metric)
+        decisive = [STATISTICS, runs, columns, asdict(asked)]
+        return f"compare-{hashlib.sha256(canonical_json(decisive)).hexdigest()[:12]}"
+
     def _refusal(self, answers: Answers) -> RunError | None:
         """Return why the metric is not defined on a cohort; None where it is."""
         try:
@@ -178,7 +211,12 @@ class _Comparing:
         return subject_of(answers, level=self.options.level, masked=masked)
 
     def _subjects(self, repeats: Sequence[Answers]) -> list[Subject]:
-        return [self._subject(answers) for answers in repeats]
+        cohort, masked = repeats[0].cohort[0], self.options.masks(repeats[0])
+        return [
+            *subjects_of(
+                repeats, level=self.options.level, masked=masked, n_folds=self.n_folds[cohort]
+            )
+        ]
 
     def _on(self, cohort: str) -> Iterator[tuple[str, Contender, tuple[Answers, ...]]]:
         for name, contender in self.contest.contenders.items():

@@ -120,7 +120,12 @@ def subgroups_of(
         )
         subgroups.append(Subgroup(str(subgroup), classes, members, rest))
     rows, largest = shortfalls(
-        subgroups, metric, len(patients), n_draws=options.n_resamples, seed=options.seed
+        subgroups,
+        metric,
+        len(patients),
+        n_values=len(np.unique(value)),
+        n_draws=options.n_resamples,
+        seed=options.seed,
     )
     worst = None if largest is None else rows[0].subgroup
     return Subgroups(name, repeats[0].cohort[0], rows, worst, largest, reasons)

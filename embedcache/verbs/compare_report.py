@@ -12,6 +12,7 @@ from embedcache.audit.finding import AuditFinding, verdict
 from embedcache.data.checks import check_above_0, check_at_least, check_choice
 from embedcache.data.predictions import Answers, Predictions, Role
 from embedcache.data.tabular import Tabular
+from embedcache.data.task_names import TaskName
 from embedcache.scoring.calibration import Bin
 from embedcache.scoring.choices import Level, Scoring
 from embedcache.scoring.compare import Comparison, Pair
@@ -212,8 +213,12 @@ class CompareReport(Tabular):
 
     Parameters
     ----------
+    comparison_id
+        Name of the comparison: equal ones have the same.
     options
         What was asked.
+    task
+        Task of the runs.
     metric
         Name of the score that runs are compared by.
     runs
@@ -237,7 +242,9 @@ class CompareReport(Tabular):
         Faults of the split that the table of images tells; see docs/audit.md.
     """
 
+    comparison_id: str
     options: CompareOptions
+    task: TaskName
     metric: str
     runs: dict[str, tuple[str, ...]]
     cohorts: tuple[CohortComparison, ...]

@@ -16,6 +16,7 @@ from embedcache.verbs.audited import AuditedRuns, audit_document
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.compare import compare_outcomes
 from embedcache.verbs.compare_report import CompareOptions, CompareReport
+from embedcache.verbs.comparison_files import store_comparison
 from embedcache.verbs.left_out import check_any_run, leaving_out
 from embedcache.verbs.probe_run import ProbeOptions, official, probe_rows
 from embedcache.verbs.repeats import check_repeats_differ, repeated_studies
@@ -134,9 +135,12 @@ def _with_controls(
         on_run(outcome)
     trained = controls.trained_runs(report.runs)
     draws = CompareOptions(n_resamples=options.n_resamples, seed=study.question.seed)
+    comparison = compare_outcomes(trained, draws) if len(group_repeats(trained)) > 1 else None
+    if comparison is not None:
+        store_comparison(session.workspace, comparison)
     return replace(
         report,
         controls=tuple(control_runs),
-        comparison=compare_outcomes(trained, draws) if len(group_repeats(trained)) > 1 else None,
+        comparison=comparison,
         not_beaten=tuple(controls.not_beaten(first_runs, control_runs)),
     )

@@ -11,7 +11,7 @@ from embedcache.errors import RunError
 from embedcache.runs.methods import DRAWING_PROTOCOLS, ProbeMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.repeats import group_repeats
-from embedcache.scoring.answers import subject_of
+from embedcache.scoring.answers import subjects_of
 from embedcache.scoring.choices import Scoring
 from embedcache.scoring.compare import spread
 from embedcache.scoring.estimates import Estimate
@@ -123,8 +123,7 @@ def _spread(repeats: Sequence[RunOutcome], score: Estimate) -> Spread:
     answers = [
         cohort for run in repeats for cohort in run.answers if cohort.cohort[0] == score.cohort
     ]
-    subjects = [subject_of(cohort, masked=is_masked) for cohort in answers]
-    return spread(subjects, score.metric)
+    return spread(subjects_of(answers, masked=is_masked), score.metric)
 
 
 def _key(score: Estimate) -> tuple[str, str, str]:

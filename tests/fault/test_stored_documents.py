@@ -32,6 +32,8 @@ from embedcache.testing import MemoryBackend
 
 VIEWS = (
     "runs", "predictions", "fold_predictions", "metrics", "folds", "images", "encoders", "patients",
+    "audits", "audit", "audit_scores", "comparisons", "standings", "pairs", "drops", "class_shares",
+    "parts", "subgroups",
 )  # fmt: skip
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 plain = st.none() | st.booleans() | st.integers() | st.floats() | words | st.just("../../x")
@@ -105,10 +107,11 @@ def test_remembered_digests_of_any_lines_are_none(tmp_path, lines):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, Path]:
-    """A project with runs and kept weights, and a copy of its store."""
+    """A project with runs, kept weights, a comparison and an audit, and a copy of its store."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        make_project(folder / "project", patch, "probe", "training")
+        project, _ = make_project(folder / "project", patch, "probe", "training")
+    project.audit(folds=3)
     shutil.copytree(folder / "project" / ".embedcache", folder / "store")
     return folder / "project", folder / "store"
 
@@ -211,6 +214,7 @@ def verbs(folder: Path):
     yield ASKED["probe"]
     yield ASKED["training"]
     yield lambda project: project.compare(n_resamples=100)
+    yield lambda project: project.audit(folds=3)
     yield lambda project: project.folds(folds=3)
     yield lambda project: project.embeddings("pixels")
     yield lambda project: project.gc(grace_s=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +13,21 @@ from made_answers import label_sets, made_predictions, measurements
 from sklearn.metrics import accuracy_score, f1_score
 
 from embedcache.errors import RunError
-from embedcache.scoring.answers import subject_of
+from embedcache.scoring.answers import subject_of, subjects_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import compare, drop
 from embedcache.scoring.estimates import METRICS
 from embedcache.scoring.evaluate import evaluate
 from embedcache.scoring.grouping import alike, holm
-from embedcache.scoring.jackknife import deviations
-from embedcache.scoring.pairs import Lead, draw_signs, patients_needed, spread_and_p
+from embedcache.scoring.jackknife import as_term, deviations
+from embedcache.scoring.pairs import (
+    Lead,
+    draw_statistics,
+    equivalence_p,
+    patients_needed,
+    spread_and_p,
+)
+from embedcache.scoring.repeats import parts_of_repeats, redrawn_folds
 
 
 def units(*arguments, **settings):
@@ -55,6 +61,10 @@ def leads_left_out(first, second, score):
     return lead(patient != ""), np.array([lead(patient != name) for name in np.unique(patient)])
 
 
+def lead_of(value, left_out):
+    return Lead(np.array([value]), deviations(left_out), np.empty(0))
+
+
 def test_a_pair_is_tested_as_written_out():
     """Pseudo-values of scikit-learn's scores without each patient, under all 2^6 signs."""
     first, second = (made_predictions(1.0, n_patients=6, own=own) for own in (1, 2))
@@ -66,8 +76,8 @@ def test_a_pair_is_tested_as_written_out():
     shares = value / n + moves
     sums = signs @ shares
     statistics = np.abs(sums) / np.sqrt((n - 1) / n * ((shares**2).sum() - sums**2 / n))
-    lead = Lead(np.array([value]), deviations(left_out), n)
-    drawn = draw_signs(lead.parts[:, None], [lead], 20_000, 0)[1][:, 0]
+    lead = lead_of(value, left_out)
+    drawn = draw_statistics([lead], 20_000, 0)[:, 0]
     for limit in (0.5, 1.0, 1.5, 2.0, 3.0):
         assert np.mean(drawn >= limit) == pytest.approx(np.mean(statistics >= limit), abs=0.02)
     spread, p = spread_and_p(lead, drawn)
@@ -99,8 +109,8 @@ def test_p_and_interval_never_contradict_each_other(n_patients, n_draws, seed):
     chance = np.random.default_rng(seed)
     # Small whole numbers: ties, equal patients, and errors of 0 are common.
     left_out = chance.integers(-2, 3, size=n_patients) / 4
-    lead = Lead(np.array([chance.integers(-4, 5) / 4]), deviations(left_out), n_patients)
-    spread, p = spread_and_p(lead, draw_signs(lead.parts[:, None], [lead], n_draws, 1)[1][:, 0])
+    lead = lead_of(chance.integers(-4, 5) / 4, left_out)
+    spread, p = spread_and_p(lead, draw_statistics([lead], n_draws, 1)[:, 0])
     assert (spread.low > 0 or spread.high < 0) == (p <= 0.05)
 
 
@@ -124,8 +134,7 @@ def test_equal_within_the_margin_is_two_one_sided_tests():
             assert pair.p_equal is None
             continue
         # Equal just where the 90 % interval lies within the margin.
-        lead = Lead(np.array(pair.values), np.array([pair.error_patients]), 1)
-        error = np.hypot(*lead.errors())
+        error = np.hypot(pair.error_patients, pair.error_repeats)
         assert (pair.p_equal <= 0.05) == (pair.difference + 1.66 * error < margin)
     assert verdicts == {None: "undecided", 0.001: "undecided", 0.3: "equal"}
 
@@ -133,32 +142,109 @@ def test_equal_within_the_margin_is_two_one_sided_tests():
 def test_as_many_patients_as_are_needed_decide_as_often_as_promised():
     """Planning from a pilot whose lead happens to be the true one."""
     chance = np.random.default_rng(0)
-    pilot = chance.normal(size=400)
-    pilot += 0.3 - pilot.mean()
+    pilot = chance.normal(size=60)
+    pilot = (pilot - pilot.mean()) / pilot.std() + 0.3
 
-    def lead_of(values):
-        n = len(values)
-        left_out = (values.sum() - values) / (n - 1)
-        return Lead(np.array([values.mean()]), deviations(left_out), n)
+    def lead_of_mean(values):
+        return lead_of(values.mean(), (values.sum() - values) / (len(values) - 1))
 
-    needed = patients_needed(lead_of(pilot), None)
-    assert needed == pytest.approx(7.85 * pilot.var() / 0.3**2, rel=0.02)
+    needed = patients_needed(lead_of_mean(pilot), None)
+    assert needed == pytest.approx(7.85 * pilot.var(ddof=1) / 0.3**2, rel=0.02)
     found = []
     for seed in range(300):
-        lead = lead_of(chance.normal(0.3, 1, size=needed))
-        found.append(
-            spread_and_p(lead, draw_signs(lead.parts[:, None], [lead], 199, seed)[1][:, 0])[1]
-        )
+        lead = lead_of_mean(chance.normal(0.3, 1, size=needed))
+        found.append(spread_and_p(lead, draw_statistics([lead], 199, seed)[:, 0])[1])
     assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.8, abs=0.08)
 
 
+def test_as_many_patients_as_are_needed_call_equal_models_equal_as_often_as_promised():
+    chance, margin = np.random.default_rng(0), 0.3
+
+    def lead_of_mean(values):
+        return lead_of(values.mean(), (values.sum() - values) / (len(values) - 1))
+
+    for true in (0.0, 0.1):
+        pilot = chance.normal(size=60)
+        pilot += true - pilot.mean()
+        needed = patients_needed(lead_of_mean(pilot / pilot.std()), margin)
+        equal = []
+        for seed in range(300):
+            lead = lead_of_mean(chance.normal(true, 1, size=needed))
+            equal.append(equivalence_p(lead, draw_statistics([lead], 199, seed)[:, 0], margin))
+        assert np.mean(np.array(equal) <= 0.05) == pytest.approx(0.8, abs=0.08), true
+
+
 def test_no_number_of_patients_decides_a_tie_but_a_margin_may():
-    tie = Lead(np.zeros(1), np.array([0.1, -0.1]), 2)
+    tie = lead_of(0.0, np.array([0.1, -0.1]))
     assert patients_needed(tie, None) is None
-    assert patients_needed(tie, 0.1) == math.ceil(2 * 0.02 * ((1.6449 + 0.8416) / 0.1) ** 2)
+    assert patients_needed(tie, 0.1) > 2
     ahead = replace(tie, values=np.full(1, 0.1))
     assert patients_needed(ahead, 0.1) == patients_needed(ahead, None)
     assert patients_needed(ahead, None, n_pairs=10) > patients_needed(ahead, None)
+    assert patients_needed(replace(ahead, values=np.full(1, 9.0)), None) == 3  # more than there are
+
+
+def test_equal_shares_of_few_patients_are_as_likely_as_a_coin_says():
+    """Rounding must not make something of patients that are all alike."""
+    for n_patients in (3, 6):
+        total = 7 * n_patients
+        left_out = np.array([(total - 7) / (10 * n_patients - 10)] * n_patients) / 3
+        lead = lead_of(0.7 / 3, left_out)
+        _, p = spread_and_p(lead, draw_statistics([lead], 20_000, 0)[:, 0])
+        assert p == pytest.approx(2.0 ** (1 - n_patients), abs=0.01)
+
+
+def test_a_score_that_is_not_defined_without_a_patient_has_no_p():
+    one, two = (made_predictions(2.0, own=own) for own in (1, 2))
+    only = np.array(one.patient_id) == one.patient_id[0]
+    label = tuple(np.where(only, "a", np.where(np.array(one.label) == "a", "b", one.label)))
+    models = {
+        name: [subject_of(replace(answers, label=label))]
+        for name, answers in (("x", one), ("y", two))
+    }
+    found = compare(models, "f1:a", margin=0.1, n_resamples=200)
+    (pair,) = found.pairs
+    assert np.isnan([pair.p, pair.p_corrected, pair.p_equal, pair.low, pair.high]).all()
+    assert (pair.verdict, pair.patients_needed) == ("undecided", None)
+    assert np.isnan([s.rank for s in found.standings]).all()
+    assert "1 pairs have no p" in found.notes[0]
+
+
+@pytest.mark.parametrize("n_repeats", [5, 8])
+def test_models_that_move_all_patients_of_a_cohort_are_not_taken_for_patients(n_repeats):
+    """External cohorts: the error of a few repeats is that of Student's t."""
+    chance, p = np.random.default_rng(0), []
+    for seed in range(400):
+        values = chance.normal(size=n_repeats)
+        parts = np.zeros((n_repeats, 50)) + chance.normal(0, 0.01, 50)
+        lead = Lead(values, parts.mean(axis=0), parts_of_repeats(parts, values, 1))
+        p.append(spread_and_p(lead, draw_statistics([lead], 400, seed)[:, 0])[1])
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.06, abs=0.03)
+
+
+@pytest.mark.parametrize("n_holders", [4, 6, 10])
+def test_patients_without_the_class_are_no_evidence_of_it(n_holders):
+    """The recall of a class that few of 48 patients show, of two models that are alike."""
+    chance, p = np.random.default_rng(0), []
+    for seed in range(400):
+        values = chance.normal(size=n_holders)
+        parts = np.zeros(48)
+        parts[:n_holders] = deviations((values.sum() - values) / (n_holders - 1))
+        lead = Lead(np.array([values.mean()]), parts, np.empty(0), n_holders)
+        p.append(spread_and_p(lead, draw_statistics([lead], 400, seed)[:, 0])[1])
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def test_seeds_on_the_same_folds_are_no_folds_drawn_anew():
+    folds = [np.array([0, 0, 1, 2]), np.array([0, 0, 1, 2])]
+    assert redrawn_folds(folds) == 1
+    assert redrawn_folds([folds[0], np.array([1, 2, 0, 0])]) == 3
+    assert redrawn_folds(folds[:1]) == 3
+
+
+def test_no_number_of_patients_decides_what_rounding_makes():
+    lead = Lead(np.array([1e-15]), np.full(20, 0.01), 20)
+    assert patients_needed(lead, None) is None
 
 
 def test_too_few_resamples_or_patients_for_any_verdict_are_noted():
@@ -175,10 +261,14 @@ def test_too_few_resamples_or_patients_for_any_verdict_are_noted():
 
 
 def test_repeats_are_averaged_and_bring_their_own_error():
-    models = {
-        name: [units(1.0, own=10 * own + repeat) for repeat in range(3)]
+    answers = {
+        name: [made_predictions(1.0, own=10 * own + repeat) for repeat in range(3)]
         for own, name in enumerate("xy")
     }
+    for repeats in answers.values():
+        for number, one in enumerate(repeats):
+            repeats[number] = replace(one, fold=(one.fold + number) % 3)
+    models = {name: subjects_of(repeats) for name, repeats in answers.items()}
     found = compare(models, "accuracy", n_resamples=200)
     for standing in found.standings:
         values = [one.score("accuracy").value for one in models[standing.name]]
@@ -190,8 +280,8 @@ def test_repeats_are_averaged_and_bring_their_own_error():
         [one.score("accuracy").parts for one in models[name]] for name in (pair.better, pair.worse)
     ))  # fmt: skip
     assert pair.error_patients == pytest.approx(np.linalg.norm(parts.mean(axis=0)))
-    n_folds = models["x"][0].n_folds
-    between = (n_folds - 1) * parts.var(axis=0, ddof=1).sum()
+    assert models["x"][0].n_folds == 3
+    between = 2 * parts.var(axis=0, ddof=1).sum()
     assert pair.error_repeats == pytest.approx(np.sqrt(between))
     (alone,) = compare({name: one[:1] for name, one in models.items()}, "accuracy").pairs
     assert alone.error_repeats == 0
@@ -280,9 +370,19 @@ def test_the_drop_has_the_errors_of_both_cohorts():
     lost = drop([home], [away], "accuracy")
     scores = [one.score("accuracy") for one in (home, away)]
     assert lost.value == pytest.approx(scores[0].value - scores[1].value)
-    error = np.hypot(*(np.linalg.norm(score.parts) for score in scores))
+    terms = [as_term(s.value, s.error, s.n_holders, s.bounds) for s in scores]
+    assert terms[0].variance == pytest.approx((scores[0].parts ** 2).sum(), rel=0.2)
+    error = np.sqrt(sum(term.variance for term in terms))
     assert lost.high - lost.value == pytest.approx(2.0 * error, rel=0.03)
     assert lost.value - lost.low == pytest.approx(lost.high - lost.value)
+
+
+def test_a_cohort_that_is_all_right_may_not_be_so_of_other_patients():
+    home, away = units(2.0, n_patients=40), units(30.0, n_patients=5, own=2)
+    assert away.score("accuracy").value == 1
+    alone = away.score("accuracy").spread
+    lost = drop([home], [away], "accuracy")
+    assert lost.high - lost.value > 0.4 * (alone.high - alone.low)
 
 
 def test_the_bins_of_reliability_add_up_to_the_ece():

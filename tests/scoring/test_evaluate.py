@@ -16,10 +16,12 @@ from sklearn.metrics import (
 from written_out import interval
 
 from embedcache.data.predictions import Predictions
+from embedcache.errors import RunError
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.calibration import N_BINS
+from embedcache.scoring.class_units import ClassUnits
 from embedcache.scoring.evaluate import classes_often_missing, evaluate
-from embedcache.scoring.jackknife import SHARE, degrees_of_freedom, spread_of
+from embedcache.scoring.jackknife import SHARE, UNBOUNDED, deviations, error_of, spread_with
 from embedcache.scoring.resampling import ece_interval, resample_weights
 
 
@@ -189,11 +191,45 @@ def test_the_interval_of_a_class_counts_the_patients_of_the_class():
     assert np.isnan([estimate.low, estimate.high]).all()  # of one patient
 
 
+@pytest.mark.parametrize("rare", "ab")
+def test_the_auroc_of_two_classes_is_one_number_with_one_interval(rare):
+    one = predictions(n_patients=30, classes="ab", labels="ab", per_patient=3, sharp=1.0)
+    is_rare = np.isin(one.patient_id, ["P3", "P5", "P8"])
+    often = "b" if rare == "a" else "a"
+    one = replace(one, label=tuple(np.where(is_rare, rare, often).tolist()))
+    got, units = scores(one), subject_of(one)
+    ends = {(e.low, e.high) for e in (got["all", "auroc", label] for label in ("", "a", "b"))}
+    assert len({(round(low, 9), round(high, 9)) for low, high in ends}) == 1
+    assert {units.score(m).n_holders for m in ("auroc", "auroc:a", "auroc:b")} == {3}
+    value, *others = left_out(one, auroc)
+    assert ends.pop() == pytest.approx(interval(value, others, 3))
+
+
+def test_an_auroc_of_one_class_ranks_no_other(monkeypatch):
+    units, ranked = subject_of(predictions()), []
+    ranking = ClassUnits.ranking
+    monkeypatch.setattr(
+        ClassUnits, "ranking", lambda u, number: (ranked.append(number), ranking(u, number))[1]
+    )
+    alone = units.score("auroc:c")
+    assert ranked == [2]
+    assert alone.spread == next(s for s in units.scores() if s[:2] == alone[:2]).spread
+
+
+def test_probabilities_that_are_not_finite_are_refused_with_cohort_and_number():
+    one = predictions()
+    probability = one.probability.copy()
+    probability[[2, 5], 1] = np.nan
+    with pytest.raises(RunError, match=f"'away': 2 of {len(one.label)} images have a probability"):
+        replace(one, probability=probability)
+
+
 def test_where_no_patient_moves_a_score_the_interval_is_that_of_as_many_images():
-    spread = spread_of(1.0, np.zeros(30), 7, SHARE)
+    error = error_of(np.zeros(30), 7, SHARE)
+    spread = spread_with(1.0, error, 7, SHARE)
     t = student.ppf(0.975, 6)
     assert (spread.low, spread.high) == (pytest.approx(7 / (7 + t**2)), 1)
-    assert spread_of(0.0, np.zeros(30), 7, SHARE).high == pytest.approx(t**2 / (7 + t**2))
+    assert spread_with(0.0, error, 7, SHARE).high == pytest.approx(t**2 / (7 + t**2))
 
 
 def test_ties_in_scores_count_a_half():
@@ -231,11 +267,38 @@ def test_resamples_are_shared_by_all_who_have_the_same_patients():
 
 
 def test_degrees_of_freedom_count_the_patients_that_matter():
-    assert degrees_of_freedom(np.array([1.0, -1.0] * 20), 40) == 39
-    assert degrees_of_freedom(np.array([1.0, -1.0] * 20), 5) == 4
-    few = np.r_[np.array([1.0, -1.0] * 3), np.zeros(34)]
-    assert degrees_of_freedom(few, 40) == pytest.approx(2 * 6 - 1)
-    assert degrees_of_freedom(np.r_[1.0, np.full(39, -1 / 39)], 40) == pytest.approx(1.0, abs=0.11)
+    def freedom(parts, n_holders, bounds=UNBOUNDED):
+        return error_of(np.array(parts), n_holders, bounds).freedom
+
+    assert freedom([1.0, -1.0] * 20, 40) == 39
+    assert freedom([1.0, -1.0] * 20, 5) == 4
+    few = [1.0, -1.0] * 3 + [0.0] * 34
+    assert freedom(few, 40) == pytest.approx(2 * 6 - 1)
+    assert freedom(few, 40, SHARE) == pytest.approx(2 * 7 - 1)
+    alone = [1.0, *[-1 / 39] * 39]
+    assert freedom(alone, 40) == pytest.approx(1.0, abs=0.11)
+    assert freedom(alone, 40, SHARE) == pytest.approx(3.0, abs=0.11)
+
+
+def test_patients_who_are_all_alike_move_nothing():
+    tables = [np.full(n, (7 * n - 7) / (10 * n - 10)) for n in (5, 7, 10, 20)]
+    assert all(not deviations(np.array([x * 3 / 3 for x in t])).any() for t in tables)
+    one = predictions(n_patients=7, per_patient=10)
+    right = np.tile(np.arange(10) < 7, 7)
+    codes = np.where(right, one.codes(), (one.codes() + 1) % 4)
+    estimate = scores(replace(one, probability=np.eye(4)[codes]))["all", "accuracy", ""]
+    t = student.ppf(0.975, 6)
+    assert estimate.value == pytest.approx(0.7)
+    assert estimate.low < 0.7 - t * np.sqrt(0.21 / 7) / 2
+
+
+def test_one_wrong_image_of_many_says_little_less_than_none():
+    one = predictions(n_patients=500, per_patient=1, sharp=50.0)
+    probability = one.probability.copy()
+    probability[0] = np.roll(probability[0], 1)
+    whole, but_one = scores(one), scores(replace(one, probability=probability))
+    assert whole["all", "accuracy", ""].low > 0.99
+    assert but_one["all", "accuracy", ""].low > 0.96
 
 
 def test_a_class_that_resamples_lack_is_named_with_how_many_of_them_do():

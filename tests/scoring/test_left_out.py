@@ -169,14 +169,31 @@ def test_where_probabilities_separate_the_classes_there_is_no_slope():
     assert {metric for metric, _ in got} == {"calibration_intercept"}
 
 
-def test_probabilities_of_zero_and_one_that_are_wrong_now_and_then_have_a_slope():
-    of = units(n_patients=200)
-    chance = np.random.default_rng(0)
-    said = np.where(chance.random(len(of.truth)) < 0.1, (of.truth + 1) % 3, of.truth)
-    slope = by_name(replace(of, probability=np.eye(3)[said]))["calibration_slope", ""]
-    # softmax(b log p) with log p 0 or log(eps) is right in 0.9 of the images.
-    odds = np.log(2 * 0.9 / 0.1)
-    assert slope.value == pytest.approx(odds / -np.log(np.finfo(float).eps), rel=0.1)
+@pytest.mark.parametrize("classes", ["ab", "abc"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_where_most_probabilities_are_zero_and_one_there_is_no_recalibration(share, classes):
+    of = units(n_patients=100, classes=classes)
+    chance, c = np.random.default_rng(0), len(classes)
+    said = np.where(chance.random(len(of.truth)) < 0.1, (of.truth + 1) % c, of.truth)
+    is_certain = chance.random(len(of.truth)) < share
+    probability = np.where(is_certain[:, None], np.eye(c)[said], of.probability)
+    got = by_name(replace(of, probability=probability))
+    assert len(got) == (0 if share > 0.5 else 1 + 2 * c)
+
+
+def test_a_class_that_most_images_are_certain_not_to_be_of_leaves_the_slope_of_all():
+    of = units()
+    p = of.probability.copy()
+    p[np.arange(len(p)) % 4 > 0, 2] = 0
+    got = by_name(replace(of, probability=p / p.sum(axis=1, keepdims=True)))
+    assert {label for _, label in got} == {"", "a", "b"}
+
+
+@pytest.mark.parametrize("classes", ["ab", "abc"])
+def test_a_fit_ends_where_no_step_is_uphill(classes):
+    of = units(classes=classes)
+    is_broken = np.arange(len(of.truth))[:, None] % 3 == 0
+    assert by_name(replace(of, probability=np.where(is_broken, np.nan, of.probability))) == {}
 
 
 def test_a_cohort_of_one_class_has_no_recalibration():

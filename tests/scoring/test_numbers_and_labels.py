@@ -19,6 +19,7 @@ from embedcache.errors import RunError
 from embedcache.scoring.answers import subject_of
 from embedcache.scoring.compare import compare, drop, lead, spread
 from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.label_units import LabelUnits
 
 N = 80
 PATIENTS = [f"p{number}" for number in np.random.default_rng(2).integers(0, 15, N)]
@@ -128,9 +129,28 @@ def test_intervals_of_labels_are_those_of_scores_without_each_patient(metric, sc
     patient = np.array(PATIENTS)
     t, p = answers.truth[:, 0], answers.probability[:, 0]
     left_out = [score(t[patient != name], p[patient != name]) for name in np.unique(patient)]
-    n_holders = len(set(patient[t]))
+    holders = [len(set(patient[side])) for side in (t, ~t)]
+    n_holders = min(holders) if metric == "auroc" else holders[0]
     ends = interval(score(t, p), left_out, n_holders)
     assert (estimate.low, estimate.high) == pytest.approx(ends)
+
+
+def test_a_label_that_few_patients_lack_has_the_auroc_interval_of_these_few():
+    whole = findings()
+    truth = ~np.isin(PATIENTS, ["p3", "p7"])[:, None] | (whole.truth[:, :1] & False)
+    answers = label_sets(truth, whole.probability[:, :1], "a", PATIENTS)
+    units = subject_of(answers)
+    assert units.score("auroc:a").n_holders == 2
+    assert units.score("average_precision:a").n_holders == 13
+    for mean, of_label in (("macro_auroc", "auroc:a"), ("macro_f1", "f1:a")):
+        assert units.score(mean).spread == units.score(of_label).spread
+
+
+def test_probabilities_of_labels_that_are_not_finite_are_refused():
+    whole = findings()
+    probability = np.where(np.arange(N)[:, None] == 3, np.inf, whole.probability)
+    with pytest.raises(RunError, match=f"1 of {N} images have a probability that is not finite"):
+        label_sets(whole.truth, probability, "abcd", PATIENTS)
 
 
 def test_one_patient_has_scores_but_no_interval():
@@ -141,6 +161,17 @@ def test_one_patient_has_scores_but_no_interval():
     ]
     assert len(estimates) > 10
     assert np.isnan([end for e in estimates for end in (e.low, e.high)]).all()
+
+
+def test_a_score_of_one_label_does_not_rank_the_others(monkeypatch):
+    units, ranked = subject_of(findings()), []
+    score_of = LabelUnits._left_out
+    monkeypatch.setattr(
+        LabelUnits, "_left_out", lambda u, *args: (ranked.append(args), score_of(u, *args))[1]
+    )
+    alone = units.score("average_precision:b")
+    assert ranked == [("average_precision", 1)]
+    assert alone.spread == next(s for s in units.scores() if s[:2] == alone[:2]).spread
 
 
 # Comparison

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import t as student
 from sklearn.metrics import f1_score
-from written_out import interval
 
 from embedcache.data.predictions import Predictions
 from embedcache.scoring.answers import subject_of
@@ -74,17 +74,18 @@ def test_mix_and_rest_are_those_of_scikit_learn_and_add_up_to_the_drop():
 
 def jackknife(score, home, away):
     """The interval of a score of two cohorts, each patient of either left out once."""
-    moves = []
+    variances, freedoms = [], []
     for cohorts in (
         [(without(home, patient), away) for patient in np.unique(home.patient_id)],
         [(home, without(away, patient)) for patient in np.unique(away.patient_id)],
     ):
         left_out, n = np.array([score(*pair) for pair in cohorts]), len(cohorts)
-        moves += ((left_out - left_out.mean()) * np.sqrt((n - 1) / n)).tolist()
-    # `interval` scales by the number of all; undone here, where each cohort has its own.
-    scale = np.sqrt(len(moves) / (len(moves) - 1))
-    n_holders = len(moves) - 1
-    return interval(score(home, away), np.array(moves) * scale, n_holders, is_share=False)
+        squares = (left_out - left_out.mean()) ** 2 * (n - 1) / n
+        variances.append(squares.sum())
+        freedoms.append(np.clip(2 * squares.sum() ** 2 / (squares**2).sum() - 1, 1, n - 1))
+    freedom = sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    half = student.ppf(0.975, freedom) * np.sqrt(sum(variances))
+    return score(home, away) - half, score(home, away) + half
 
 
 def test_intervals_leave_out_each_patient_of_both_cohorts():

@@ -20,7 +20,7 @@ FEW = {"n_resamples": 100, "folds": 3}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with two encoders, two runs of each, and a snapshot."""
+    """A folder with two encoders, two runs of each, a comparison of them, and a snapshot."""
     folder = tmp_path_factory.mktemp("made") / "project"
     folder.mkdir()
     write_cohort(folder, n_patients=6, n_images=2, cohorts=("home", "abroad"))
@@ -31,6 +31,7 @@ def made(tmp_path_factory) -> Path:
             project.extract("pixels", **settings)
     for probe in ("knn", "prototype"):
         project.probe("all", probe=probe, **FEW)
+    project.compare(n_resamples=100)
     return folder
 
 
@@ -78,6 +79,7 @@ ITEMS = {
     "predictions": "runs/{run}/predictions.*.parquet",
     "metrics": "runs/{run}/metrics.*.parquet",
     "digests": "digests.tsv",
+    "comparison": "comparisons/*.json",
 }
 
 
@@ -138,6 +140,7 @@ def test_one_bad_item_costs_that_item(project, tmp_path, monkeypatch, capfd, ite
         ["status"],
         ["sql", "SELECT count(*) AS n FROM embeddings"],
         ["sql", "FROM runs"],
+        ["sql", "FROM pairs"],
         ["gc", "--grace", "0"],
         ["extract", "-q", "-m", "pixels", *fit],
         ["export", *sound, "-o", "x.npy"],
