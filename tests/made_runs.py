@@ -7,7 +7,7 @@ from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import ProbeMethod, ZeroShotMethod
 from embedcache.runs.record import RunRecord
 from embedcache.runs.request import RunData, RunRequest
-from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.evaluate import SCORES, evaluate
 
 METHODS = {
     "probe": ProbeMethod(),
@@ -16,7 +16,9 @@ METHODS = {
 }
 
 
-def made_request(encoder="e", *, kind="probe", method=None, task="classification", seed=0, **data):
+def made_request(
+    encoder="e", *, kind="probe", method=None, task="classification", seed=0, constants=None, **data
+):
     """A request of a kind of run, on the training cohort 'home' where the kind has one."""
     train_cohort = None if kind == "zeroshot" else "home"
     return RunRequest(
@@ -26,6 +28,7 @@ def made_request(encoder="e", *, kind="probe", method=None, task="classification
         question=Question(task=task, train_cohort=train_cohort, external=("abroad",), seed=seed),
         method=METHODS[kind] if method is None else method,
         data=RunData(**{"train": None, "external": (), "folds_id": None, "manifest": "", **data}),
+        constants={"scores": SCORES} if constants is None else constants,
         n_resamples=100,
         versions={"numpy": "0"},
     )

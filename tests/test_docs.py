@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT
 from embedcache_cli import main as cli_main
 from embedcache_cli.main import VERBS, cli
+from made_answers import made_predictions
+from made_runs import store_run
 from PIL import Image
 from test_architecture import FLOORS
 
@@ -357,6 +359,18 @@ def test_there_are_ten_worked_queries_and_more():
 @pytest.mark.parametrize("query", QUERIES, ids=range(1, len(QUERIES) + 1))
 def test_each_worked_query_answers(likeness, query):
     assert len(likeness.sql(query)) >= 1
+
+
+def test_the_query_of_repeats_keeps_versions_apart(project):
+    project.workspace.create_store()
+    for seed, version in enumerate(["p-1", "p-1", "p-2"]):
+        answers = [made_predictions(2.0, own=seed)]
+        versions = {"protocol": version, "scores": "s-1"}
+        store_run(project, f"probe-a-{seed}", "a", answers, seed=seed, constants=versions)
+    (query,) = [query for query in QUERIES if "AS repeats" in query]
+    table = project.sql(query).select(["version", "scores", "repeats"]).to_pylist()
+    rows = sorted(tuple(row.values()) for row in table)
+    assert rows == [("p-1", "s-1", 2), ("p-2", "s-1", 1)]
 
 
 def test_python_snippets_run(likeness, monkeypatch, capsys):

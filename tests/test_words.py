@@ -83,3 +83,8 @@ def test_descriptions_are_read_from_their_sections_alone():
         "Returns\n-------\nx\n    Which."
     )
     assert list(parameter_docs(text)) == [("a, b", "Of the draw."), ("n", "Number.")]
+
+
+def test_no_help_and_no_docstring_speaks_of_a_bootstrap():
+    """Only the ECE is resampled, and what that is for is said where it stands."""
+    assert [name for name, path in MODULES.items() if "bootstrap" in path.read_text().lower()] == []

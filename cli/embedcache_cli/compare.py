@@ -155,17 +155,18 @@ def _print_pairs(pairs: Sequence[Pair], title: str) -> None:
             *([f"{min(pair.values):+.3f} {max(pair.values):+.3f}"] if is_repeated else []),
             *([] if is_against_best else [f"{pair.p:.4f}"]),
             f"{pair.p_corrected:.4f}",
-            _verdict(pair),
+            _verdict(pair, of_worse=is_against_best),
         ]
         for pair in pairs
     ]
     _show(f"{title}, paired by patient", header, rows)
 
 
-def _verdict(pair: Pair) -> str:
-    if pair.patients_needed is None:
-        return {"better": "worse", "equal": "equal", "undecided": "undecided"}[pair.verdict]
-    return f"undecided ({pair.patients_needed:,} patients)"
+def _verdict(pair: Pair, *, of_worse: bool) -> str:
+    """Return the verdict on a pair, in a table whose rows are of the worse ones or of both."""
+    if pair.patients_needed is not None:
+        return f"undecided ({pair.patients_needed:,} patients)"
+    return "worse" if of_worse and pair.verdict == "better" else pair.verdict
 
 
 def _print_drops(report: CompareReport) -> None:

@@ -155,7 +155,9 @@ label = option(
     "--label", default="label", show_default=True, help="Manifest column with the class."
 )
 where = option("--where", metavar="SQL", help="Only images for which this predicate holds.")
-seed = option("--seed", type=int, default=0, show_default=True, help="Of folds and bootstrap.")
+seed = option(
+    "--seed", type=int, default=0, show_default=True, help="Of folds and of what is drawn."
+)
 repeats = option(
     "--repeats",
     type=click.IntRange(min=1),
@@ -169,7 +171,7 @@ resamples = option(
     type=click.IntRange(min=100),
     default=10_000,
     show_default=True,
-    help="Of the patient bootstrap.",
+    help="Of patients, for the interval of the ECE; of signs, for p, ranks and P(best).",
 )
 
 cohorts = compose(
@@ -190,10 +192,8 @@ cohorts = compose(
         "--folds",
         type=folds,
         metavar="K|FILE",
-        default="5",
-        show_default=True,
         callback=one_way_of_folds,
-        help="Number of patient folds, or a CSV (patient_id, fold).",
+        help="Number of patient folds, or a CSV (patient_id, fold).  [default: 5]",
     ),
     option(
         "--folds-by",

@@ -41,8 +41,11 @@ def print_repeats(
     if behind := behind_best(compared):
         pairs = [(names[run_id], *cells) for run_id, cells in behind.items()]
         print_section("paired, over all repeats", ("encoder", "behind the best", "p"), pairs)
+    n_notes = sum(len(run.record.notes) for run in outcomes)
     if verbose:
         _print_runs(groups, names)
+    elif n_notes:
+        print_line(f"notes stored with these runs: {n_notes}; -v lists them")
     print_line(f"runs: {short_path(outcomes[0].folder.parent)}")
     print_line(verdict_line(findings))
 

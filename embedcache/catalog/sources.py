@@ -104,7 +104,7 @@ class RunRow:
         The question: task, manifest column of the label, cohort that trains, fold table.
     probe, protocol, rule, regime, external_by, seed, n_resamples
         The method: probe family, protocol, rule of choice, what a fine-tuning run trains, what
-        predicts external cohorts, seed of the random streams, number of bootstrap resamples.
+        predicts external cohorts, seed of the random streams, number of resamples of patients.
     question, method, settings, results
         JSON: the question, the method, both in one object, and what was chosen.
     """

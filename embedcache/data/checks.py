@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any, get_args
 
 from embedcache.errors import RunError
@@ -14,18 +15,20 @@ def check_choice(word: str, value: str, choices: Any) -> None:
         raise RunError(f"no {word} '{value}'; it may be {', '.join(get_args(choices))}")
 
 
-def check_at_least(word: str, value: int | None, least: int) -> None:
+def check_at_least(word: str, value: Any, least: int) -> None:
     """Raise `RunError` unless a whole number is at least so large; None is no number.
 
     One that no table can hold is refused too.
     """
-    if value is not None and (isinstance(value, bool) or value < least):
-        raise RunError(f"{word} is {value}; expected a whole number from {least}")
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if value is not None and not (is_whole and value >= least):
+        raise RunError(f"{word} is {value!r}; expected a whole number from {least}")
     if value is not None and value >= 2**63:
         raise RunError(f"{word} is {value}; expected a whole number below 2**63")
 
 
-def check_above_0(word: str, value: float | None) -> None:
+def check_above_0(word: str, value: Any) -> None:
     """Raise `RunError` unless a number is above 0 and finite; None is no number."""
-    if value is not None and not 0 < value < math.inf:
-        raise RunError(f"{word} is {value}; expected a number above 0")
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < math.inf):
+        raise RunError(f"{word} is {value!r}; expected a number above 0")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from embedcache.data.folds import FoldTable
 from embedcache.data.task_names import TaskName
+
+N_FOLDS: Final = 5  # unless a question has others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Question:
     folds_by
         Manifest column of which each value makes a fold, such as 'center'; None where none does.
     seed
-        Seed of folds and bootstrap.
+        Seed of folds, of a training, and of what a score draws.
     official_split
         Whether images of the training cohort whose manifest column `split` is 'test' are the first
         external cohort, and only those with 'train' train.
@@ -54,7 +56,7 @@ class Question:
     where: str | None = None
     class_map: str | None = None
     classes: Mapping[str, str] | None = None
-    folds: int | Path | FoldTable | None = 5
+    folds: int | Path | FoldTable | None = N_FOLDS
     folds_by: str | None = None
     seed: int = 0
     official_split: bool = False

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from embedcache.errors import RunError
 from embedcache.files.arrays import Floats
-from embedcache.probes.selection import Rule, close_values, past_best, pick
-from embedcache.protocol.protocols import Protocol
-from embedcache.protocol.search import REFINEMENTS, Search
+from embedcache.probes.selection import PAST, TIE, Rule, close_values, past_best, pick
+from embedcache.protocol.protocols import PROTOCOLS, Protocol
+from embedcache.protocol.search import REFINEMENTS, ROUGH_TOL, Search
 from embedcache.protocol.task import Task
+from embedcache.runs.methods import ProbeMethod
 
 _TENTH: Final = 0.1
 # Images of the rarest class that may be right or wrong by chance, before a score counts as worse.
@@ -42,6 +43,21 @@ class Chosen:
     score: float
     temperature: float | None = None
     skipped: tuple[float, ...] = ()
+
+
+def choice_constants(method: ProbeMethod) -> dict[str, Any]:
+    """Return the numbers that decide a choice beside its grid, as a record keeps them.
+
+    They are `tol` (gaps to the optimum, one after the other), `tie`, and of a search of C `close`
+    (images, by refinement), `past` (values) and `chance` (images); see docs/format.md.
+    """
+    if PROTOCOLS[method.protocol].choice != "nested":
+        return {"tol": [ROUGH_TOL]}
+    if method.probe != "logistic":
+        return {"tie": TIE}
+    tols, close = zip(*REFINEMENTS, strict=True)
+    stop = {"past": PAST, "chance": _CHANCE}
+    return {"tol": [ROUGH_TOL, *tols], "close": list(close), "tie": TIE, **stop}
 
 
 # Number of a training set, and the images that its probes are asked about.

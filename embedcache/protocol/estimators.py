@@ -202,7 +202,8 @@ class LinearProbeCV(_LinearClassifier):
 
     Every C is fitted on every fold's training rows, all together; the best by the macro F1 of the
     pooled held-out predictions is fitted again on all rows. See `embedcache.probes.selection.pick`
-    for the rules.
+    for the rules. The fits that choose have a tolerance of 1e-4; unlike in the protocol, a close
+    choice is not solved further, and no part of the grid is left out.
 
     Parameters
     ----------

@@ -54,7 +54,8 @@ class ProbeResult:
         For each external cohort the answers of every outer fold's probe, one after the other:
         image ids stand K times, and `fold` is the number of the fold whose probe answers.
     choices
-        Setting, inner score and temperature by outer fold, setting of the final probe, notes.
+        Setting, inner score, temperature and skipped values by outer fold, setting of the final
+        probe, notes.
     """
 
     answers: tuple[Answers, ...]
@@ -249,15 +250,13 @@ def _choices(
         "temperature": [c.temperature for c in probes.chosen],
         "external_temperature": temperature,
     }
-    # A fold that had seen enough skips what was fitted for the others.
-    n_fitted = max(len(grid_of(method)) - len(c.skipped) for c in probes.chosen)
     gaps = [gap for path in (*probes.paths, probes.last) for gap in _certificates(path)]
     return {
         setting: values,
         f"final_{setting}": probes.final,
         "inner_score": [c.score for c in probes.chosen],
         **(temperatures if task.is_calibrated else {}),
-        f"skipped_{setting}": list(grid_of(method)[n_fitted:]),
+        f"skipped_{setting}": [list(c.skipped) for c in probes.chosen],
         "gap": gaps,
         "notes": [*_notes(values, method), *_gap_notes(gaps)],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from embedcache.errors import RunError, StoreCorruptError, StoreReadError
 from embedcache.runs.candidates import candidates, leading_record
 from embedcache.runs.files import RunFiles
 from embedcache.runs.outcome import RunOutcome
-from embedcache.runs.record import RunRecord
+from embedcache.runs.record import RunRecord, command_lines
 from embedcache.runs.repeats import given_folds, is_seedless, repeat_key
 from embedcache.scoring.estimates import Estimate
 
@@ -229,7 +229,7 @@ def _contest(
             left_out.setdefault(key, f"{theirs} left out: {reason} than {ours}")
     notes = [note for key, note in left_out.items() if key not in entrants]
     named, more = _contenders(list(entrants.values()), seeds)
-    return Contest(named, _first(leader).cohorts, (*notes, *more))
+    return Contest(named, _first(leader).cohorts, (*notes, *more, *_version_notes(named)))
 
 
 def _contenders(
@@ -245,7 +245,35 @@ def _contenders(
     parts = [f"{n} of {name}" for name, c in named.items() if (n := n_left[c.record.run_id])]
     if not parts:
         return named, []
-    return named, [f"repeats left out, for not every run has their folds: {', '.join(parts)}"]
+    note = f"repeats left out, for not every run has their folds: {', '.join(parts)}"
+    every = {seed for entrant in entrants for seed in entrant if seed is not None}
+    lacking = [
+        contender.record
+        for entrant, contender in zip(entrants, contenders, strict=True)
+        if None not in entrant and every - entrant.keys()
+    ]
+    if lacking:
+        first, n_repeats = min(every), max(every) - min(every) + 1
+        options = f"{f' --seed {first}' if first else ''} --repeats {n_repeats}"
+        note += f"; {command_lines(lacking, options)} makes those that are missing"
+    return named, [note]
+
+
+def _version_notes(contenders: Mapping[str, Contender]) -> Iterator[str]:
+    """Yield a note on each protocol that stands there in several versions."""
+    by_protocol: dict[Hashable, dict[str, list[str]]] = {}
+    for name, contender in contenders.items():
+        method = contender.record.method
+        protocol = method.tag, getattr(method, "protocol", None)
+        version = str(contender.record.request.constants.get("protocol", "none"))
+        by_protocol.setdefault(protocol, {}).setdefault(version, []).append(name)
+    for versions in by_protocol.values():
+        if len(versions) > 1:
+            parts = [f"{version} of {', '.join(names)}" for version, names in versions.items()]
+            yield (
+                f"runs by several versions of a protocol: {'; '.join(sorted(parts))}; make the "
+                "older ones again"
+            )
 
 
 def _grouped(

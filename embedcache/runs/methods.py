@@ -17,6 +17,8 @@ ExternalBy = Literal["refit", "folds"]
 # Names that a command line offers before anything that fits is imported.
 PROBE_NAMES: Final = ("logistic", "knn", "prototype", "ridge", "lda", "svm", "mlp")
 PROTOCOL_NAMES: Final = ("default", "dinov2", "clip", "fetalclip")
+# Those that choose on images which the seed draws, so that it decides answers on any folds.
+DRAWING_PROTOCOLS: Final = ("dinov2", "clip")
 
 
 @dataclass(frozen=True, slots=True)

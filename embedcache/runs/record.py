@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final, cast
@@ -154,7 +154,7 @@ class RunRecord:
 
     @property
     def seed(self) -> int:
-        """Seed of folds, training and bootstrap; repeats differ in it."""
+        """Seed of folds, of a training, and of what a score draws; repeats differ in it."""
         return self.request.question.seed
 
     @property
@@ -244,6 +244,27 @@ class RunRecord:
                 name: [table.name, table.size, table.crc32c] for name, table in self.tables.items()
             },
         }
+
+
+def command_lines(records: Iterable[RunRecord], options: str = "") -> str:
+    """Return the command lines that make such runs, but for their questions and methods.
+
+    Parameters
+    ----------
+    records
+        Records of runs.
+    options
+        Further options of the command lines, after a space.
+    """
+    models: dict[str, list[str]] = {}
+    for record in records:
+        is_control = record.kind == "control"  # made beside the probes
+        verb, model = ("probe", "all") if is_control else (record.kind, record.encoder)
+        models.setdefault(verb, []).append(f" -m {model}")
+    return " and ".join(
+        f"`embedcache {verb}{''.join(sorted(set(names)))}{options}`"
+        for verb, names in models.items()
+    )
 
 
 def record_from_document(document: Mapping[str, Any]) -> RunRecord:

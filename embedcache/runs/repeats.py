@@ -10,7 +10,7 @@ from embedcache.data.fold_tables import read_fold_table
 from embedcache.data.folds import given_identity
 from embedcache.errors import StoreCorruptError, StoreReadError
 from embedcache.files.durable import canonical_json
-from embedcache.runs.methods import ProbeMethod
+from embedcache.runs.methods import DRAWING_PROTOCOLS, ProbeMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.record import RunRecord
 from embedcache.workspace import Workspace
@@ -65,8 +65,8 @@ def given_folds(workspace: Workspace, records: Iterable[RunRecord]) -> frozenset
 def is_seedless(record: RunRecord, given: Collection[str]) -> bool:
     """Tell whether a run gives the same answers with every seed.
 
-    Nothing was trained, or a probe was fitted on folds that no seed moves: given ones, or those of
-    a manifest column.
+    Nothing was trained, or a probe whose protocol draws nothing was fitted on folds that no seed
+    moves: given ones, or those of a manifest column.
 
     Parameters
     ----------
@@ -77,4 +77,7 @@ def is_seedless(record: RunRecord, given: Collection[str]) -> bool:
     """
     data, question = record.request.data, record.request.question.document()
     is_fixed = data.folds_id in given or question.get("folds_by") is not None
-    return record.train_cohort is None or (is_fixed and isinstance(record.method, ProbeMethod))
+    draws = not isinstance(record.method, ProbeMethod) or (
+        record.method.protocol in DRAWING_PROTOCOLS
+    )
+    return record.train_cohort is None or (is_fixed and not draws)

@@ -86,7 +86,7 @@ class RunRequest:
         Further numbers and names that decide the result, such as the protocol's version, the
         values to choose from and tolerances.
     n_resamples
-        Number of resamples of the patient bootstrap.
+        Number of resamples of patients behind the interval of the ECE.
     versions
         Versions of this project and of the libraries that decide the result, by distribution.
     """

@@ -58,7 +58,7 @@ class Estimate:
     value
         Score of the cohort as it is.
     low, high
-        Ends of the 95 % interval; NaN where there are fewer than two patients to resample.
+        Ends of the 95 % interval; NaN where there are fewer than two patients.
     n_patients, n_images
         Numbers of patients and of images that were scored.
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedcache.data.checks import check_at_least, check_choice
-from embedcache.data.question import Question
+from embedcache.data.question import N_FOLDS, Question
 from embedcache.data.task_names import TaskName
 from embedcache.encoders.choices import PrecisionChoice
 from embedcache.encoders.select import EncoderOptions
@@ -37,19 +37,26 @@ def question_of(
     external: Names | None,
     where: str | None,
     class_map: PathLike | None,
-    folds: int | PathLike,
+    folds: int | PathLike | None,
     seed: int,
     task: TaskName = "classification",
     *,
     folds_by: str | None = None,
 ) -> Question:
-    """Return the question that arguments state; see `Question`."""
-    if folds_by is not None and folds != Question().folds:
+    """Return the question that arguments state; see `Question`.
+
+    Without `folds` and `folds_by` there are as many folds as a question has by default.
+    """
+    if folds is not None and folds_by is not None:
         raise RunError(f"folds {folds} and folds by '{folds_by}' are named; name one of the two")
     check_choice("task", task, TaskName)
     check_at_least("seed", seed, 0)
     if isinstance(folds, int):
         check_at_least("folds", folds, 2)
+    elif folds is not None:
+        folds = Path(folds)
+    elif folds_by is None:
+        folds = N_FOLDS
     return Question(
         label=label,
         task=task,
@@ -57,7 +64,7 @@ def question_of(
         external=optional_names(external),
         where=where,
         class_map=None if class_map is None else str(class_map),
-        folds=None if folds_by is not None else folds if isinstance(folds, int) else Path(folds),
+        folds=folds,
         folds_by=folds_by,
         seed=seed,
     )

@@ -19,11 +19,13 @@ from embedcache.errors import EmbedcacheError, RunError
 from embedcache.files.durable import canonical_json
 from embedcache.runs.contenders import Contender, Contest, choose_runs, contest_of
 from embedcache.runs.outcome import RunOutcome
+from embedcache.runs.record import command_lines
 from embedcache.scoring.answers import subject_of, subjects_of
 from embedcache.scoring.calibration import reliability
 from embedcache.scoring.compare import STATISTICS, spread
 from embedcache.scoring.compare import compare as compare_subjects
 from embedcache.scoring.estimates import HEADLINES, Estimate
+from embedcache.scoring.evaluate import SCORES
 from embedcache.scoring.repeats import redrawn_folds
 from embedcache.scoring.subject import Subject, check_metric
 from embedcache.verbs.audited import findings_of_answers
@@ -147,6 +149,11 @@ class _Comparing:
         is_by_column = self.options.by not in {None, "class"}
         by_column = defined if is_by_column else ()
         notes += chain.from_iterable(map(self._undefined_parts, by_column))
+        stored = {
+            name: tuple(_stored_estimates(contender.estimates, self.options))
+            for name, contender in contest.contenders.items()
+        }
+        others = [name for name in stored if stored[name] and self._version_of(name) != SCORES]
         return CompareReport(
             comparison_id=self._comparison_id(),
             options=self.options,
@@ -158,12 +165,23 @@ class _Comparing:
             parts=tuple(chain.from_iterable(map(self._parts, defined))) if self.options.by else (),
             subgroups=tuple(chain.from_iterable(map(self._subgroups, by_column))),
             calibration=tuple(self._calibrations()),
-            estimates={
-                name: tuple(_stored_estimates(contender.estimates, self.options))
-                for name, contender in contest.contenders.items()
-            },
-            notes=(*contest.notes, *notes),
+            estimates={**stored, **dict.fromkeys(others, ())},
+            notes=(*contest.notes, *notes, *self._version_notes(others)),
         )
+
+    def _version_of(self, name: str) -> str:
+        """Return the version of the scores that were stored with a contender's run."""
+        return str(self.contest.contenders[name].record.request.constants.get("scores", "none"))
+
+    def _version_notes(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield one note on contenders whose stored scores are of another version."""
+        if names:
+            versions = ", ".join(f"{name} ({self._version_of(name)})" for name in names)
+            again = command_lines(self.contest.contenders[name].record for name in names)
+            yield (
+                f"stored calibration and operating points left out, for they are not by {SCORES}: "
+                f"{versions}; {again} makes them anew"
+            )
 
     def _comparison_id(self) -> str:
         """Return a digest of all that decides the comparison."""

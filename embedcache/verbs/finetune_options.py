@@ -37,7 +37,8 @@ class FinetuneOptions:
     workers
         Number of processes that read and change pictures; None for what suits the machine.
     n_resamples
-        Number of resamples of the patient bootstrap.
+        Number of resamples of patients behind the interval of the ECE, and of draws of signs
+        behind p.
     repeats
         Number of runs of each encoder, each with the next seed: another training, on other folds
         but where these are given.

@@ -10,7 +10,8 @@ from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.question import Question
 from embedcache.files.cores import at_most
 from embedcache.protocol.learning_curve import CurvePoint, learning_curve
-from embedcache.runs.methods import CurveMethod
+from embedcache.protocol.protocols import check_method
+from embedcache.runs.methods import CurveMethod, ProbeMethod
 from embedcache.runs.once import Computed, once
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.request import RunRequest
@@ -19,7 +20,7 @@ from embedcache.store.embedding_store import EmbeddingStore
 from embedcache.verbs.audited import AuditedRuns
 from embedcache.verbs.catalog import renew_catalog
 from embedcache.verbs.left_out import check_any_run, leaving_out
-from embedcache.verbs.probe_run import DECISIVE, run_data, versions_of
+from embedcache.verbs.probe_run import DECISIVE, protocol_constants, run_data, versions_of
 from embedcache.verbs.session import Session, Study
 
 
@@ -81,7 +82,8 @@ def _outcome(
         question=study.question,
         method=method,
         data=run_data(study, [train]),
-        # Draws of patients take the place of a bootstrap.
+        constants=protocol_constants(check_method(ProbeMethod(), study.question.task)),
+        # The range over draws of patients takes the place of an interval.
         n_resamples=0,
         versions=versions_of(DECISIVE),
     )

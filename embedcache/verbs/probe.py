@@ -19,7 +19,7 @@ from embedcache.verbs.compare_report import CompareOptions, CompareReport
 from embedcache.verbs.comparison_files import store_comparison
 from embedcache.verbs.left_out import check_any_run, leaving_out
 from embedcache.verbs.probe_run import ProbeOptions, official, probe_rows
-from embedcache.verbs.repeats import check_folds_move, repeated_studies
+from embedcache.verbs.repeats import check_repeats_differ, repeated_studies
 from embedcache.verbs.session import Session, Study
 
 OnRun = Callable[[RunOutcome], None]
@@ -89,7 +89,7 @@ def probe(
     """
     method = check_method(method, question.task)
     studies = repeated_studies(session, official(question, method), options.repeats)
-    check_folds_move(studies)
+    check_repeats_differ(studies, method)
     for note in dict.fromkeys(note for study in studies for note in study.notes):
         on_message(note)
     names, runs = session.model_names(models), list[RunOutcome]()

@@ -11,9 +11,9 @@ from embedcache.data.checks import check_at_least
 from embedcache.data.embeddings import LabelledEmbeddings
 from embedcache.data.question import Question
 from embedcache.files.cores import at_most
+from embedcache.protocol.choice import choice_constants
 from embedcache.protocol.nested import fit_probe
 from embedcache.protocol.protocols import PROTOCOLS, grid_of
-from embedcache.protocol.search import CHOICE_TOL
 from embedcache.protocol.tasks import FIT_TOL
 from embedcache.runs.methods import ProbeMethod
 from embedcache.runs.once import Computed, once
@@ -33,7 +33,8 @@ class ProbeOptions:
     Parameters
     ----------
     n_resamples
-        Number of resamples of the patient bootstrap.
+        Number of resamples of patients behind the interval of the ECE, and of draws of signs
+        behind p; at least 1.
     n_threads
         Number of threads to fit with; None for one a core. It decides no result.
     controls
@@ -100,7 +101,7 @@ def probe_rows(
         question=question,
         method=method,
         data=run_data(study, rows),
-        constants=_constants(method),
+        constants={"scores": SCORES, **protocol_constants(method)},
         n_resamples=options.n_resamples,
         versions=versions_of(DECISIVE),
     )
@@ -117,12 +118,14 @@ def probe_rows(
     return once(session.runs, request, compute, n_skipped=n_skipped, notes=study.notes)
 
 
-def _constants(method: ProbeMethod) -> dict[str, Any]:
+def protocol_constants(method: ProbeMethod) -> dict[str, Any]:
+    """Return what decides the answers of a checked method beside its settings."""
     return {
         "protocol": PROTOCOLS[method.protocol].name,
-        "scores": SCORES,
         "values": list(grid_of(method)),
-        "tol": {"choice": CHOICE_TOL, "fit": FIT_TOL},
+        "choice": choice_constants(method),
+        # Other probes are solved exactly, or in a way of their own.
+        "tol": {"fit": FIT_TOL} if method.probe == "logistic" else {},
     }
 
 

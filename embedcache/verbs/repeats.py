@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from embedcache.data.predictions import Role
 from embedcache.data.question import Question
 from embedcache.errors import RunError
+from embedcache.runs.methods import DRAWING_PROTOCOLS, ProbeMethod
 from embedcache.runs.outcome import RunOutcome
 from embedcache.runs.repeats import group_repeats
 from embedcache.scoring.answers import subjects_of
@@ -70,18 +71,21 @@ def repeated_studies(session: Session, question: Question, n_repeats: int) -> li
     return [session.study(replace(question, seed=seed)) for seed in seeds]
 
 
-def check_folds_move(studies: Sequence[Study]) -> None:
-    """Refuse repeats of a probe on folds that are the same with every seed.
+def check_repeats_differ(studies: Sequence[Study], method: ProbeMethod) -> None:
+    """Refuse repeats of a probe where no seed moves anything.
 
     Raises
     ------
     RunError
-        There are several repeats, and all have the same folds.
+        There are several repeats, all have the same folds, and the protocol draws nothing.
     """
-    if len(studies) > 1 and len({study.folds.folds_id for study in studies}) == 1:
+    is_fixed = len({study.folds.folds_id for study in studies}) == 1
+    if len(studies) > 1 and is_fixed and method.protocol not in DRAWING_PROTOCOLS:
+        column = studies[0].question.folds_by
+        folds = "the folds that were given" if column is None else f"folds by '{column}'"
         raise RunError(
-            f"{len(studies)} repeats of a probe would all be the same: no seed moves the folds "
-            "that were given; leave out --repeats, or pass a number as --folds"
+            f"{len(studies)} repeats of a probe would all be the same: no seed moves {folds}; "
+            "leave out --repeats, or pass a number as --folds"
         )
 
 

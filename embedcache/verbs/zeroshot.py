@@ -53,9 +53,9 @@ class ZeroShotOptions:
     where
         SQL predicate over manifest columns; None for all images.
     seed
-        Seed of the patient bootstrap.
+        Seed of the resamples of patients.
     n_resamples
-        Number of resamples of the patient bootstrap.
+        Number of resamples of patients behind the interval of the ECE.
     encoders
         Source of the text half of the model.
     device

@@ -222,11 +222,12 @@ def test_a_grid_stops_where_larger_values_cannot_win_and_chooses_what_the_whole_
     stopped = fit_probe(train, folds, task=task, method=method).choices
     monkeypatch.setattr(selection, "PAST", 99)
     whole = fit_probe(train, folds, task=task, method=method).choices
-    assert whole["skipped_C"] == []
-    assert stopped["skipped_C"]
-    assert stopped["skipped_C"] == list(method.grid[-len(stopped["skipped_C"]) :])
+    assert whole["skipped_C"] == [[]] * len(whole["C"])
+    assert all(stopped["skipped_C"])
     assert stopped["C"] == whole["C"]
-    assert max(stopped["C"]) < min(stopped["skipped_C"])
+    for C, skipped in zip(stopped["C"], stopped["skipped_C"], strict=True):
+        assert skipped == list(method.grid[-len(skipped) :])
+        assert skipped[0] > C
 
 
 def test_a_fall_that_a_few_images_can_make_by_chance_stops_nothing(monkeypatch):
@@ -236,15 +237,15 @@ def test_a_fall_that_a_few_images_can_make_by_chance_stops_nothing(monkeypatch):
     skipped = []
     for n_images in (0, 5, 1000):
         monkeypatch.setattr(choice, "_CHANCE", n_images)
-        skipped.append(len(fit_probe(train, folds, method=method).choices["skipped_C"]))
+        by_fold = fit_probe(train, folds, method=method).choices["skipped_C"]
+        skipped.append(min(map(len, by_fold)))
     assert skipped[0] >= skipped[1] >= skipped[2] == 0 < skipped[0]
 
 
 def test_other_probes_skip_nothing():
     train, folds, _ = of_task("classification", spread=4.0)
-    assert (
-        fit_probe(train, folds, method=ProbeMethod(probe="lda")).choices["skipped_shrinkage"] == []
-    )
+    choices = fit_probe(train, folds, method=ProbeMethod(probe="lda")).choices
+    assert choices["skipped_shrinkage"] == [[]] * folds.n_folds
 
 
 @pytest.mark.parametrize(

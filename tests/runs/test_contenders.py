@@ -12,6 +12,7 @@ from made_runs import made_record, made_request, store_run
 
 from embedcache.data.fold_tables import store_fold_table
 from embedcache.data.folds import given_identity
+from embedcache.protocol.protocols import PROTOCOLS
 from embedcache.runs.contenders import choose_runs
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import FinetuneMethod, ProbeMethod
@@ -82,7 +83,10 @@ def test_only_seeds_that_all_have_count_and_one_line_says_what_is_left_out(store
     store("c", 1, 2, 5, own=3, day=2)
     contest = store.contest()
     assert seeds_of(contest) == dict.fromkeys("abc", (1, 2))
-    assert contest.notes == ("repeats left out, for not every run has their folds: 2 of a, 1 of c",)
+    assert contest.notes == (
+        "repeats left out, for not every run has their folds: 2 of a, 1 of c; `embedcache probe "
+        "-m a -m b -m c --repeats 6` makes those that are missing",
+    )
     assert contest.contenders["a"].record.run_id == "probe-a-1"
 
 
@@ -99,7 +103,35 @@ def test_named_runs_are_these_and_no_others(store):
     store("b", 0, 1, 2, own=2)
     contest = store.contest("probe-b-1", "probe-a-0", "probe-a-1")
     assert seeds_of(contest) == {"a": (1,), "b": (1,)}
-    assert contest.notes == ("repeats left out, for not every run has their folds: 1 of a",)
+    assert contest.notes == (
+        "repeats left out, for not every run has their folds: 1 of a; `embedcache probe -m b "
+        "--repeats 2` makes those that are missing",
+    )
+
+
+def test_an_encoder_that_lacks_repeats_is_named_with_the_command_that_makes_them(store):
+    store("a", 2, 3, 4)
+    store("b", 2, 3, 4, own=2)
+    store("c", 2, own=3)
+    contest = store.contest()
+    assert seeds_of(contest) == dict.fromkeys("abc", (2,))
+    assert contest.notes == (
+        "repeats left out, for not every run has their folds: 2 of a, 2 of b; `embedcache probe "
+        "-m c --seed 2 --repeats 3` makes those that are missing",
+    )
+
+
+def test_runs_by_two_versions_of_a_protocol_are_noted_and_no_repeats_of_one_another(store):
+    store("a", 0, constants={"protocol": "p-2"}, day=2)
+    store("b", 0, own=2, constants={"protocol": "p-1"})
+    store("a", 1, constants={"protocol": "p-1"})
+    store("c", 0, own=3, constants={"protocol": "k-1"}, method=ProbeMethod(protocol="clip"))
+    contest = store.contest()
+    assert set(seeds_of(contest).values()) == {(0,)}
+    assert contest.notes == (
+        "runs by several versions of a protocol: p-1 of b (logistic); p-2 of a (logistic); make "
+        "the older ones again",
+    )
 
 
 def test_prompts_have_no_seed_and_stand_beside_every_repeat(store):
@@ -130,6 +162,17 @@ def test_a_probe_on_given_folds_stands_beside_every_training_on_them(store):
     assert contest.notes == ("finetune-a-1 left out: other folds of 'home' than probe-b-1",)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_on_given_folds_a_seed_counts_where_the_protocol_draws_by_it(store, protocol):
+    patients = dict(zip(answers(0).patient_id, answers(0).fold.tolist(), strict=True))
+    folds_id = given_identity(dict(sorted(patients.items())))
+    store_fold_table(store.project.workspace, folds_id, dict(sorted(patients.items())))
+    method = ProbeMethod(protocol=protocol)
+    store("a", 0, 1, fold_seed=0, folds_id=folds_id, method=method)
+    draws = PROTOCOLS[protocol].choice != "nested"
+    assert len(store.contest().contenders["a"].seeds) == (2 if draws else 1)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -140,6 +183,8 @@ def test_a_probe_on_given_folds_stands_beside_every_training_on_them(store):
         {"pictures": "pixels"},
         {"task": "multilabel"},
         {"kind": "control"},
+        {"constants": {"protocol": "another-version"}},
+        {"constants": {"scores": "another-version"}},
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_no_repeats(settings):

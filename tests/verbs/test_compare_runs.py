@@ -13,9 +13,10 @@ from made_answers import made_predictions, measurements
 from made_runs import store_run
 from sklearn.metrics import f1_score
 
+from embedcache.errors import RunError
 from embedcache.runs.files import RunFiles
 from embedcache.runs.methods import ProbeMethod
-from embedcache.scoring.evaluate import evaluate
+from embedcache.scoring.evaluate import SCORES, evaluate
 from embedcache.verbs.compare_report import CompareReport
 
 # The runs that are made here have no manifest in the store.
@@ -71,6 +72,20 @@ def test_the_table_has_all_that_a_reader_needs(three, command):
     assert "abroad, external: " in answer.out
     assert "lost outside" in answer.out
     assert "bad: probe-bad" in tail
+
+
+def test_a_verdict_is_of_the_run_that_its_row_begins_with(three, command):
+    _, behind, *_ = command("compare", "--resamples", "500").out.split("\n\n")
+    assert re.search(r"^bad .* worse$", behind, re.MULTILINE)
+    _, pairs, *_ = command("compare", "--resamples", "500", "--pairs").out.split("\n\n")
+    assert re.search(r"^best +bad .* better$", pairs, re.MULTILINE)
+    assert "worse" not in pairs.partition("---")[2]
+
+
+@pytest.mark.parametrize("margin", ["x", [0.1], 0, float("nan"), True])
+def test_a_margin_that_is_no_number_above_0_is_an_error_of_one_line(project, margin):
+    with pytest.raises(RunError, match=r"margin is .*; expected a number above 0"):
+        project.compare(margin=margin)
 
 
 def test_json_has_every_pair_and_all_sections(three, command):
@@ -287,6 +302,19 @@ def test_calibration_and_operating_points_are_those_stored_with_the_runs(store, 
     assert inside[:3] == ["x", "home", "a"]
     assert outside[:3] == ["x", "abroad", "a"]
     assert inside[3] == outside[3]
+
+
+def test_stored_scores_of_another_version_are_left_out_with_the_way_to_get_them(store, command):
+    store("probe-new", "new", *two_cohorts(2.0, 1))
+    store("probe-old", "old", *two_cohorts(1.9, 2), constants={"scores": "scores-1"})
+    store("probe-older", "older", *two_cohorts(1.8, 3), constants={})
+    report = store.project.compare(n_resamples=100)
+    assert [name for name, scores in report.estimates.items() if scores] == ["new"]
+    (note,) = [note for note in report.notes if "stored calibration" in note]
+    assert f"not by {SCORES}: old (scores-1), older (none); `embedcache probe -m old -m o" in note
+    answer = command("compare", "--operating-points", "--resamples", "100")
+    points = answer.out.split("operating points")[1].split("\n\n")[0]
+    assert {line.split()[0] for line in points.splitlines()[1:]} == {"run", "---", "new"}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ ASIDE = {"manifest", "store", "data_root", "as_json", "quiet", "verbose", "progr
          "pairs", "calibration", "operating_points", "show_prompts", "show_config"}  # fmt: skip
 # Options that are a method of their own, keys of a recipe, or how a table is written to a file.
 OF_THE_COMMAND = {
+    "compare": {"drops"},
     "extract": {"dry_run"},
     "finetune": {"batch_size", "precision"},
     "sql": {"kind", "output", "overwrite"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from embedcache.protocol import choice
+
 
 def test_curves_are_no_contenders(project, command):
     project.extract("pixels")
@@ -38,6 +40,15 @@ def test_a_curve_is_found_again_with_its_points(project):
     assert all(len(scores) <= 2 for _, scores in again.record.curve)
     assert [one.label for one in again.headlines][:2] == ["2", "4"]
     assert again.answers == ()
+
+
+def test_another_protocol_makes_another_curve(project, monkeypatch):
+    project.extract("pixels")
+    (first,) = project.learning_curves("pixels", sizes=[2], n_draws=1)
+    assert first.record.request.constants["protocol"] == "nested-patient-cv-3"
+    monkeypatch.setattr(choice, "_CHANCE", 4)
+    (other,) = project.learning_curves("pixels", sizes=[2], n_draws=1)
+    assert not other.was_cached
 
 
 def test_curves_of_no_encoder_are_refused_in_one_line(project, command):

@@ -17,7 +17,9 @@ from embedcache.errors import (
     RunError,
 )
 from embedcache.runs.files import RunFiles
+from embedcache.runs.methods import ProbeMethod
 from embedcache.testing import write_cohort
+from embedcache.verbs.probe_run import protocol_constants
 
 
 def test_the_whole_path(project):
@@ -85,11 +87,26 @@ def test_a_run_record_says_all_that_decided_it(probed):
     assert question["classes"] is None
     assert len(constants["values"]) == 12
     assert constants["protocol"] == "nested-patient-cv-3"
-    assert constants["tol"] == {"choice": 1e-8, "fit": 1e-6}
+    assert constants["tol"] == {"fit": 1e-6}
+    assert constants["choice"] == {
+        "tol": [1e-4, 1e-6, 1e-8],
+        "close": [5, 2],
+        "tie": 0.001,
+        "past": 2,
+        "chance": 5,
+    }
     assert len(document["results"]["C"]) == 5
     assert document["data"]["folds_id"]
     assert document["versions"]["scikit-learn"]
     assert document["versions"]["embedcache-fm"] == embedcache.__version__
+
+
+def test_a_record_has_the_numbers_that_its_own_protocol_chooses_by():
+    others, exact = ProbeMethod(protocol="dinov2"), ProbeMethod("ridge")
+    assert protocol_constants(others)["choice"] == {"tol": [1e-4]}
+    assert protocol_constants(others)["tol"] == {"fit": 1e-6}
+    assert protocol_constants(exact)["choice"] == {"tie": 0.001}
+    assert protocol_constants(exact)["tol"] == {}
 
 
 def test_cohorts_are_chosen_by_size_or_by_name(project):

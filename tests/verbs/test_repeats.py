@@ -98,7 +98,10 @@ def test_the_table_has_a_row_for_all_repeats_of_an_encoder(repeated, command, mo
     assert first.endswith(f"  3  {min(values):.3f} - {max(values):.3f}")
     assert len(others) == 1  # how far it is behind
     assert max(map(len, answer.out.split("runs: ")[0].splitlines())) <= 80
+    n_notes = sum(len(run.record.notes) for run in [*report, *report.controls])
+    assert f"\nnotes stored with these runs: {n_notes}; -v lists them\n" in answer.out
     every = command(*ASK, "--repeats", "3", "--resamples", "100", "-v").out.split("each repeat")[1]
+    assert n_notes == every.count("\nnote (") > 0
     rows = [line.split() for line in every.splitlines() if line.startswith(name)]
     assert [row[1] for row in rows] == ["0", "1", "2"]
     assert [row[3] for row in rows] == [f"{value:.3f}" for value in values]
@@ -183,6 +186,11 @@ def test_repeats_on_folds_that_no_seed_moves_are_refused(guesses, tmp_path, comm
     settings = {**FEW, "folds": tmp_path / "folds.csv"}
     with pytest.raises(RunError, match="2 repeats of a probe would all be the same: no seed moves"):
         guesses.probe("pixels", repeats=2, **settings)
+    add_column(tmp_path, "site", lambda lines: [line[line.index("-") + 2] for line in lines])
+    with pytest.raises(RunError, match="the same: no seed moves folds by 'site'; leave out --rep"):
+        guesses.probe("pixels", repeats=2, **{**FEW, "folds": None, "folds_by": "site"})
+    drawn = guesses.probe("pixels", repeats=2, protocol="dinov2", **settings)
+    assert [run.record.seed for run in drawn] == [0, 1]
     assert len(guesses.probe("pixels", **settings)) == 1
     answer = command(*ASK[:-1], "folds.csv", "--repeats", "2")
     assert answer.code == 1

@@ -125,6 +125,8 @@ def test_folds_by_a_column_that_cannot_be_are_refused(
     assert message in answer.err
     with pytest.raises(RunError, match="folds 3 and folds by 'center' are named; name one"):
         project.folds(folds=3, folds_by="center")
+    with pytest.raises(RunError, match="folds 5 and folds by 'center' are named; name one"):
+        project.folds(folds=5, folds_by="center")
 
 
 def test_a_column_of_two_values_has_folds_but_no_probe(project, tmp_path):
