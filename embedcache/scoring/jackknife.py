@@ -108,6 +108,9 @@ def error_of(parts: Floats, n_holders: int, bounds: tuple[float, float] = UNBOUN
 
 def joint_error(*errors: Error) -> Error:
     """Return the error of a sum of scores that vary independently (Welch 1947)."""
+    terms = [error for error in errors if error != NO_ERROR]
+    if len(terms) == 1:  # to the last digit
+        return terms[0]
     variance = sum(error.variance for error in errors)
     if not all(error.freedom for error in errors) or not variance:
         return Error(variance, min(error.freedom for error in errors))
