@@ -103,6 +103,8 @@ def compare(
         _print_cohort(cohort, report.metric, all_pairs=pairs)
     (_print_shifts if drops else _print_drops)(report)
     _print_parts(report)
+    if (calibration or operating_points) and any(len(ids) > 1 for ids in report.runs.values()):
+        say("note: calibration and operating points are those of each run's first repeat")
     if calibration:
         _print_calibration(report)
     if operating_points:

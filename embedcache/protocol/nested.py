@@ -304,7 +304,7 @@ def _notes(chosen: Sequence[float], method: ProbeMethod) -> Iterator[str]:
         yield "in-domain scores are of the folds that chose the setting, so they are optimistic"
     n_edge = sum(value in {grid[0], grid[-1]} for value in chosen)
     if n_edge and len(grid) > 1:
-        yield f"{setting} chosen at the edge of its grid in {n_edge} folds"
+        yield f"{setting} chosen at the edge of its grid in {n_edge} of {len(chosen)} folds"
     low, high = min(chosen), max(chosen)
     if method.probe == "logistic" and high > _UNSTABLE * low:
         yield f"C chosen from {low:.3g} to {high:.3g}, by fold: the choice is unstable"

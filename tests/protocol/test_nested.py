@@ -90,7 +90,7 @@ def test_a_tie_goes_to_the_smoother_probe_and_an_edge_is_noted():
     result = fit_probe(train, folds, method=ProbeMethod(grid=(0.1, 1.0, 10.0)))
     assert result.choices["C"] == [0.1] * 5
     assert result.choices["notes"] == [
-        "C chosen at the edge of its grid in 5 folds",
+        "C chosen at the edge of its grid in 5 of 5 folds",
         "6 of 6 temperatures rest on the smoothing of targets: every held-out image was right",
     ]
 
