@@ -9,6 +9,7 @@ once, so that ten thousand of them cost a matrix product.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Final
 
@@ -24,8 +25,9 @@ _BLOCK_ROWS: Final = 1000  # resamples that are drawn at a time
 Weights = NDArray[np.float32] | NDArray[np.float64]
 
 
+@lru_cache(maxsize=1)  # images and patients of a cohort, and all its models, share it
 def resample_weights(n_patients: int, n_resamples: int, seed: int) -> NDArray[np.float32]:
-    """Return how often each patient is drawn, shape (n_resamples, n_patients).
+    """Return how often each patient is drawn, shape (n_resamples, n_patients), not to be changed.
 
     It depends on the number of patients and the seed alone, so models that are scored on the same
     patients share their resamples.
@@ -37,6 +39,7 @@ def resample_weights(n_patients: int, n_resamples: int, seed: int) -> NDArray[np
         drawn = generator.integers(n_patients, size=block.shape)
         cells = drawn + n_patients * np.arange(len(block))[:, None]
         block[:] = np.bincount(cells.ravel(), minlength=block.size).reshape(block.shape)
+    weights.flags.writeable = False
     return weights
 
 
