@@ -149,6 +149,7 @@ def _print_pairs(pairs: Sequence[Pair], title: str) -> None:
         *([] if is_against_best else ["p"]),
         "p (Holm)",
         "verdict",
+        "needs",
     ]
     rows = [
         [
@@ -157,18 +158,12 @@ def _print_pairs(pairs: Sequence[Pair], title: str) -> None:
             *([f"{min(pair.values):+.3f} {max(pair.values):+.3f}"] if is_repeated else []),
             *([] if is_against_best else [f"{pair.p:.4f}"]),
             f"{pair.p_corrected:.4f}",
-            _verdict(pair, of_worse=is_against_best),
+            "worse" if is_against_best and pair.verdict == "better" else pair.verdict,
+            "" if pair.patients_needed is None else f"{pair.patients_needed:,}",
         ]
         for pair in pairs
     ]
-    _show(f"{title}, paired by patient", header, rows)
-
-
-def _verdict(pair: Pair, *, of_worse: bool) -> str:
-    """Return the verdict on a pair, in a table whose rows are of the worse ones or of both."""
-    if pair.patients_needed is not None:
-        return f"undecided ({pair.patients_needed:,} patients)"
-    return "worse" if of_worse and pair.verdict == "better" else pair.verdict
+    _show(f"{title}, paired by patient; undecided ones need so many patients", header, rows)
 
 
 def _print_drops(report: CompareReport) -> None:

@@ -64,7 +64,7 @@ def test_the_table_has_all_that_a_reader_needs(three, command):
     assert lines[1].split() == [
         "run", "macro_f1", "rank", "P(best)", "group"
     ]  # fmt: skip
-    assert re.search(r"\nbehind \w+, paired by patient\n", answer.out)
+    assert re.search(r"\nbehind \w+, paired by patient", answer.out)
     assert all(len(line) <= 80 for line in answer.out.splitlines())
     assert {line.split()[0] for line in lines[3:5]} == {"best", "good"}
     assert lines[5].startswith("bad ")
