@@ -247,6 +247,7 @@ def _pairs(
     equal: Sequence[float | None] = [None] * len(leads)
     if margin is not None:
         equal = _corrected([equivalence_p(*pair, margin) for pair in drawn])
+    n_tested = max(1, sum(lead.is_defined for lead in leads.values()))
     pairs = []
     for place, (names, lead) in enumerate(leads.items()):
         verdict = _verdict(corrected[place], equal[place])
@@ -254,7 +255,9 @@ def _pairs(
         pairs.append(
             Pair(
                 *names,
-                *_ends(tests[place][0]),
+                max(0.0, lead.value),  # of equal models, it may be rounding
+                tests[place][0].low,
+                tests[place][0].high,
                 p=tests[place][1],
                 p_corrected=corrected[place],
                 verdict=verdict,
@@ -262,7 +265,7 @@ def _pairs(
                 error_patients=of_patients,
                 error_repeats=of_repeats,
                 patients_needed=(
-                    patients_needed(lead, margin, len(leads)) if verdict == "undecided" else None
+                    patients_needed(lead, margin, n_tested) if verdict == "undecided" else None
                 ),
                 values=tuple(lead.values.tolist()),
             )
@@ -292,8 +295,8 @@ def _notes(leads: Sequence[Lead], n_draws: int) -> Iterator[str]:
     n_undefined = sum(not lead.is_defined for lead in leads)
     if n_undefined:
         yield (
-            f"{n_undefined} pairs have no p: fewer than two patients show the class, or the score "
-            "is not defined without one"
+            f"{n_undefined} pairs have no p: fewer than two patients, or fewer than two of the "
+            "class, or no score without one"
         )
     if 1 < n_repeats < FEW_REPEATS:
         yield (
@@ -305,7 +308,9 @@ def _notes(leads: Sequence[Lead], n_draws: int) -> Iterator[str]:
             f"{n_draws} resamples cannot make a corrected p of {n_pairs} pairs as small as "
             f"{ALPHA}; pass --resamples {math.ceil(n_pairs / ALPHA)} or more"
         )
-    if n_pairs * 2.0 ** (1 - n_patients) > ALPHA:
+    # With repeats, or few patients of a class, the least p is not that of signs.
+    is_of_signs = n_repeats == 1 and leads[0].n_patients == n_patients
+    if is_of_signs and n_pairs * 2.0 ** (1 - n_patients) > ALPHA:
         yield (
             f"{n_patients} patients cannot make a corrected p of {n_pairs} pairs as small as "
             f"{ALPHA}"

@@ -108,13 +108,13 @@ def error_of(parts: Floats, n_holders: int, bounds: tuple[float, float] = UNBOUN
 
 def joint_error(*errors: Error) -> Error:
     """Return the error of a sum of scores that vary independently (Welch 1947)."""
-    terms = [error for error in errors if error != NO_ERROR]
-    if len(terms) == 1:  # to the last digit
-        return terms[0]
-    variance = sum(error.variance for error in errors)
-    if not all(error.freedom for error in errors) or not variance:
-        return Error(variance, min(error.freedom for error in errors))
-    return Error(variance, variance**2 / sum(e.variance**2 / e.freedom for e in errors))
+    if not all(error.freedom for error in errors):
+        return Error(sum(error.variance for error in errors), 0.0)
+    terms = [error for error in errors if error.variance]  # what does not vary counts nowhere
+    if len(terms) < 2:
+        return terms[0] if terms else errors[0]
+    variance = sum(error.variance for error in terms)
+    return Error(variance, variance**2 / sum(e.variance**2 / e.freedom for e in terms))
 
 
 def spread_with(value: float, error: Error, n_holders: int, bounds: tuple[float, float]) -> Spread:

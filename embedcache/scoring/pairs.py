@@ -23,7 +23,7 @@ from embedcache.scoring.repeats import error_of_repeats
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8  # chance to decide a pair that planning asks for
-_MOST_PATIENTS: Final = 10**9  # a lead that needs more is of rounding
+_MOST_ERRORS: Final = 10**4.5  # a lead that needs more patients than its square is of rounding
 _BLOCK_CELLS: Final = 1 << 22  # signs that are held at a time
 _ROUNDING: Final = 1e-9  # share of a statistic; it must not undo a tie
 _EQUAL: Final = 1e-12  # share of the sum of squares
@@ -59,8 +59,12 @@ class Lead:
     @property
     def is_defined(self) -> bool:
         """Whether the scores are of two patients or more, and defined without each of them."""
-        has_class = self.n_holders is None or self.n_holders > min(1, len(self.parts) - 1)
-        return has_class and bool(np.isfinite(self.parts).all())
+        return self.n_patients > 1 and bool(np.isfinite(self.parts).all())
+
+    @property
+    def n_patients(self) -> int:
+        """Number of patients that the score is about."""
+        return len(self.parts) if self.n_holders is None else self.n_holders
 
     def errors(self) -> tuple[float, float]:
         """Return the standard errors by the patients tested, and by what repeats draw anew."""
@@ -187,7 +191,8 @@ def equivalence_p(lead: Lead, drawn: Floats, margin: float) -> float:
         return math.nan
     room = np.array(margin - abs(lead.value))
     statistic = float(_quotient(np.abs(room), np.array(math.hypot(*lead.errors()))))
-    one_sided = _share_as_far(drawn, statistic) / 2
+    # No test knows more of models that say the same than their patients' signs could tell.
+    one_sided = max(_share_as_far(drawn, statistic) / 2, 2.0**-lead.n_patients)
     return one_sided if room > 0 else 1 - one_sided
 
 
@@ -211,11 +216,10 @@ def patients_needed(lead: Lead, margin: float | None, n_pairs: int = 1) -> int |
     if margin is not None and margin > value:
         errors.append(_error_to_be_equal(value, margin, ndtri(1 - alpha)))
     present, largest = math.hypot(*lead.errors()), max(errors)
-    needed = n_patients * present**2
     # No error or not a number, or a lead that is rounding.
-    if not present > 0 or not needed < _MOST_PATIENTS * largest**2:
+    if not present > 0 or not math.sqrt(n_patients) * present < _MOST_ERRORS * largest:
         return None
-    return max(n_patients + 1, math.ceil(needed / largest**2))
+    return max(n_patients + 1, math.ceil(n_patients * (present / largest) ** 2))
 
 
 def _error_to_be_equal(value: float, margin: float, quantile: float) -> float:

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from embedcache.errors import RunError
 from embedcache.scoring.answers import subject_of, subjects_of
 from embedcache.scoring.calibration import reliability
-from embedcache.scoring.compare import compare, drop
+from embedcache.scoring.compare import compare, drop, spread
 from embedcache.scoring.estimates import METRICS
 from embedcache.scoring.evaluate import evaluate
 from embedcache.scoring.grouping import alike, holm
@@ -346,7 +346,25 @@ def test_one_patient_has_scores_but_no_interval_and_nothing_to_swap():
     }  # fmt: skip
     found = compare(models, "accuracy", n_resamples=100)
     assert np.isnan([found.pairs[0].low, found.standings[0].high]).all()
-    assert found.pairs[0].p == 1
+    assert np.isnan(found.pairs[0].p)
+    assert found.pairs[0].verdict == "undecided"
+
+
+def test_models_that_say_the_same_of_two_patients_are_not_called_equal():
+    models = {name: [units(30.0, n_patients=2, own=own)] for own, name in enumerate("xy", 1)}
+    (pair,) = compare(models, "accuracy", margin=0.001, n_resamples=999).pairs
+    assert (pair.difference, pair.p_equal, pair.verdict) == (0, 0.25, "undecided")
+
+
+def test_an_absurd_margin_is_no_error():
+    models = {name: [units(1.0, own=own)] for own, name in enumerate("xy", 1)}
+    assert compare(models, "accuracy", margin=1e200, n_resamples=999).pairs[0].verdict == "equal"
+
+
+def test_repeats_that_do_not_vary_leave_an_interval_as_it_is():
+    one = [units(30.0, n_patients=20)]
+    alone, twice = spread(one, "accuracy"), spread(one * 2, "accuracy")
+    assert alone == twice
 
 
 @pytest.mark.parametrize(
