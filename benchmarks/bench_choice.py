@@ -247,7 +247,10 @@ def temperature_by(rule: str, probability, y, patient) -> float:
         target[rows, code] = 1 - doubt
     log_p = np.log(np.maximum(probability, 1e-12))
     ends = np.log([1e-3, 1e3])
-    loss = lambda log_t: -(target * log_softmax(log_p * np.exp(-log_t), axis=1)).sum()  # noqa: E731
+
+    def loss(log_t):
+        return -(target * log_softmax(log_p * np.exp(-log_t), axis=1)).sum()
+
     return float(np.exp(minimize_scalar(loss, bounds=ends, method="bounded").x))
 
 

@@ -59,7 +59,7 @@ def quickstart(into: Path, seed: int, screen: Screen) -> int:
     else:
         print_outcomes(outcomes, findings=outcomes.findings)
     where = "" if into == Path() else f" --manifest {project.workspace.manifest}"
-    tell("4. Ask for more, in SQL (docs/sql.md has ten worked queries):")
+    tell("4. Ask for more, in SQL (docs/sql.md has worked queries):")
     for question in _QUESTIONS:
         tell(f'   {command_name()} sql{where} "{question}"')
     tell(f"5. Written: {short_path(project.workspace.manifest)}, {short_path(into / 'phantom')}/,")

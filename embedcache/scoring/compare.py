@@ -298,9 +298,11 @@ def _notes(leads: Sequence[Lead], n_draws: int) -> Iterator[str]:
             f"{n_undefined} pairs have no p: fewer than two patients, or fewer than two of the "
             "class, or no score without one"
         )
-    if 1 < n_repeats < FEW_REPEATS:
+    # Out of fold, each repeat has a part of each patient; elsewhere one of its own.
+    has_own_parts = len(leads[0].others) == n_repeats
+    if has_own_parts and 1 < n_repeats < FEW_REPEATS:
         yield (
-            f"{n_repeats} repeats tell little of what folds and seeds do; pass --repeats "
+            f"{n_repeats} repeats tell little of how their models differ; pass --repeats "
             f"{FEW_REPEATS} or more"
         )
     if n_pairs / (1 + n_draws) > ALPHA:
